@@ -1,0 +1,296 @@
+//! Keys and values of every map, and the event: what kernel and agent tell each other.
+//!
+//! Integers are in host byte order, addresses in network byte order, ports in host byte order. No type has
+//! implicit padding, and none holds a `bool`, an `enum` or an `Option`: a value read from a map is untrusted and is
+//! turned into those by a function that can fail. Sizes are asserted below, for both builds.
+//!
+//! Invariant: the all-zero value of every type denies.
+
+/// Version of everything in this module. Pins live in a directory named after it; change it with any layout
+/// or meaning here.
+pub const ABI: u32 = 1;
+
+/// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Addr(pub [u8; 16]);
+
+impl Addr {
+    /// The mapped form of an IPv4 address.
+    #[must_use]
+    #[inline(always)]
+    pub const fn v4(octets: [u8; 4]) -> Self {
+        let [a, b, c, d] = octets;
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The first eight bytes, for comparisons.
+    #[inline(always)]
+    const fn high(&self) -> u64 {
+        let b = &self.0;
+        u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
+    }
+
+    /// The last eight bytes, for comparisons.
+    #[inline(always)]
+    const fn low(&self) -> u64 {
+        let b = &self.0;
+        u64::from_be_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]])
+    }
+
+    /// Whether this is the mapped form of an IPv4 address (`::ffff:0:0/96`).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.high() == 0 && self.low() >> 32 == 0xffff
+    }
+
+    /// Whether this is all zero, which no pod has as its address; used for "none" in an [`Endpoint`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_zero(&self) -> bool {
+        self.high() == 0 && self.low() == 0
+    }
+
+    /// 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or `::1` (RFC 4291, section 2.5.3).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        self.high() == 0 && (self.low() >> 24 == 0xff_ff7f || self.low() == 1)
+    }
+
+    /// 0.0.0.0/8 ("this network", RFC 1122, section 3.2.1.3) or `::`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.high() == 0 && (self.low() >> 24 == 0xff_ff00 || self.low() == 0)
+    }
+
+    /// Equality by two words, which the verifier follows more cheaply than a call of `memcmp`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        self.high() == other.high() && self.low() == other.low()
+    }
+}
+
+/// [`Config::unknown`]: unknown pods reach nothing but loopback.
+pub const UNKNOWN_DENY: u32 = 0;
+/// [`Config::unknown`]: unknown pods are judged by the rows of [`Config::unknown_policy`].
+pub const UNKNOWN_POLICY: u32 = 1;
+/// [`Config::unknown`]: unknown pods pass.
+pub const UNKNOWN_ALLOW: u32 = 2;
+
+/// The one entry of map `CONFIG`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// [`ABI`]; any other value, zero above all, denies everything.
+    pub abi: u32,
+    /// Level of the pod root in the cgroup v2 tree (the hierarchy's root is 0). Pods sit one level (Guaranteed) or two
+    /// levels (Burstable, BestEffort) below.
+    pub pod_root_level: u32,
+    /// Counts completed applies; copied into events.
+    pub revision: u64,
+    /// The policy of pods that are not known, where `unknown` says so.
+    pub unknown_policy: u64,
+    /// One of the `UNKNOWN_` constants; any other value denies.
+    pub unknown: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// [`Endpoint::state`]: no policy selects the pod; it is not touched.
+pub const STATE_UNSELECTED: u32 = 1;
+/// [`Endpoint::state`]: the pod may do what the rows of its policy allow.
+pub const STATE_ISOLATED: u32 = 2;
+/// [`Endpoint::state`]: a policy that selects the pod is invalid; everything but loopback is denied.
+pub const STATE_INVALID: u32 = 3;
+
+/// [`Endpoint::flags`]: what the policy denies passes with an event.
+pub const FLAG_AUDIT: u32 = 1;
+/// [`Endpoint::flags`]: the pod shares the node's network namespace, so its source address is not judged.
+pub const FLAG_HOST_NETWORK: u32 = 2;
+
+/// A value of map `ENDPOINTS`, keyed by the id of the pod's cgroup (`u64`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Endpoint {
+    /// First half of the keys of the rows that apply.
+    pub policy: u64,
+    /// One of the `STATE_` constants; any other value denies.
+    pub state: u32,
+    /// Union of the `FLAG_` constants.
+    pub flags: u32,
+    /// The pod's IPv4 address in mapped form, zero for none.
+    pub v4: Addr,
+    /// The pod's IPv6 address, zero for none.
+    pub v6: Addr,
+}
+
+/// Key of map `CIDRS`: the data of `struct bpf_lpm_trie_key`, addresses in mapped form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cidr {
+    /// Leading bits that count, 0 to 128; an IPv4 prefix length plus 96.
+    pub bits: u32,
+    /// The address; bits after `bits` are zero.
+    pub addr: Addr,
+}
+
+/// The identity of an address that neither `IPCACHE` nor `CIDRS` knows.
+pub const IDENTITY_WORLD: u64 = 1;
+
+/// Key of map `ROWS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct RowKey {
+    /// The policy of the sending pod.
+    pub policy: u64,
+    /// The identity of the destination.
+    pub identity: u64,
+}
+
+/// Most entries of one row. What does not fit is left out by the compiler, with a diagnostic, and thereby denied.
+pub const ROW_ENTRIES: usize = 32;
+
+/// [`Ports::verdict`]: let it pass.
+pub const VERDICT_ALLOW: u8 = 1;
+/// [`Ports::verdict`]: let it pass with an audit event: every policy that denies it only audits.
+pub const VERDICT_AUDIT: u8 = 2;
+
+/// [`Ports::protocol`]: every protocol that the parser accepts, with or without ports.
+pub const PROTOCOL_ANY: u8 = 0;
+
+/// A port range of one protocol in a [`Row`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct Ports {
+    /// IANA protocol number, or [`PROTOCOL_ANY`], where the ports do not count.
+    pub protocol: u8,
+    /// One of the `VERDICT_` constants; any other value denies.
+    pub verdict: u8,
+    /// Index of the rule within the policy, for provenance; `u16::MAX` where there are more.
+    pub rule: u16,
+    /// First destination port, host byte order.
+    pub low: u16,
+    /// Last destination port, host byte order.
+    pub high: u16,
+}
+
+/// A value of map `ROWS`: what a policy says about an identity. Everything not listed is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Row {
+    /// Number of entries that count; more than [`ROW_ENTRIES`] denies.
+    pub len: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The entries; at most one of them matches a protocol and port, [`PROTOCOL_ANY`] counting last.
+    pub entries: [Ports; ROW_ENTRIES],
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        Self {
+            len: 0,
+            reserved: 0,
+            entries: [Ports::default(); ROW_ENTRIES],
+        }
+    }
+}
+
+impl Row {
+    /// A row of these entries; `None` when they are more than [`ROW_ENTRIES`].
+    #[must_use]
+    pub fn new(entries: &[Ports]) -> Option<Self> {
+        let mut row = Self {
+            len: u32::try_from(entries.len()).ok()?,
+            ..Self::default()
+        };
+        row.entries.get_mut(..entries.len())?.copy_from_slice(entries);
+        Some(row)
+    }
+
+    /// The entries that count.
+    #[must_use]
+    pub fn ports(&self) -> &[Ports] {
+        self.entries.get(..self.len as usize).unwrap_or(&[])
+    }
+}
+
+/// A value of the per-CPU array `COUNTERS`, indexed by [`counter_slot`](crate::reason::counter_slot).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets that got this verdict.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+}
+
+/// A record of ring buffer `EVENTS`: a packet that was denied or audited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowEvent {
+    /// `CLOCK_MONOTONIC` nanoseconds.
+    pub time: u64,
+    /// Id of the pod's cgroup; of the deepest cgroup at pod level where the pod is not known.
+    pub cgroup: u64,
+    /// The policy that applied, 0 for none.
+    pub policy: u64,
+    /// The destination's identity, 0 where the verdict came before it.
+    pub identity: u64,
+    /// The revision of [`Config`] that applied.
+    pub revision: u64,
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// Index of the device the packet was leaving by, in the sender's network namespace.
+    pub ifindex: u32,
+    /// Bytes from the IP header on.
+    pub length: u32,
+    /// Source port, host byte order, 0 where there is none.
+    pub source_port: u16,
+    /// Destination port, host byte order, 0 where there is none.
+    pub destination_port: u16,
+    /// Index of the rule within the policy, `u16::MAX` for none.
+    pub rule: u16,
+    /// IANA protocol number, 0 where the parser did not come so far.
+    pub protocol: u8,
+    /// 4, 6, or 0 where the parser did not come so far.
+    pub version: u8,
+    /// [`Action`](crate::Action) as a number.
+    pub action: u8,
+    /// [`Reason`](crate::Reason) as a number.
+    pub reason: u8,
+    /// [`Hook`](crate::Hook) as a number.
+    pub hook: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+const _: () = {
+    assert!(size_of::<Addr>() == 16 && align_of::<Addr>() == 1);
+    assert!(size_of::<Config>() == 4 + 4 + 8 + 8 + 4 + 4);
+    assert!(size_of::<Endpoint>() == 8 + 4 + 4 + 16 + 16);
+    assert!(size_of::<RowKey>() == 8 + 8);
+    assert!(size_of::<Ports>() == 1 + 1 + 2 + 2 + 2);
+    assert!(size_of::<Row>() == 4 + 4 + 8 * ROW_ENTRIES);
+    assert!(size_of::<Counter>() == 8 + 8);
+    assert!(size_of::<FlowEvent>() == 5 * 8 + 2 * 16 + 2 * 4 + 3 * 2 + 5 + 5);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{Addr, Config, Counter, Endpoint, FlowEvent, Row, RowKey};
+
+    macro_rules! pod {
+        ($($name:ty),+) => {
+            // SAFETY: `repr(C)` or `repr(transparent)` of integers and byte arrays, every bit pattern is valid, and the
+            // size asserts above leave no room for padding.
+            $(unsafe impl aya::Pod for $name {})+
+        };
+    }
+    pod!(Addr, Config, Endpoint, RowKey, Row, Counter, FlowEvent);
+}

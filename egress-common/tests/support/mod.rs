@@ -1,0 +1,178 @@
+//! Maps, senders and packets for the host tests.
+#![allow(
+    clippy::allow_attributes,
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part, and none is seen from outside"
+)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use egress_common::wire::{
+    ABI, Addr, Cidr, Config, Endpoint, Ports, Row, RowKey, STATE_ISOLATED, UNKNOWN_DENY, VERDICT_ALLOW,
+};
+use egress_common::{Decision, Meta, Owner, View, decide};
+
+pub const POD: u64 = 100;
+pub const POLICY: u64 = 0xaaaa;
+pub const PEER: u64 = 0xbbbb;
+pub const V4: [u8; 4] = [10, 244, 1, 5];
+pub const PEER_V4: [u8; 4] = [10, 244, 2, 9];
+pub const V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+pub const PEER_V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+pub const ETH0: u32 = 2;
+pub const LO: u32 = 1;
+
+/// The maps as ordinary maps.
+#[derive(Clone, Debug)]
+pub struct Maps {
+    pub config: Option<Config>,
+    pub endpoints: BTreeMap<u64, Endpoint>,
+    pub addresses: BTreeMap<Addr, u64>,
+    pub cidrs: BTreeMap<Cidr, u64>,
+    pub rows: BTreeMap<RowKey, Row>,
+}
+
+impl Maps {
+    /// One isolated pod that may send TCP to port 443 of one peer.
+    pub fn new() -> Self {
+        let endpoint = Endpoint {
+            policy: POLICY,
+            state: STATE_ISOLATED,
+            flags: 0,
+            v4: Addr::v4(V4),
+            v6: Addr(V6),
+        };
+        let ports = Ports {
+            protocol: 6,
+            verdict: VERDICT_ALLOW,
+            rule: 3,
+            low: 443,
+            high: 443,
+        };
+        Self {
+            config: Some(Config {
+                abi: ABI,
+                pod_root_level: 1,
+                revision: 9,
+                unknown: UNKNOWN_DENY,
+                ..Config::default()
+            }),
+            endpoints: [(POD, endpoint)].into(),
+            addresses: [(Addr::v4(PEER_V4), PEER), (Addr(PEER_V6), PEER)].into(),
+            cidrs: BTreeMap::new(),
+            rows: [(
+                RowKey {
+                    policy: POLICY,
+                    identity: PEER,
+                },
+                Row::new(&[ports]).unwrap(),
+            )]
+            .into(),
+        }
+    }
+
+    pub fn endpoint_mut(&mut self) -> &mut Endpoint {
+        self.endpoints.get_mut(&POD).unwrap()
+    }
+
+    pub fn set_row(&mut self, policy: u64, identity: u64, ports: &[Ports]) {
+        self.rows
+            .insert(RowKey { policy, identity }, Row::new(ports).unwrap());
+    }
+
+    /// The verdict of a packet of the pod that leaves by `eth0`.
+    pub fn judge(&self, packet: &[u8]) -> Decision {
+        self.judge_from(Sender::NESTED, packet, ETH0)
+    }
+
+    pub fn judge_from(&self, sender: Sender, packet: &[u8], ifindex: u32) -> Decision {
+        let ethertype = if packet.first().is_some_and(|byte| byte >> 4 == 6) {
+            0x86dd
+        } else {
+            0x0800
+        };
+        decide(self, &sender, packet, Meta { ethertype, ifindex })
+    }
+}
+
+impl View for Maps {
+    fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
+        self.endpoints.get(&cgroup)
+    }
+    fn address(&self, addr: &Addr) -> Option<u64> {
+        self.addresses.get(addr).copied()
+    }
+    fn prefix(&self, addr: &Addr) -> Option<u64> {
+        let bits = u128::from_be_bytes(addr.0);
+        let holds = |cidr: &Cidr| {
+            let mask = if cidr.bits == 0 {
+                0
+            } else {
+                u128::MAX << (128 - cidr.bits)
+            };
+            bits & mask == u128::from_be_bytes(cidr.addr.0)
+        };
+        self.cidrs
+            .iter()
+            .filter(|(cidr, _)| holds(cidr))
+            .max_by_key(|(cidr, _)| cidr.bits)
+            .map(|(_, id)| *id)
+    }
+    fn row(&self, key: &RowKey) -> Option<&Row> {
+        self.rows.get(key)
+    }
+}
+
+/// Ancestors of the sender's cgroup, by level.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender(pub [u64; 6]);
+
+impl Sender {
+    /// A container of a Burstable pod: root, pod root, QoS class, pod, container.
+    pub const NESTED: Self = Self([1, 10, 20, POD, 1000, 0]);
+    /// A container of a Guaranteed pod: root, pod root, pod, container.
+    pub const DIRECT: Self = Self([1, 10, POD, 1000, 0, 0]);
+    /// A container of a pod that is in no map.
+    pub const STRANGER: Self = Self([1, 10, 20, 77, 1000, 0]);
+}
+
+impl Owner for Sender {
+    fn cgroup(&self, level: u32) -> u64 {
+        self.0.get(level as usize).copied().unwrap_or(0)
+    }
+}
+
+/// A TCP segment over IPv4.
+pub fn tcp4(from: [u8; 4], to: [u8; 4], port: u16) -> Vec<u8> {
+    let mut transport = vec![0; 20];
+    transport[..4].copy_from_slice(&[0x80, 0, (port >> 8) as u8, port as u8]);
+    ipv4(6, from, to, &transport)
+}
+
+/// A TCP segment over IPv6.
+pub fn tcp6(from: [u8; 16], to: [u8; 16], port: u16) -> Vec<u8> {
+    let mut transport = vec![0; 20];
+    transport[..4].copy_from_slice(&[0x80, 0, (port >> 8) as u8, port as u8]);
+    ipv6(6, from, to, &transport)
+}
+
+pub fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+    packet.extend(from);
+    packet.extend(to);
+    packet.extend(payload);
+    packet
+}
+
+pub fn ipv6(next: u8, from: [u8; 16], to: [u8; 16], payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, 64];
+    packet.extend(from);
+    packet.extend(to);
+    packet.extend(payload);
+    packet
+}

@@ -1,0 +1,326 @@
+//! Rows: what a policy says about an identity, per protocol and port.
+//!
+//! Invariant: a row is a function of the meanings of its policy and its identity.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::decide::NO_RULE;
+use egress_common::packet::protocol;
+use egress_common::wire::{PROTOCOL_ANY, Ports as Entry, ROW_ENTRIES, Row, VERDICT_ALLOW, VERDICT_AUDIT};
+
+use super::grant::{Content, Tier};
+use super::identity::{Composite, Matches};
+use crate::object::{Port, PortRange, Ports};
+
+/// A verdict and the rule that gave it; `None` for no entry, which denies.
+type Cell = Option<(u8, u16)>;
+
+const PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
+
+/// The verdict for every protocol and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cells {
+    /// Per protocol with ports: the verdict from a port on, up to the next one; begins at 0.
+    ports: BTreeMap<u8, BTreeMap<u16, Cell>>,
+    /// The verdict for protocols without ports.
+    other: Cell,
+}
+
+/// A policy, with its grants replaced by their places in the list of all grants.
+#[derive(Debug)]
+pub(super) struct Compiled<'a> {
+    tiers: Vec<CompiledTier<'a>>,
+}
+
+#[derive(Debug)]
+struct CompiledTier<'a> {
+    audit: bool,
+    /// Rule number, grant number (`None` for a grant that leads anywhere), grant.
+    grants: Vec<(u16, Option<usize>, &'a super::grant::Grant)>,
+}
+
+/// Prepares a policy for [`base`].
+pub(super) fn prepare<'a>(
+    content: &'a Content,
+    place: impl Fn(&super::grant::Grant) -> Option<usize>,
+) -> Compiled<'a> {
+    let mut number = 0_usize;
+    let mut tier = |tier: &'a Tier| {
+        let mut grants = Vec::new();
+        for rule in &tier.rules {
+            let rule_number = u16::try_from(number).unwrap_or(NO_RULE);
+            number += 1;
+            grants.extend(rule.grants.iter().map(|grant| (rule_number, place(grant), grant)));
+        }
+        CompiledTier {
+            audit: tier.audit,
+            grants,
+        }
+    };
+    Compiled {
+        tiers: content.tiers.iter().map(&mut tier).collect(),
+    }
+}
+
+/// What a tier allows: everything by a rule, and ranges by rules.
+#[derive(Default)]
+struct Allowed {
+    any: Option<u16>,
+    ranges: Vec<(PortRange, u16)>,
+}
+
+impl CompiledTier<'_> {
+    fn allowed(&self, matches: &Matches) -> Allowed {
+        let mut out = Allowed::default();
+        for (rule, place, grant) in &self.grants {
+            let found = place.and_then(|place| matches.get(&place));
+            let anywhere = grant.peer == super::grant::Peer::Any;
+            if found.is_none() && !anywhere {
+                continue;
+            }
+            out.ranges
+                .extend(found.into_iter().flatten().map(|range| (*range, *rule)));
+            if grant.resolved_only() {
+                continue;
+            }
+            match &grant.ports {
+                Ports::All => out.any = out.any.or(Some(*rule)),
+                Ports::Listed(ports) => {
+                    out.ranges.extend(ports.iter().filter_map(|port| match port {
+                        Port::Range(range) => Some((*range, *rule)),
+                        Port::Named(..) => None,
+                    }));
+                }
+            }
+        }
+        out
+    }
+}
+
+impl Allowed {
+    /// The first rule that allows each port of a protocol, from a port on.
+    fn sweep(&self, protocol: u8) -> BTreeMap<u16, Option<u16>> {
+        // A rule that allows everything wins, so that its one entry can stand for all.
+        if self.any.is_some() {
+            return BTreeMap::from([(0, self.any)]);
+        }
+        let mut events: BTreeMap<u32, Vec<(bool, u16)>> = BTreeMap::from([(0, Vec::new())]);
+        for (range, rule) in self.ranges.iter().filter(|(range, _)| range.protocol == protocol) {
+            events
+                .entry(u32::from(range.low))
+                .or_default()
+                .push((true, *rule));
+            events
+                .entry(u32::from(range.high) + 1)
+                .or_default()
+                .push((false, *rule));
+        }
+        let mut active: BTreeMap<u16, usize> = BTreeMap::new();
+        let mut out = BTreeMap::new();
+        for (port, changes) in events {
+            for (begins, rule) in changes {
+                let count = active.entry(rule).or_default();
+                *count = if begins {
+                    *count + 1
+                } else {
+                    count.saturating_sub(1)
+                };
+                if *count == 0 {
+                    active.remove(&rule);
+                }
+            }
+            if let Ok(port) = u16::try_from(port) {
+                out.insert(port, active.keys().next().copied());
+            }
+        }
+        out
+    }
+}
+
+/// The verdict of tiers, given for each whether it audits and the rule by which it allows.
+fn verdict(tiers: &[(bool, Option<u16>)]) -> Cell {
+    let rule = tiers.iter().find_map(|(_, rule)| *rule)?;
+    if tiers.iter().any(|(audit, rule)| !audit && rule.is_none()) {
+        return None;
+    }
+    let audited = tiers.iter().any(|(_, rule)| rule.is_none());
+    Some((if audited { VERDICT_AUDIT } else { VERDICT_ALLOW }, rule))
+}
+
+/// At a port: what a map from first ports says.
+fn at<T: Copy>(from: &BTreeMap<u16, Option<T>>, port: u16) -> Option<T> {
+    from.range(..=port).next_back().and_then(|(_, value)| *value)
+}
+
+/// The verdicts for a base identity.
+pub(super) fn base(policy: &Compiled<'_>, matches: &Matches) -> Cells {
+    let allowed: Vec<_> = policy
+        .tiers
+        .iter()
+        .map(|tier| (tier.audit, tier.allowed(matches)))
+        .collect();
+    let mut ports = BTreeMap::new();
+    for protocol in PROTOCOLS {
+        let swept: Vec<_> = allowed
+            .iter()
+            .map(|(audit, allowed)| (*audit, allowed.sweep(protocol)))
+            .collect();
+        let starts: BTreeSet<u16> = swept.iter().flat_map(|(_, from)| from.keys().copied()).collect();
+        let cell = |port| {
+            verdict(
+                &swept
+                    .iter()
+                    .map(|(audit, from)| (*audit, at(from, port)))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        ports.insert(
+            protocol,
+            starts.into_iter().map(|port| (port, cell(port))).collect(),
+        );
+    }
+    let other: Vec<_> = allowed
+        .iter()
+        .map(|(audit, allowed)| (*audit, allowed.any))
+        .collect();
+    // An auditing tier that allows nothing here must not take from the other what it allows on ports: a tier alone
+    // decides about protocols without ports as about any port.
+    Cells {
+        ports,
+        other: verdict(&other),
+    }
+}
+
+/// Both must let it pass; one that audits makes it an audit.
+fn both(a: Cell, b: Cell) -> Cell {
+    let ((a, rule), (b, _)) = (a?, b?);
+    Some((
+        if a == VERDICT_AUDIT || b == VERDICT_AUDIT {
+            VERDICT_AUDIT
+        } else {
+            VERDICT_ALLOW
+        },
+        rule,
+    ))
+}
+
+/// The verdicts for a composite identity, from those of the identities behind it.
+pub(super) fn composite<'c>(composite: &Composite, cells: impl Fn(u64) -> Option<&'c Cells>) -> Cells {
+    let nothing = Cells {
+        ports: PROTOCOLS.map(|p| (p, BTreeMap::from([(0, None)]))).into(),
+        other: None,
+    };
+    let mut owners = composite.owners.iter().map(|owner| cells(*owner));
+    let mut out = owners.next().flatten().unwrap_or(&nothing).clone();
+    for owner in owners {
+        let owner = owner.unwrap_or(&nothing);
+        out.other = both(out.other, owner.other);
+        for (protocol, from) in &mut out.ports {
+            let Some(of_owner) = owner.ports.get(protocol) else {
+                continue;
+            };
+            let starts: BTreeSet<u16> = from.keys().chain(of_owner.keys()).copied().collect();
+            *from = starts
+                .into_iter()
+                .map(|port| (port, both(at(from, port), at(of_owner, port))))
+                .collect();
+        }
+    }
+    for ((protocol, port), backends) in &composite.ports {
+        let Some(from) = out.ports.get_mut(protocol) else {
+            continue;
+        };
+        let target = |(identity, target): &(u64, u16)| {
+            cells(*identity)
+                .and_then(|cells| cells.ports.get(protocol))
+                .and_then(|from| at(from, *target))
+        };
+        let mut parts: Vec<Cell> = backends.iter().map(target).collect();
+        if parts.is_empty() {
+            parts.push(None);
+        }
+        if !composite.owners.is_empty() {
+            parts.push(at(from, *port));
+        }
+        let cell = parts.into_iter().reduce(both).flatten();
+        if let Some(next) = port.checked_add(1) {
+            let after = at(from, next);
+            from.entry(next).or_insert(after);
+        }
+        from.insert(*port, cell);
+    }
+    out
+}
+
+/// The shortest row with these verdicts, `None` for an empty one; and how many ranges did not fit and are denied.
+pub(super) fn row(cells: &Cells) -> (Option<Row>, usize) {
+    // An entry for any protocol would also catch what is denied.
+    let any = cells.other.filter(|_| {
+        cells
+            .ports
+            .values()
+            .all(|from| from.values().all(Option::is_some))
+    });
+    let mut entries: Vec<Entry> = Vec::new();
+    for (protocol, from) in &cells.ports {
+        let ends = from.keys().skip(1).map(|next| next - 1).chain([u16::MAX]);
+        for ((low, cell), high) in from.iter().zip(ends) {
+            let Some((verdict, rule)) = *cell else { continue };
+            if any == *cell {
+                continue;
+            }
+            push(
+                &mut entries,
+                Entry {
+                    protocol: *protocol,
+                    verdict,
+                    rule,
+                    low: *low,
+                    high,
+                },
+                |a, b| a.rule == b.rule,
+            );
+        }
+    }
+    if entries.len() + usize::from(any.is_some()) > ROW_ENTRIES {
+        // Rather a less exact rule number than a port that is denied.
+        let exact = std::mem::take(&mut entries);
+        for entry in exact
+            .into_iter()
+            .filter(|entry| any.is_none_or(|(verdict, _)| verdict != entry.verdict))
+        {
+            push(&mut entries, entry, |_, _| true);
+        }
+    }
+    if let Some((verdict, rule)) = any {
+        entries.push(Entry {
+            protocol: PROTOCOL_ANY,
+            verdict,
+            rule,
+            low: 0,
+            high: u16::MAX,
+        });
+    }
+    let dropped = entries.len().saturating_sub(ROW_ENTRIES);
+    entries.truncate(ROW_ENTRIES);
+    (
+        if entries.is_empty() {
+            None
+        } else {
+            Row::new(&entries)
+        },
+        dropped,
+    )
+}
+
+/// Appends an entry, to the last one where they are adjacent and alike.
+fn push(entries: &mut Vec<Entry>, entry: Entry, alike: impl Fn(&Entry, &Entry) -> bool) {
+    if let Some(last) = entries.last_mut() {
+        let adjacent = last.protocol == entry.protocol && last.high.checked_add(1) == Some(entry.low);
+        if adjacent && last.verdict == entry.verdict && alike(last, &entry) {
+            last.high = entry.high;
+            return;
+        }
+    }
+    entries.push(entry);
+}

@@ -1,0 +1,18 @@
+//! From Kubernetes objects to map entries: [object] → [index] → [mod@compile] → [plan].
+//!
+//! Invariants: nothing here reads a clock, the environment or a file; equal objects give an equal [`plan::State`]
+//! in whatever order they came; every function is total, and what cannot be read denies for what it selects.
+//!
+//! Tested by `tests/`, which judge packets with [`egress_common::decide()`] over the compiled state.
+#![forbid(unsafe_code)]
+
+pub mod compile;
+mod digest;
+pub mod index;
+pub mod object;
+pub mod plan;
+
+pub use compile::{Compiled, compile};
+pub use index::{Event, Index};
+pub use object::{Kind, Object, ObjectError, ObjectRef};
+pub use plan::{Plan, State, Step, diff};

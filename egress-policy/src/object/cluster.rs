@@ -1,0 +1,117 @@
+//! Pods, namespaces, services, endpoint slices and nodes: what policies talk about.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Labels;
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// `metadata.uid`, empty where there is none.
+    pub uid: String,
+    /// The hash in the cgroup's name, for a static pod.
+    pub static_hash: Option<String>,
+    /// Its labels.
+    pub labels: Labels,
+    /// `spec.serviceAccountName`, `default` where absent.
+    pub service_account: Arc<str>,
+    /// `spec.nodeName`.
+    pub node: Option<Arc<str>>,
+    /// Whether it shares the node's network namespace.
+    pub host_network: bool,
+    /// Its addresses, in the order of `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
+    pub finished: bool,
+    /// Ports of its containers that have a name.
+    pub named_ports: Vec<NamedPort>,
+}
+
+/// A named port of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedPort {
+    /// Its name.
+    pub name: Arc<str>,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Its number.
+    pub port: u16,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+    /// The enforcement annotation's value.
+    pub enforcement: Option<String>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Cluster IPs, external IPs and load-balancer IPs. Left out: load balancers with `ipMode: Proxy`, whose traffic
+    /// really leaves the node, and node ports.
+    pub vips: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a service or of an endpoint slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name, empty where there is none; pairs the service's port with the slice's.
+    pub name: String,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The service's own port, or the backend's port in a slice.
+    pub port: u16,
+}
+
+/// Some backends of a service, of one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Its namespace, which is the service's.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The service's name.
+    pub service: Option<Arc<str>>,
+    /// Ports of the backends.
+    pub ports: Vec<ServicePort>,
+    /// The backends.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its addresses, which are interchangeable.
+    pub addresses: Vec<IpAddr>,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Serving while terminating: takes new connections where nothing is ready.
+    pub last_resort: bool,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its internal and external addresses.
+    pub addresses: Vec<IpAddr>,
+}

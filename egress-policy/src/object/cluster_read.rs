@@ -1,0 +1,359 @@
+//! Reads pods, namespaces, services, endpoint slices and nodes.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::cluster::{Endpoint, EndpointSlice, NamedPort, Namespace, Node, Pod, Service, ServicePort};
+use super::net::{read_port, read_protocol};
+use super::{Kind, Labels, Metadata, Object, ObjectError, parse};
+
+/// Annotation with the hash by which a static pod's cgroup is named.
+const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawPod {
+    spec: Option<RawPodSpec>,
+    status: Option<RawPodStatus>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawPodSpec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+    service_account_name: Option<String>,
+    containers: Option<Vec<RawContainer>>,
+    init_containers: Option<Vec<RawContainer>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawContainer {
+    restart_policy: Option<String>,
+    ports: Option<Vec<RawContainerPort>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawContainerPort {
+    name: Option<String>,
+    container_port: i64,
+    protocol: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawPodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<RawIp>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawIp {
+    ip: Option<String>,
+    ip_mode: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawService {
+    spec: Option<RawServiceSpec>,
+    status: Option<RawServiceStatus>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawServiceSpec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
+    ports: Option<Vec<RawPort>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawServiceStatus {
+    load_balancer: Option<RawLoadBalancer>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawLoadBalancer {
+    ingress: Option<Vec<RawIp>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawPort {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: Option<i64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawSlice {
+    address_type: String,
+    endpoints: Option<Vec<RawEndpoint>>,
+    ports: Option<Vec<RawPort>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawEndpoint {
+    addresses: Vec<String>,
+    conditions: Option<RawConditions>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawConditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawNode {
+    status: Option<RawNodeStatus>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawNodeStatus {
+    addresses: Option<Vec<RawNodeAddress>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawNodeAddress {
+    r#type: String,
+    address: String,
+}
+
+/// Reads an object of a kind that is not a policy.
+pub(super) fn read(
+    kind: Kind,
+    namespace: Arc<str>,
+    metadata: Metadata,
+    value: &Value,
+) -> Result<Object, ObjectError> {
+    let name: Arc<str> = Arc::from(metadata.name.as_str());
+    let labels = metadata.labels.unwrap_or_default();
+    let annotations = metadata.annotations.unwrap_or_default();
+    match kind {
+        Kind::Namespace => {
+            let enforcement = annotations.get(super::ENFORCEMENT_ANNOTATION).cloned();
+            Ok(Object::Namespace(Namespace {
+                name,
+                labels,
+                enforcement,
+            }))
+        }
+        Kind::Service => service(parse(value, "")?, namespace, name, labels).map(Object::Service),
+        Kind::EndpointSlice => slice(parse(value, "")?, namespace, name, &labels).map(Object::EndpointSlice),
+        Kind::Node => node(parse(value, "")?, name).map(Object::Node),
+        Kind::Pod | Kind::NetworkPolicy | Kind::EgressGatewayPolicy => {
+            let mut pod = pod(parse(value, "")?, namespace, name, labels)?;
+            pod.uid = metadata.uid.unwrap_or_default();
+            pod.static_hash = annotations
+                .get(CONFIG_HASH_ANNOTATION)
+                .filter(|hash| !hash.is_empty())
+                .cloned();
+            Ok(Object::Pod(pod))
+        }
+    }
+}
+
+fn pod(raw: RawPod, namespace: Arc<str>, name: Arc<str>, labels: Labels) -> Result<Pod, ObjectError> {
+    let spec = raw.spec.unwrap_or_default();
+    let status = raw.status.unwrap_or_default();
+    let mut named_ports = Vec::new();
+    // An init container that restarts always is a sidecar: it runs beside the others.
+    let sidecars = spec.init_containers.unwrap_or_default().into_iter();
+    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    for port in spec
+        .containers
+        .unwrap_or_default()
+        .into_iter()
+        .chain(sidecars)
+        .filter_map(|c| c.ports)
+        .flatten()
+    {
+        let path = "spec.containers[].ports[]";
+        if let Some(name) = port.name.filter(|name| !name.is_empty()) {
+            named_ports.push(NamedPort {
+                name: Arc::from(name.as_str()),
+                protocol: read_protocol(port.protocol.as_deref(), path)?,
+                port: read_port(port.container_port, path)?,
+            });
+        }
+    }
+    let mut addresses = Vec::new();
+    let listed = status
+        .pod_ips
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|entry| entry.ip);
+    for text in listed.chain(status.pod_ip) {
+        let Some(ip) = ip(&text, "status.podIPs")? else {
+            continue;
+        };
+        if !addresses.contains(&ip) {
+            addresses.push(ip);
+        }
+    }
+    let account = spec.service_account_name.filter(|name| !name.is_empty());
+    Ok(Pod {
+        namespace,
+        name,
+        uid: String::new(),
+        static_hash: None,
+        labels,
+        service_account: Arc::from(account.as_deref().unwrap_or("default")),
+        node: spec
+            .node_name
+            .filter(|name| !name.is_empty())
+            .map(|name| Arc::from(name.as_str())),
+        host_network: spec.host_network.unwrap_or(false),
+        addresses,
+        finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        named_ports,
+    })
+}
+
+fn service(
+    raw: RawService,
+    namespace: Arc<str>,
+    name: Arc<str>,
+    labels: Labels,
+) -> Result<Service, ObjectError> {
+    let spec = raw.spec.unwrap_or_default();
+    let mut vips = Vec::new();
+    let ingress = raw
+        .status
+        .unwrap_or_default()
+        .load_balancer
+        .unwrap_or_default()
+        .ingress
+        .unwrap_or_default();
+    let balancers = ingress
+        .into_iter()
+        .filter(|e| e.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|e| e.ip);
+    let cluster = spec
+        .cluster_ips
+        .unwrap_or_default()
+        .into_iter()
+        .chain(spec.cluster_ip);
+    let cluster = cluster.filter(|ip| ip != "None");
+    for text in cluster
+        .chain(spec.external_ips.unwrap_or_default())
+        .chain(balancers)
+    {
+        let Some(ip) = ip(
+            &text,
+            "spec.clusterIPs, spec.externalIPs or status.loadBalancer.ingress",
+        )?
+        else {
+            continue;
+        };
+        if !vips.contains(&ip) {
+            vips.push(ip);
+        }
+    }
+    let ports = ports(spec.ports, "spec.ports")?;
+    Ok(Service {
+        namespace,
+        name,
+        labels,
+        vips,
+        ports,
+    })
+}
+
+fn slice(
+    raw: RawSlice,
+    namespace: Arc<str>,
+    name: Arc<str>,
+    labels: &Labels,
+) -> Result<EndpointSlice, ObjectError> {
+    let mut endpoints = Vec::new();
+    // A name instead of addresses is nothing that a packet can be sent to.
+    let raw_endpoints = if raw.address_type == "FQDN" {
+        None
+    } else {
+        raw.endpoints
+    };
+    for raw in raw_endpoints.unwrap_or_default() {
+        let mut addresses = Vec::new();
+        for text in raw.addresses {
+            addresses.extend(ip(&text, "endpoints[].addresses")?);
+        }
+        let conditions = raw.conditions.unwrap_or_default();
+        let ready = conditions.ready.unwrap_or(true);
+        let last_resort = conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false);
+        endpoints.push(Endpoint {
+            addresses,
+            ready,
+            last_resort,
+        });
+    }
+    let service = labels
+        .get(SERVICE_NAME_LABEL)
+        .map(|name| Arc::from(name.as_str()));
+    Ok(EndpointSlice {
+        namespace,
+        name,
+        service,
+        ports: ports(raw.ports, "ports")?,
+        endpoints,
+    })
+}
+
+fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
+    let mut addresses = Vec::new();
+    for entry in raw.status.unwrap_or_default().addresses.unwrap_or_default() {
+        if matches!(entry.r#type.as_str(), "InternalIP" | "ExternalIP") {
+            addresses.extend(ip(&entry.address, "status.addresses")?);
+        }
+    }
+    Ok(Node { name, addresses })
+}
+
+fn ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Vec<ServicePort>, ObjectError> {
+    let mut ports = Vec::new();
+    for raw in raw.unwrap_or_default() {
+        let Some(port) = raw.port else { continue };
+        ports.push(ServicePort {
+            name: raw.name.unwrap_or_default(),
+            protocol: read_protocol(raw.protocol.as_deref(), path)?,
+            port: read_port(port, path)?,
+        });
+    }
+    Ok(ports)
+}
+
+/// Reads an address; `None` for an empty text, which is how status fields say "not yet".
+fn ip(text: &str, path: &str) -> Result<Option<IpAddr>, ObjectError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<IpAddr>() {
+        Ok(ip) => Ok(Some(ip.to_canonical())),
+        Err(_) => Err(ObjectError::new(path, format!("{text:?} is not an address"))),
+    }
+}

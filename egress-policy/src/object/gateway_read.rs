@@ -1,0 +1,373 @@
+//! Reads an [`EgressGatewayPolicy`], section by section and entry by entry, so that one mistake costs no more than it
+//! must.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::gateway_policy::{
+    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, PodPeer, Subject, To, ToPeer,
+};
+use super::net::{read_protocol, read_range};
+use super::selector::RawSelector;
+use super::{CidrPeer, Metadata, ObjectError, Port, Ports, Selector, join, parse};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawSubject {
+    namespaces: Option<RawSelector>,
+    pods: Option<RawSelector>,
+    service_accounts: Option<Vec<String>>,
+    system_namespaces: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawGateway {
+    name: Option<String>,
+    namespaces: Option<RawSelector>,
+    pods: Option<RawSelector>,
+    addresses: Option<Vec<String>>,
+    ports: Option<Vec<RawPort>>,
+    clients: Option<Vec<RawClient>>,
+    destinations: Option<Vec<RawCidr>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawClient {
+    namespaces: Option<RawSelector>,
+    pods: Option<RawSelector>,
+    service_accounts: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RawPort {
+    protocol: Option<String>,
+    port: i64,
+    end_port: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCidr {
+    cidr: String,
+    except: Option<Vec<String>>,
+    ports: Option<Vec<RawPort>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RawAllow {
+    dns: Option<RawDns>,
+    in_cluster: Option<bool>,
+    api_server: Option<bool>,
+    node: Option<bool>,
+    to: Option<Vec<RawTo>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+enum RawDns {
+    Cluster,
+    None,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+enum RawEnforcement {
+    Enforce,
+    Audit,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTo {
+    namespaces: Option<RawSelector>,
+    pods: Option<RawSelector>,
+    cidr: Option<String>,
+    except: Option<Vec<String>>,
+    service: Option<RawServiceName>,
+    ports: Option<Vec<RawPort>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServiceName {
+    namespace: String,
+    name: String,
+}
+
+/// Reads a policy; `errors` are those of its metadata.
+pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>) -> EgressGatewayPolicy {
+    let mut policy = EgressGatewayPolicy {
+        name: Arc::from(metadata.name.as_str()),
+        audit: false,
+        subjects: Vec::new(),
+        unreadable_subjects: false,
+        gateways: Vec::new(),
+        allow: Allow::default(),
+        errors,
+    };
+    let null = Value::Null;
+    let spec = value.get("spec").unwrap_or(&null);
+    let Some(fields) = spec.as_object() else {
+        policy
+            .errors
+            .push(ObjectError::new("spec", "missing or not an object"));
+        policy.unreadable_subjects = !spec.is_null();
+        return policy;
+    };
+    let errors = &mut policy.errors;
+    for field in fields.keys() {
+        match field.as_str() {
+            "enforcement" | "subjects" | "gateways" | "allow" => {}
+            "proxy" => errors.push(ObjectError::new(
+                "spec.proxy",
+                "spec.proxy is not supported by this version",
+            )),
+            _ => errors.push(ObjectError::new(join("spec", field), "unknown field")),
+        }
+    }
+    if let Some(value) = spec.get("enforcement") {
+        match strict::<RawEnforcement>(value, "spec.enforcement") {
+            Ok(enforcement) => policy.audit = enforcement == RawEnforcement::Audit,
+            Err(error) => errors.push(error),
+        }
+    }
+    let (entries, readable) = entries(spec, "subjects", errors);
+    policy.unreadable_subjects = !readable;
+    if readable && entries.is_empty() {
+        errors.push(ObjectError::new("spec.subjects", "must not be empty"));
+    }
+    for (i, entry) in entries.iter().enumerate() {
+        match read_subject(entry, &format!("spec.subjects[{i}]")) {
+            Ok(subject) => policy.subjects.push(subject),
+            Err(error) => {
+                policy.unreadable_subjects = true;
+                errors.push(error);
+            }
+        }
+    }
+    let (entries, _) = self::entries(spec, "gateways", errors);
+    for (i, entry) in entries.iter().enumerate() {
+        match read_gateway(entry, i) {
+            Ok(gateway) => policy.gateways.push(gateway),
+            Err(error) => {
+                errors.push(error);
+                policy.gateways.extend(salvage_gateway(entry, i));
+            }
+        }
+    }
+    if let Some(value) = spec.get("allow") {
+        match strict(value, "spec.allow").and_then(read_allow) {
+            Ok(allow) => policy.allow = allow,
+            Err(error) => errors.push(error),
+        }
+    }
+    policy
+}
+
+/// The entries of a list in `spec`, none where it is absent; and whether it is a list at all.
+fn entries<'v>(spec: &'v Value, field: &str, errors: &mut Vec<ObjectError>) -> (&'v [Value], bool) {
+    match spec.get(field) {
+        None => (&[], true),
+        Some(Value::Array(entries)) => (entries, true),
+        Some(_) => {
+            errors.push(ObjectError::new(join("spec", field), "not a list"));
+            (&[], false)
+        }
+    }
+}
+
+/// Like [`parse`], but null is not the same as absent: it is nothing that was meant.
+fn strict<T: DeserializeOwned>(value: &Value, path: &str) -> Result<T, ObjectError> {
+    match find_null(value, path) {
+        Some(path) => Err(ObjectError::new(
+            path,
+            "null; leave the field out, or write [] for nothing",
+        )),
+        None => parse(value, path),
+    }
+}
+
+fn find_null(value: &Value, path: &str) -> Option<String> {
+    match value {
+        Value::Null => Some(path.to_owned()),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .find_map(|(i, v)| find_null(v, &format!("{path}[{i}]"))),
+        Value::Object(fields) => fields.iter().find_map(|(k, v)| find_null(v, &join(path, k))),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
+
+fn selector(raw: Option<RawSelector>, path: &str, field: &str) -> Result<Selector, ObjectError> {
+    raw.map_or(Ok(Selector::default()), |raw| raw.validate(&join(path, field)))
+}
+
+fn read_subject(value: &Value, path: &str) -> Result<Subject, ObjectError> {
+    let raw: RawSubject = strict(value, path)?;
+    let who = Grantee {
+        namespaces: selector(raw.namespaces, path, "namespaces")?,
+        pods: selector(raw.pods, path, "pods")?,
+        service_accounts: raw.service_accounts.unwrap_or_default().into_iter().collect(),
+    };
+    Ok(Subject {
+        who,
+        system_namespaces: raw.system_namespaces.unwrap_or(false),
+    })
+}
+
+/// Pods by labels; `None` where neither field is there.
+fn pod_peer(
+    namespaces: Option<RawSelector>,
+    pods: Option<RawSelector>,
+    path: &str,
+) -> Result<Option<PodPeer>, ObjectError> {
+    if namespaces.is_none() && pods.is_none() {
+        return Ok(None);
+    }
+    let namespaces = selector(namespaces, path, "namespaces")?;
+    Ok(Some(PodPeer {
+        namespaces,
+        pods: selector(pods, path, "pods")?,
+    }))
+}
+
+fn read_gateway(value: &Value, index: usize) -> Result<Gateway, ObjectError> {
+    let path = &format!("spec.gateways[{index}]");
+    let raw: RawGateway = strict(value, path)?;
+    let pods = pod_peer(raw.namespaces, raw.pods, path)?;
+    let mut addresses = Vec::new();
+    for (i, text) in raw.addresses.unwrap_or_default().iter().enumerate() {
+        let error = |e: ObjectError| ObjectError::new(format!("{path}.addresses[{i}]"), e.reason);
+        addresses.push(CidrPeer::read(text, &[], path).map_err(error)?);
+    }
+    if pods.is_none() && addresses.is_empty() {
+        return Err(ObjectError::new(path, "needs namespaces, pods or addresses"));
+    }
+    let mut clients = raw.clients.map(|_| Vec::new());
+    if let Some(clients) = &mut clients {
+        // Read again as values, for the paths of their errors.
+        let listed = value
+            .get("clients")
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
+        for (i, client) in listed.iter().enumerate() {
+            let path = &format!("{path}.clients[{i}]");
+            let raw: RawClient = strict(client, path)?;
+            clients.push(Grantee {
+                namespaces: selector(raw.namespaces, path, "namespaces")?,
+                pods: selector(raw.pods, path, "pods")?,
+                service_accounts: raw.service_accounts.unwrap_or_default().into_iter().collect(),
+            });
+        }
+    }
+    let destinations = match raw.destinations {
+        None => Destinations::Unrestricted,
+        Some(raw) => {
+            let mut only = Vec::new();
+            for (i, raw) in raw.into_iter().enumerate() {
+                let path = &format!("{path}.destinations[{i}]");
+                let peer = CidrPeer::read(&raw.cidr, &raw.except.unwrap_or_default(), path)?;
+                only.push((peer, read_ports(raw.ports, path)?));
+            }
+            Destinations::Only(only)
+        }
+    };
+    let name = raw.name.unwrap_or_default();
+    Ok(Gateway {
+        index,
+        name,
+        pods,
+        addresses,
+        ports: read_ports(raw.ports, path)?,
+        clients,
+        destinations,
+    })
+}
+
+/// The pods of a gateway that cannot be read otherwise; they fail closed unless their destinations can.
+fn salvage_gateway(value: &Value, index: usize) -> Option<Gateway> {
+    let path = &format!("spec.gateways[{index}]");
+    let field = |name: &str| {
+        value
+            .get(name)
+            .map(|v| strict::<RawSelector>(v, &join(path, name)))
+            .transpose()
+            .ok()
+    };
+    let pods = pod_peer(field("namespaces")?, field("pods")?, path).ok()??;
+    let destinations = if value.get("destinations").is_some() {
+        Destinations::Unreadable
+    } else {
+        Destinations::Unrestricted
+    };
+    let ports = Ports::Listed(BTreeSet::new());
+    let clients = Some(Vec::new());
+    Some(Gateway {
+        index,
+        name: String::new(),
+        pods: Some(pods),
+        addresses: Vec::new(),
+        ports,
+        clients,
+        destinations,
+    })
+}
+
+fn read_ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Ports, ObjectError> {
+    let Some(raw) = raw else { return Ok(Ports::All) };
+    let mut ports = BTreeSet::new();
+    for (i, raw) in raw.into_iter().enumerate() {
+        let path = &format!("{path}.ports[{i}]");
+        let protocol = read_protocol(raw.protocol.as_deref(), &join(path, "protocol"))?;
+        ports.insert(Port::Range(read_range(protocol, raw.port, raw.end_port, path)?));
+    }
+    Ok(Ports::Listed(ports))
+}
+
+fn read_allow(raw: RawAllow) -> Result<Allow, ObjectError> {
+    let default = Allow::default();
+    let mut allow = Allow {
+        dns: raw.dns.map_or(default.dns, |dns| dns == RawDns::Cluster),
+        in_cluster: raw.in_cluster.unwrap_or(default.in_cluster),
+        api_server: raw.api_server.unwrap_or(default.api_server),
+        node: raw.node.unwrap_or(default.node),
+        to: Vec::new(),
+    };
+    for (i, raw) in raw.to.unwrap_or_default().into_iter().enumerate() {
+        let path = &format!("spec.allow.to[{i}]");
+        let pods = pod_peer(raw.namespaces, raw.pods, path)?;
+        if raw.except.is_some() && raw.cidr.is_none() {
+            return Err(ObjectError::new(join(path, "except"), "needs cidr"));
+        }
+        let cidr = match raw.cidr {
+            Some(cidr) => Some(CidrPeer::read(&cidr, &raw.except.unwrap_or_default(), path)?),
+            None => None,
+        };
+        let peer = match (pods, cidr, raw.service) {
+            (Some(pods), None, None) => ToPeer::Pods(pods),
+            (None, Some(cidr), None) => ToPeer::Cidr(cidr),
+            (None, None, Some(service)) => ToPeer::Service {
+                namespace: Arc::from(service.namespace.as_str()),
+                name: Arc::from(service.name.as_str()),
+            },
+            _ => {
+                return Err(ObjectError::new(
+                    path,
+                    "needs exactly one of namespaces and pods, cidr, service",
+                ));
+            }
+        };
+        allow.to.push(To {
+            peer,
+            ports: read_ports(raw.ports, path)?,
+        });
+    }
+    Ok(allow)
+}

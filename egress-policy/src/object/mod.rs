@@ -1,0 +1,408 @@
+//! The objects the compiler works on: our own trimmed types, read from JSON.
+//!
+//! Invariant: reading keeps the difference between *absent* and *empty*, and a policy that cannot be read is still a
+//! policy: it comes out with its errors and with what could be read of whom it selects, never as nothing.
+//!
+//! Tested by `tests/invalid.rs` and by every other test, all of which start from JSON.
+
+mod cluster;
+mod cluster_read;
+mod gateway_policy;
+mod gateway_read;
+mod net;
+mod network_policy;
+mod selector;
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
+
+pub use cluster::{Endpoint, EndpointSlice, NamedPort, Namespace, Node, Pod, Service, ServicePort};
+pub use gateway_policy::{
+    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, PodPeer, Subject, To,
+    ToPeer,
+};
+pub use net::{CidrPeer, MAPPED_V4, Port, PortRange, Ports, address, cidr_contains, masked, protocol_name};
+pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
+pub use selector::{Labels, NamespaceLabels, Requirement, Selector};
+
+/// `matchLabels` key of a namespace's name (`kubernetes.io/metadata.name`), on every namespace by definition.
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// Annotation on a NetworkPolicy or Namespace: `Audit` or `Enforce`.
+pub const ENFORCEMENT_ANNOTATION: &str = "egress-enforcer.io/enforcement";
+
+/// The kinds of object that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node.
+    Node,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
+    /// `egress-enforcer.io/v1alpha1` EgressGatewayPolicy.
+    EgressGatewayPolicy,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Pod,
+        Self::Namespace,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::NetworkPolicy,
+        Self::EgressGatewayPolicy,
+    ];
+
+    /// The Kubernetes kind.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::Namespace => "Namespace",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::EgressGatewayPolicy => "EgressGatewayPolicy",
+        }
+    }
+
+    /// The API version that is read.
+    #[must_use]
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Pod | Self::Namespace | Self::Service | Self::Node => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::EgressGatewayPolicy => "egress-enforcer.io/v1alpha1",
+        }
+    }
+
+    /// Whether objects of this kind live in a namespace.
+    #[must_use]
+    pub const fn namespaced(self) -> bool {
+        match self {
+            Self::Pod | Self::Service | Self::EndpointSlice | Self::NetworkPolicy => true,
+            Self::Namespace | Self::Node | Self::EgressGatewayPolicy => false,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Names one object of the cluster. Displayed as `NetworkPolicy ns/name`, serialised as that string.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectRef {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace, `None` for cluster-scoped kinds.
+    pub namespace: Option<Arc<str>>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+impl Serialize for ObjectRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One object of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A pod.
+    Pod(Pod),
+    /// A namespace.
+    Namespace(Namespace),
+    /// A service.
+    Service(Service),
+    /// A part of a service's backends.
+    EndpointSlice(EndpointSlice),
+    /// A node.
+    Node(Node),
+    /// A Kubernetes network policy, valid or not.
+    NetworkPolicy(NetworkPolicy),
+    /// A lock-down, valid or not.
+    EgressGatewayPolicy(EgressGatewayPolicy),
+}
+
+impl Object {
+    /// What names this object.
+    #[must_use]
+    pub fn object_ref(&self) -> ObjectRef {
+        let of = |kind, namespace: Option<&Arc<str>>, name: &Arc<str>| ObjectRef {
+            kind,
+            namespace: namespace.cloned(),
+            name: name.clone(),
+        };
+        match self {
+            Self::Pod(o) => of(Kind::Pod, Some(&o.namespace), &o.name),
+            Self::Namespace(o) => of(Kind::Namespace, None, &o.name),
+            Self::Service(o) => of(Kind::Service, Some(&o.namespace), &o.name),
+            Self::EndpointSlice(o) => of(Kind::EndpointSlice, Some(&o.namespace), &o.name),
+            Self::Node(o) => of(Kind::Node, None, &o.name),
+            Self::NetworkPolicy(o) => o.object_ref(),
+            Self::EgressGatewayPolicy(o) => o.object_ref(),
+        }
+    }
+}
+
+/// Why an object, or a part of it, cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct ObjectError {
+    /// The field, like `spec.subjects[0].namespaces`.
+    pub path: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl ObjectError {
+    pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// What became of one object that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// It is valid.
+    Object(Object),
+    /// It is of a kind that counts, but not valid.
+    Invalid {
+        /// Its name.
+        object: ObjectRef,
+        /// What to put into the index in its place. Every policy has one, which fails closed for what it selects; for
+        /// other kinds there is `None`, and the object counts as deleted: without its Pod a cgroup is unknown, without
+        /// its EndpointSlice a service has no backends.
+        stand_in: Option<Box<Object>>,
+        /// The first thing that is wrong with it.
+        error: ObjectError,
+    },
+    /// It is of a kind that does not count.
+    Ignored {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Read {
+    /// What the index has to be told: `None` for ignored objects.
+    #[must_use]
+    pub fn event(self) -> Option<crate::index::Event> {
+        use crate::index::Event;
+        match self {
+            Self::Object(object) => Some(Event::Upsert(object)),
+            Self::Invalid {
+                stand_in: Some(object),
+                ..
+            } => Some(Event::Upsert(*object)),
+            Self::Invalid {
+                stand_in: None,
+                object,
+                ..
+            } => Some(Event::Delete(object)),
+            Self::Ignored { .. } => None,
+        }
+    }
+}
+
+/// The part of `metadata` that counts.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Metadata {
+    pub(crate) name: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) uid: Option<String>,
+    pub(crate) labels: Option<Labels>,
+    pub(crate) annotations: Option<Labels>,
+}
+
+/// Reads one object, or each object of a `List` (also of a typed one, like `PodList`).
+///
+/// # Errors
+///
+/// Only where `value`, or an item of the list, is not an object with `apiVersion`, `kind` and `metadata.name`, so that
+/// it cannot even be named.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "what was read is not of use to the caller any more"
+)]
+pub fn read(value: Value) -> Result<Vec<Read>, ObjectError> {
+    let mut found = Vec::new();
+    read_into(&value, "", None, &mut found)?;
+    Ok(found)
+}
+
+fn read_into(
+    value: &Value,
+    path: &str,
+    of_list: Option<(&str, &str)>,
+    found: &mut Vec<Read>,
+) -> Result<(), ObjectError> {
+    let at = |field: &str| join(path, field);
+    let text = |field: &str| match value.get(field) {
+        Some(Value::String(text)) if !text.is_empty() => Some(text.as_str()),
+        _ => None,
+    };
+    if !value.is_object() {
+        return Err(ObjectError::new(
+            if path.is_empty() { "." } else { path },
+            "not an object",
+        ));
+    }
+    // Items of a typed list, as the API server answers it, carry neither.
+    let kind = text("kind").or(of_list.map(|(_, kind)| kind));
+    let version = text("apiVersion").or(of_list.map(|(version, _)| version));
+    let kind = kind.ok_or_else(|| ObjectError::new(at("kind"), "missing"))?;
+    let version = version.ok_or_else(|| ObjectError::new(at("apiVersion"), "missing"))?;
+    if let (Some(of), Some(Value::Array(items))) = (kind.strip_suffix("List"), value.get("items")) {
+        let of_list = if of.is_empty() { None } else { Some((version, of)) };
+        for (i, item) in items.iter().enumerate() {
+            read_into(item, &at(&format!("items[{i}]")), of_list, found)?;
+        }
+        return Ok(());
+    }
+    let name = match value.pointer("/metadata/name") {
+        Some(Value::String(name)) if !name.is_empty() => name.as_str(),
+        _ => return Err(ObjectError::new(at("metadata.name"), "missing")),
+    };
+    found.push(match known(version, kind) {
+        Some(known) => read_known(known, version, name, value),
+        None => Read::Ignored {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+        },
+    });
+    Ok(())
+}
+
+/// The kind, where kind and API group are one of ours; the version is judged later.
+fn known(version: &str, kind: &str) -> Option<Kind> {
+    let group = |version: &str| {
+        version
+            .split_once('/')
+            .map_or(String::new(), |(group, _)| group.to_owned())
+    };
+    let kind = Kind::ALL.into_iter().find(|k| k.name() == kind)?;
+    (group(version) == group(kind.api_version())).then_some(kind)
+}
+
+fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
+    let namespace = kind
+        .namespaced()
+        .then(|| match value.pointer("/metadata/namespace") {
+            Some(Value::String(namespace)) if !namespace.is_empty() => Arc::from(namespace.as_str()),
+            _ => Arc::from("default"),
+        });
+    let object = ObjectRef {
+        kind,
+        namespace: namespace.clone(),
+        name: Arc::from(name),
+    };
+    let namespace = namespace.unwrap_or_default();
+    let mut errors = Vec::new();
+    if version != kind.api_version() {
+        let reason = format!("{version} is not supported, only {}", kind.api_version());
+        errors.push(ObjectError::new("apiVersion", reason));
+    }
+    let metadata = match parse::<Metadata>(value.get("metadata").unwrap_or(&Value::Null), "metadata") {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            errors.push(error);
+            Metadata {
+                name: name.to_owned(),
+                ..Metadata::default()
+            }
+        }
+    };
+    match kind {
+        Kind::NetworkPolicy => {
+            let policy = network_policy::read(namespace, &metadata, value, errors);
+            let error = policy.errors.first().cloned();
+            policy_read(object, Object::NetworkPolicy(policy), error)
+        }
+        Kind::EgressGatewayPolicy => {
+            let policy = gateway_read::read(&metadata, value, errors);
+            let error = policy.errors.first().cloned();
+            policy_read(object, Object::EgressGatewayPolicy(policy), error)
+        }
+        Kind::Pod | Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Node => {
+            let read = match errors.into_iter().next() {
+                Some(error) => Err(error),
+                None => cluster_read::read(kind, namespace, metadata, value),
+            };
+            match read {
+                Ok(object) => Read::Object(object),
+                Err(error) => Read::Invalid {
+                    object,
+                    stand_in: None,
+                    error,
+                },
+            }
+        }
+    }
+}
+
+fn policy_read(object: ObjectRef, policy: Object, error: Option<ObjectError>) -> Read {
+    match error {
+        None => Read::Object(policy),
+        Some(error) => Read::Invalid {
+            object,
+            stand_in: Some(Box::new(policy)),
+            error,
+        },
+    }
+}
+
+/// Deserialises the value at `path`, naming the field in the error.
+pub(crate) fn parse<T: DeserializeOwned>(value: &Value, path: &str) -> Result<T, ObjectError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let inner = error.path().to_string();
+        let path = if inner == "." {
+            path.to_owned()
+        } else {
+            join(path, &inner)
+        };
+        ObjectError::new(path, error.into_inner().to_string())
+    })
+}
+
+/// Appends a field to a path.
+pub(crate) fn join(path: &str, field: &str) -> String {
+    match (path.is_empty(), field.starts_with('[')) {
+        (true, _) => field.to_owned(),
+        (false, true) => format!("{path}{field}"),
+        (false, false) => format!("{path}.{field}"),
+    }
+}

@@ -1,0 +1,215 @@
+//! Addresses, prefixes and ports, in the form the maps hold them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use egress_common::packet::protocol;
+use egress_common::wire::{Addr, Cidr};
+use ipnet::IpNet;
+
+use super::{ObjectError, join};
+
+/// Every IPv4 address, `::ffff:0:0/96`.
+pub const MAPPED_V4: Cidr = Cidr {
+    bits: 96,
+    addr: Addr::v4([0; 4]),
+};
+
+/// The map form of an address.
+#[must_use]
+pub fn address(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(ip) => Addr::v4(ip.octets()),
+        IpAddr::V6(ip) => Addr(ip.octets()),
+    }
+}
+
+/// The prefix of `bits` bits (at most 128) that holds `addr`.
+#[must_use]
+pub fn masked(addr: Addr, bits: u32) -> Cidr {
+    let bits = bits.min(128);
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    Cidr {
+        bits,
+        addr: Addr((u128::from_be_bytes(addr.0) & mask).to_be_bytes()),
+    }
+}
+
+/// Whether every address of `inner` is in `outer`.
+#[must_use]
+pub fn cidr_contains(outer: &Cidr, inner: &Cidr) -> bool {
+    outer.bits <= inner.bits && masked(inner.addr, outer.bits).addr == outer.addr
+}
+
+/// A prefix without some prefixes inside it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CidrPeer {
+    /// The prefix.
+    pub cidr: Cidr,
+    /// What is not meant, each strictly inside `cidr`. All of IPv4 is here for an IPv6 prefix whose mapped form would
+    /// hold it.
+    pub except: BTreeSet<Cidr>,
+}
+
+impl CidrPeer {
+    /// Reads a prefix and its exceptions.
+    pub(super) fn read(cidr: &str, except: &[String], path: &str) -> Result<Self, ObjectError> {
+        let outer = net(cidr, &join(path, "cidr"))?;
+        let mut peer = Self {
+            cidr: outer,
+            except: BTreeSet::new(),
+        };
+        for (i, text) in except.iter().enumerate() {
+            let path = join(path, &format!("except[{i}]"));
+            let inner = net(text, &path)?;
+            let same_family = cidr_contains(&MAPPED_V4, &inner) == cidr_contains(&MAPPED_V4, &outer);
+            if !same_family || inner == outer || !cidr_contains(&outer, &inner) {
+                return Err(ObjectError::new(
+                    path,
+                    format!("{text} is not strictly within {cidr}"),
+                ));
+            }
+            peer.except.insert(inner);
+        }
+        if outer != MAPPED_V4 && cidr_contains(&outer, &MAPPED_V4) {
+            peer.except.insert(MAPPED_V4);
+        }
+        Ok(peer)
+    }
+}
+
+/// Reads a prefix without host bits.
+fn net(text: &str, path: &str) -> Result<Cidr, ObjectError> {
+    let invalid = |reason: &str| Err(ObjectError::new(path, format!("{text:?} {reason}")));
+    let Ok(net) = text.parse::<IpNet>() else {
+        return invalid("is not a CIDR");
+    };
+    if net.trunc() != net {
+        return invalid("has host bits set");
+    }
+    match net {
+        IpNet::V4(net) => Ok(masked(
+            Addr::v4(net.network().octets()),
+            u32::from(net.prefix_len()) + 96,
+        )),
+        IpNet::V6(net) => {
+            let cidr = masked(Addr(net.network().octets()), u32::from(net.prefix_len()));
+            if cidr_contains(&MAPPED_V4, &cidr) {
+                return invalid("is IPv4 in IPv6 form; write it as IPv4");
+            }
+            Ok(cidr)
+        }
+    }
+}
+
+/// A range of ports of one protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRange {
+    /// IANA protocol number: TCP, UDP or SCTP.
+    pub protocol: u8,
+    /// First port.
+    pub low: u16,
+    /// Last port, not below `low`.
+    pub high: u16,
+}
+
+impl PortRange {
+    /// One port.
+    #[must_use]
+    pub const fn one(protocol: u8, port: u16) -> Self {
+        Self {
+            protocol,
+            low: port,
+            high: port,
+        }
+    }
+}
+
+/// A port as a policy names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Port {
+    /// By number.
+    Range(PortRange),
+    /// By the name it has in the destination pod.
+    Named(u8, Arc<str>),
+}
+
+/// The ports of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ports {
+    /// Absent: every protocol and port.
+    All,
+    /// These; an empty list allows none.
+    Listed(BTreeSet<Port>),
+}
+
+impl Ports {
+    /// Whether a protocol and port is listed by number.
+    #[must_use]
+    pub fn holds(&self, protocol: u8, port: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Listed(ports) => ports.iter().any(|p| match p {
+                Port::Range(r) => r.protocol == protocol && r.low <= port && port <= r.high,
+                Port::Named(..) => false,
+            }),
+        }
+    }
+}
+
+/// Reads a protocol; absent is TCP.
+pub(super) fn read_protocol(text: Option<&str>, path: &str) -> Result<u8, ObjectError> {
+    match text {
+        None | Some("TCP") => Ok(protocol::TCP),
+        Some("UDP") => Ok(protocol::UDP),
+        Some("SCTP") => Ok(protocol::SCTP),
+        Some(other) => Err(ObjectError::new(
+            path,
+            format!("{other:?} is not TCP, UDP or SCTP"),
+        )),
+    }
+}
+
+/// The word for a protocol number that [`PortRange`] can hold.
+#[must_use]
+pub fn protocol_name(number: u8) -> &'static str {
+    match number {
+        protocol::TCP => "TCP",
+        protocol::UDP => "UDP",
+        protocol::SCTP => "SCTP",
+        _ => "any protocol",
+    }
+}
+
+/// Reads a port number, 1 to 65535.
+pub(super) fn read_port(number: i64, path: &str) -> Result<u16, ObjectError> {
+    match u16::try_from(number) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(ObjectError::new(
+            path,
+            format!("{number} is not a port (1 to 65535)"),
+        )),
+    }
+}
+
+/// Reads a port and the last port of its range.
+pub(super) fn read_range(
+    protocol: u8,
+    port: i64,
+    end: Option<i64>,
+    path: &str,
+) -> Result<PortRange, ObjectError> {
+    let low = read_port(port, &join(path, "port"))?;
+    let high = match end {
+        None => low,
+        Some(end) => read_port(end, &join(path, "endPort"))?,
+    };
+    if high < low {
+        return Err(ObjectError::new(
+            join(path, "endPort"),
+            format!("{high} is below port {low}"),
+        ));
+    }
+    Ok(PortRange { protocol, low, high })
+}

@@ -1,0 +1,131 @@
+//! Label selectors, with the semantics of `metav1.LabelSelector`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+
+use super::{NAMESPACE_NAME_LABEL, ObjectError, join};
+
+/// Labels (or annotations) of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// One requirement of a selector. `In` and `NotIn` never hold an empty set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Requirement {
+    /// The label is there and has one of these values.
+    In(String, BTreeSet<String>),
+    /// The label is not there, or has none of these values.
+    NotIn(String, BTreeSet<String>),
+    /// The label is there.
+    Exists(String),
+    /// The label is not there.
+    DoesNotExist(String),
+}
+
+/// A selector: all requirements must hold, so an empty one matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Selector(pub BTreeSet<Requirement>);
+
+impl Selector {
+    /// Whether labels, given by their lookup, fulfil every requirement.
+    pub fn matches<'l>(&self, get: impl Fn(&str) -> Option<&'l str>) -> bool {
+        self.0.iter().all(|requirement| match requirement {
+            Requirement::In(key, values) => get(key).is_some_and(|value| values.contains(value)),
+            Requirement::NotIn(key, values) => get(key).is_none_or(|value| !values.contains(value)),
+            Requirement::Exists(key) => get(key).is_some(),
+            Requirement::DoesNotExist(key) => get(key).is_none(),
+        })
+    }
+
+    /// Whether these labels fulfil every requirement.
+    #[must_use]
+    pub fn matches_labels(&self, labels: &Labels) -> bool {
+        self.matches(|key| labels.get(key).map(String::as_str))
+    }
+}
+
+/// The labels of a namespace, its name's label included, also where there is no Namespace object.
+#[derive(Clone, Copy, Debug)]
+pub struct NamespaceLabels<'a> {
+    /// The namespace's name.
+    pub name: &'a str,
+    /// The labels of its object, if there is one.
+    pub labels: Option<&'a Labels>,
+}
+
+impl<'a> NamespaceLabels<'a> {
+    /// Whether the namespace fulfils every requirement.
+    #[must_use]
+    pub fn match_selector(&self, selector: &Selector) -> bool {
+        selector.matches(|key| {
+            if key == NAMESPACE_NAME_LABEL {
+                Some(self.name)
+            } else {
+                self.labels?.get(key).map(String::as_str)
+            }
+        })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RawSelector {
+    match_labels: Option<BTreeMap<String, String>>,
+    match_expressions: Option<Vec<RawExpression>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawExpression {
+    key: String,
+    operator: String,
+    values: Option<Vec<String>>,
+}
+
+impl RawSelector {
+    /// Validates the selector at `path`.
+    pub(super) fn validate(self, path: &str) -> Result<Selector, ObjectError> {
+        let mut requirements = BTreeSet::new();
+        for (key, value) in self.match_labels.unwrap_or_default() {
+            check_key(&key, &join(path, "matchLabels"))?;
+            requirements.insert(Requirement::In(key, BTreeSet::from([value])));
+        }
+        for (i, raw) in self.match_expressions.unwrap_or_default().into_iter().enumerate() {
+            let path = join(path, &format!("matchExpressions[{i}]"));
+            check_key(&raw.key, &join(&path, "key"))?;
+            let values: BTreeSet<String> = raw.values.unwrap_or_default().into_iter().collect();
+            let wants_values = matches!(raw.operator.as_str(), "In" | "NotIn");
+            if wants_values && values.is_empty() {
+                return Err(ObjectError::new(
+                    join(&path, "values"),
+                    "must not be empty for In and NotIn",
+                ));
+            }
+            if !wants_values && !values.is_empty() {
+                return Err(ObjectError::new(
+                    join(&path, "values"),
+                    "must be empty for Exists and DoesNotExist",
+                ));
+            }
+            requirements.insert(match raw.operator.as_str() {
+                "In" => Requirement::In(raw.key, values),
+                "NotIn" => Requirement::NotIn(raw.key, values),
+                "Exists" => Requirement::Exists(raw.key),
+                "DoesNotExist" => Requirement::DoesNotExist(raw.key),
+                other => {
+                    let reason = format!("{other:?} is not In, NotIn, Exists or DoesNotExist");
+                    return Err(ObjectError::new(join(&path, "operator"), reason));
+                }
+            });
+        }
+        Ok(Selector(requirements))
+    }
+}
+
+fn check_key(key: &str, path: &str) -> Result<(), ObjectError> {
+    if key.is_empty() {
+        Err(ObjectError::new(path, "a label key must not be empty"))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,310 @@
+//! The whole plan, and the way round where policies and identities change together.
+//!
+//! A plan moves addresses first and pods second. In between, a pod with its old policy meets an address with its new
+//! identity. Where the row of that pair is neither stricter than both states nor more generous than both, that is
+//! fine. Otherwise a *bridge*: each pod that will change gets a policy of its own for the while, whose rows say what its
+//! old policy says about old identities, and what its new policy says about new ones. An identity that would be both
+//! gets another number for the while.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::wire::{
+    ABI, Config, Endpoint, FLAG_HOST_NETWORK, Row, RowKey, STATE_ISOLATED, UNKNOWN_POLICY,
+};
+
+use super::judge::{Judgement, everything, harmless};
+use super::order::{Layout, moves, pairs};
+use super::{State, Step};
+use crate::digest::{Encoder, number};
+
+/// The steps from `observed` to `desired`.
+pub(super) fn steps(desired: &State, observed: &State) -> Vec<Step> {
+    // Without a configuration that is read, nothing passes until there is one.
+    let live = observed.config.abi == ABI;
+    let cgroups: BTreeSet<u64> = observed
+        .endpoints
+        .keys()
+        .chain(desired.endpoints.keys())
+        .copied()
+        .collect();
+    let unknown = (
+        Judgement::of_unknown(&observed.config),
+        Judgement::of_unknown(&desired.config),
+    );
+    let changes: BTreeSet<(Judgement, Judgement)> = cgroups
+        .iter()
+        .map(|cgroup| (Judgement::of(observed, *cgroup), Judgement::of(desired, *cgroup)))
+        .chain([unknown])
+        .filter(|(old, new)| old != new)
+        .collect();
+    let (addresses, cidrs) = pairs(observed.layout(), desired.layout());
+    let moved: BTreeSet<(u64, u64)> = addresses
+        .values()
+        .chain(cidrs.values())
+        .filter(|(old, new)| old != new)
+        .copied()
+        .collect();
+    let mut rows = desired.rows.clone();
+    let mut steps = Vec::new();
+    if !live
+        || changes.iter().all(|change| {
+            moved
+                .iter()
+                .all(|pair| harmless(desired, observed, *change, *pair))
+        })
+    {
+        put_rows(&rows, &observed.rows, &mut steps);
+        moves(observed.layout(), desired.layout(), &mut steps);
+        endpoints(desired, observed, live, &mut steps);
+    } else {
+        let bridge = Bridge::new(desired, observed, &changes, &moved);
+        rows.extend(bridge.rows);
+        put_rows(&rows, &observed.rows, &mut steps);
+        let before = steps.len();
+        let mut now = State {
+            config: observed.config,
+            endpoints: observed.endpoints.clone(),
+            ..State::default()
+        };
+        bridge_endpoints(&bridge.policies, desired, observed, &cgroups, &mut steps);
+        steps.iter().skip(before).for_each(|step| now.apply(step));
+        let lead = |(old, new): (u64, u64)| {
+            if old == new {
+                old
+            } else {
+                bridge.aliases.get(&new).copied().unwrap_or(new)
+            }
+        };
+        let addresses = addresses
+            .into_iter()
+            .map(|(addr, pair)| (addr, lead(pair)))
+            .collect();
+        let cidrs = cidrs.into_iter().map(|(cidr, pair)| (cidr, lead(pair))).collect();
+        let between = Layout {
+            addresses: &addresses,
+            cidrs: &cidrs,
+        };
+        moves(observed.layout(), between, &mut steps);
+        endpoints(desired, &now, live, &mut steps);
+        moves(between, desired.layout(), &mut steps);
+    }
+    steps.push(Step::PutConfig(Config {
+        revision: observed.config.revision.wrapping_add(1),
+        ..desired.config
+    }));
+    let gone: BTreeSet<RowKey> = observed.rows.keys().chain(rows.keys()).copied().collect();
+    steps.extend(
+        gone.into_iter()
+            .filter(|key| !desired.rows.contains_key(key))
+            .map(Step::DeleteRow),
+    );
+    steps
+}
+
+fn put_rows(rows: &BTreeMap<RowKey, Row>, observed: &BTreeMap<RowKey, Row>, steps: &mut Vec<Step>) {
+    let changed = rows.iter().filter(|(key, row)| observed.get(key) != Some(row));
+    steps.extend(changed.map(|(key, row)| Step::PutRow(*key, Box::new(*row))));
+}
+
+/// Pods as desired; what is deleted becomes unknown, so the configuration comes before that. Its revision waits.
+fn endpoints(desired: &State, now: &State, live: bool, steps: &mut Vec<Step>) {
+    let changed = desired
+        .endpoints
+        .iter()
+        .filter(|(cgroup, endpoint)| now.endpoints.get(cgroup) != Some(endpoint));
+    steps.extend(changed.map(|(cgroup, endpoint)| Step::PutEndpoint(*cgroup, *endpoint)));
+    let settings = Config {
+        revision: now.config.revision,
+        ..desired.config
+    };
+    if live && settings != now.config {
+        steps.push(Step::PutConfig(settings));
+    }
+    let gone = now
+        .endpoints
+        .keys()
+        .filter(|cgroup| !desired.endpoints.contains_key(cgroup));
+    steps.extend(gone.map(|cgroup| Step::DeleteEndpoint(*cgroup)));
+}
+
+/// Gives every pod that will be judged by other rows its policy for the while.
+fn bridge_endpoints(
+    policies: &BTreeMap<(u64, Judgement), u64>,
+    desired: &State,
+    observed: &State,
+    cgroups: &BTreeSet<u64>,
+    steps: &mut Vec<Step>,
+) {
+    let policy_of = |old: Judgement, new: Judgement| match old {
+        Judgement::Rows(policy) if old != new => policies.get(&(policy, new)).copied(),
+        _ => None,
+    };
+    for cgroup in cgroups {
+        let (old, new) = (Judgement::of(observed, *cgroup), Judgement::of(desired, *cgroup));
+        let policy = policy_of(old, new);
+        match (observed.endpoints.get(cgroup), desired.endpoints.get(cgroup)) {
+            (Some(endpoint), _) => {
+                steps.extend(
+                    policy.map(|policy| Step::PutEndpoint(*cgroup, Endpoint { policy, ..*endpoint })),
+                );
+            }
+            (None, Some(endpoint)) if matches!(old, Judgement::Rows(_)) => {
+                // As an unknown pod was: its source address is not judged.
+                let bridged = policy.map(|policy| Endpoint {
+                    policy,
+                    state: STATE_ISOLATED,
+                    flags: FLAG_HOST_NETWORK,
+                    ..Endpoint::default()
+                });
+                steps.push(Step::PutEndpoint(*cgroup, bridged.unwrap_or(*endpoint)));
+            }
+            (None, _) => {}
+        }
+    }
+    let unknown = (
+        Judgement::of_unknown(&observed.config),
+        Judgement::of_unknown(&desired.config),
+    );
+    if let Some(unknown_policy) = policy_of(unknown.0, unknown.1) {
+        steps.push(Step::PutConfig(Config {
+            unknown_policy,
+            ..observed.config
+        }));
+    }
+}
+
+/// What there is for the while only.
+struct Bridge {
+    /// Per old policy and what follows it.
+    policies: BTreeMap<(u64, Judgement), u64>,
+    /// Per new identity that is an old one as well.
+    aliases: BTreeMap<u64, u64>,
+    rows: BTreeMap<RowKey, Row>,
+}
+
+impl Bridge {
+    fn new(
+        desired: &State,
+        observed: &State,
+        changes: &BTreeSet<(Judgement, Judgement)>,
+        moved: &BTreeSet<(u64, u64)>,
+    ) -> Self {
+        let mut used = used(desired);
+        used.extend(self::used(observed));
+        let old_identities = observed.layout().identities();
+        let mut bridge = Self {
+            policies: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            rows: BTreeMap::new(),
+        };
+        for (_, new) in moved {
+            if old_identities.contains(new) && !bridge.aliases.contains_key(new) {
+                bridge.aliases.insert(*new, fresh(&mut used, "identity", &[*new]));
+            }
+        }
+        for (old, new) in changes {
+            let Judgement::Rows(old) = *old else { continue };
+            let parts = match *new {
+                Judgement::Pass => [old, 0, 0],
+                Judgement::Closed => [old, 1, 0],
+                Judgement::Rows(policy) => [old, 2, policy],
+            };
+            let policy = fresh(&mut used, "policy", &parts);
+            bridge.policies.insert((old, *new), policy);
+            bridge.policy_rows(desired, observed, (old, *new), policy, &old_identities, moved);
+        }
+        let mut kept: BTreeSet<u64> = desired
+            .endpoints
+            .values()
+            .filter(|e| e.state == STATE_ISOLATED)
+            .map(|e| e.policy)
+            .collect();
+        kept.extend((desired.config.unknown == UNKNOWN_POLICY).then_some(desired.config.unknown_policy));
+        for (identity, alias) in &bridge.aliases {
+            for policy in &kept {
+                if let Some(row) = desired.rows.get(&RowKey {
+                    policy: *policy,
+                    identity: *identity,
+                }) {
+                    bridge.rows.insert(
+                        RowKey {
+                            policy: *policy,
+                            identity: *alias,
+                        },
+                        *row,
+                    );
+                }
+            }
+        }
+        bridge
+    }
+
+    /// The rows of a policy for the while: what was for where addresses led, what will be for where they will lead.
+    fn policy_rows(
+        &mut self,
+        desired: &State,
+        observed: &State,
+        (old, new): (u64, Judgement),
+        policy: u64,
+        old_identities: &BTreeSet<u64>,
+        moved: &BTreeSet<(u64, u64)>,
+    ) {
+        for identity in old_identities {
+            if let Some(row) = observed.rows.get(&RowKey {
+                policy: old,
+                identity: *identity,
+            }) {
+                self.rows.insert(
+                    RowKey {
+                        policy,
+                        identity: *identity,
+                    },
+                    *row,
+                );
+            }
+        }
+        for (_, to) in moved {
+            let row = match new {
+                Judgement::Pass => Some(everything()),
+                Judgement::Closed => None,
+                Judgement::Rows(policy) => desired
+                    .rows
+                    .get(&RowKey {
+                        policy,
+                        identity: *to,
+                    })
+                    .copied(),
+            };
+            let identity = self.aliases.get(to).copied().unwrap_or(*to);
+            if let Some(row) = row {
+                self.rows.insert(RowKey { policy, identity }, row);
+            }
+        }
+    }
+}
+
+/// Every number that a state speaks of.
+fn used(state: &State) -> BTreeSet<u64> {
+    let rows = state.rows.keys().flat_map(|key| [key.policy, key.identity]);
+    let endpoints = state.endpoints.values().map(|endpoint| endpoint.policy);
+    rows.chain(endpoints)
+        .chain(state.layout().identities())
+        .chain([0, state.config.unknown_policy])
+        .collect()
+}
+
+/// A number that is not used yet.
+fn fresh(used: &mut BTreeSet<u64>, what: &str, parts: &[u64]) -> u64 {
+    let mut out = Encoder::new("bridge");
+    out.text(what);
+    parts.iter().for_each(|part| out.number(*part));
+    let digest = out.digest();
+    let mut salt = 0;
+    loop {
+        let number = number(&digest, salt);
+        if used.insert(number) {
+            return number;
+        }
+        salt += 1;
+    }
+}

@@ -1,0 +1,32 @@
+//! A [`State`] judged as the maps would be.
+
+use egress_common::decide::View;
+use egress_common::wire::{Addr, Config, Endpoint, Row, RowKey};
+
+use super::State;
+use super::prefix::Prefixes;
+
+impl View for State {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
+        self.endpoints.get(&cgroup)
+    }
+
+    fn address(&self, addr: &Addr) -> Option<u64> {
+        self.addresses.get(addr).copied()
+    }
+
+    /// Looks through all prefix lengths in use; for tests and tools, not for packets.
+    fn prefix(&self, addr: &Addr) -> Option<u64> {
+        Prefixes::new(&self.cidrs)
+            .lookup(&self.cidrs, addr)
+            .map(|(_, identity)| *identity)
+    }
+
+    fn row(&self, key: &RowKey) -> Option<&Row> {
+        self.rows.get(key)
+    }
+}

@@ -1,0 +1,127 @@
+//! What a lock-down allows besides the gateways.
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "test helpers take literals and fail by panic"
+)]
+
+mod common;
+
+use common::{UNKNOWN, World, json, labels, lock, mesh, pod, set};
+use egress_common::Reason;
+use egress_policy::compile::UnknownPods;
+
+fn allow(allow: serde_json::Value) -> World {
+    mesh().with(lock(json!({ "allow": allow })))
+}
+
+#[test]
+fn dns_is_the_clusters_on_port_53_only() {
+    let world = allow(json!({"inCluster": false}));
+    for port in ["udp/53", "tcp/53"] {
+        assert!(world.allows("app/web", "10.96.0.10", port));
+        assert!(world.allows("app/web", "10.0.3.1", port));
+    }
+    assert!(
+        world.allows("app/web", "10.0.3.1", "udp/5353"),
+        "behind the service"
+    );
+    assert!(!world.allows("app/web", "10.96.0.10", "tcp/9153"));
+    assert!(!world.allows("app/web", "10.0.3.1", "tcp/9153"));
+    assert!(!world.allows("app/web", "10.0.1.2", "udp/53"));
+    let none = allow(json!({"inCluster": false, "dns": "None"}));
+    assert!(!none.allows("app/web", "10.96.0.10", "udp/53"));
+    assert!(!none.allows("app/web", "10.0.3.1", "udp/53"));
+}
+
+#[test]
+fn in_cluster_is_pods_and_services_and_on_by_default() {
+    let world = mesh().with(lock(json!({})));
+    assert!(world.allows("app/web", "10.0.1.3", "tcp/80"));
+    assert!(world.allows("app/web", "10.0.1.3", "icmp"));
+    assert!(world.allows("app/web", "10.96.0.10", "tcp/9153"));
+    assert!(!world.allows("app/web", "192.168.0.2", "tcp/80"), "a node");
+    assert!(!world.allows("app/web", "10.96.0.1", "tcp/443"), "the API server");
+    assert!(!allow(json!({"inCluster": false})).allows("app/web", "10.0.1.3", "tcp/80"));
+    assert_eq!(
+        world.rule("app/web", "10.0.1.3", "tcp/80"),
+        "EgressGatewayPolicy mesh spec.allow.inCluster"
+    );
+}
+
+#[test]
+fn the_api_server_by_vip_and_by_endpoint() {
+    let world = allow(json!({"apiServer": true}));
+    assert!(world.allows("app/web", "10.96.0.1", "tcp/443"));
+    assert!(world.allows("app/web", "192.168.0.9", "tcp/6443"));
+    assert!(!world.allows("app/web", "192.168.0.9", "tcp/22"));
+    assert!(!allow(json!({})).allows("app/web", "192.168.0.9", "tcp/6443"));
+}
+
+#[test]
+fn the_own_node_only() {
+    let world = allow(json!({"node": true}));
+    assert!(world.allows("app/web", "192.168.0.1", "tcp/10250"));
+    assert!(!world.allows("app/web", "192.168.0.2", "tcp/10250"));
+    assert!(!allow(json!({"node": false})).allows("app/web", "192.168.0.1", "tcp/10250"));
+}
+
+#[test]
+fn further_peers() {
+    let to = |peer| allow(json!({"inCluster": false, "to": [peer]}));
+    let world = to(json!({"cidr": "10.50.0.0/16", "except": ["10.50.9.0/24"], "ports": [{"port": 5432}]}));
+    assert!(world.allows("app/web", "10.50.0.1", "tcp/5432"));
+    assert!(!world.allows("app/web", "10.50.0.1", "tcp/5433"));
+    assert!(!world.allows("app/web", "10.50.9.1", "tcp/5432"));
+    let world = to(json!({"namespaces": labels("mesh", "on"), "pods": labels("app", "db")}));
+    assert!(world.allows("app/web", "10.0.1.2", "tcp/1"));
+    assert!(!world.allows("app/web", "10.0.1.3", "tcp/1"));
+    let world =
+        to(json!({"service": {"namespace": "kube-system", "name": "kube-dns"}, "ports": [{"port": 9153}]}));
+    assert!(world.allows("app/web", "10.96.0.10", "tcp/9153"));
+    assert!(world.allows("app/web", "10.0.3.1", "tcp/9153"));
+    assert!(!world.allows("app/web", "10.0.3.1", "tcp/80"));
+    assert!(!to(json!({"cidr": "10.50.0.0/16", "ports": []})).allows("app/web", "10.50.0.1", "tcp/5432"));
+}
+
+#[test]
+fn all_of_ipv6_is_not_all_of_ipv4() {
+    let world = allow(json!({"to": [{"cidr": "::/0"}]})).with(pod("app/web", "10.0.1.1,fd00::1", json!({})));
+    assert!(world.allows("app/web", "2001:db8::1", "tcp/1"));
+    assert!(!world.allows("app/web", "1.1.1.1", "tcp/1"));
+    let world =
+        allow(json!({"to": [{"cidr": "0.0.0.0/0"}]})).with(pod("app/web", "10.0.1.1,fd00::1", json!({})));
+    assert!(!world.allows("app/web", "2001:db8::1", "tcp/1"));
+    assert!(world.allows("app/web", "1.1.1.1", "tcp/1"));
+}
+
+#[test]
+fn unknown_pods_stay_inside() {
+    let mut world = mesh().with(lock(json!({})));
+    let verdict = world.verdict(UNKNOWN, "10.0.1.3", "tcp/80");
+    assert_eq!(verdict.reason, Reason::UnknownPodAllowed);
+    assert!(world.allows(UNKNOWN, "10.96.0.10", "udp/53"));
+    assert!(world.allows(UNKNOWN, "10.96.0.1", "tcp/443"));
+    assert!(!world.allows(UNKNOWN, "10.0.2.1", "tcp/443"), "a gateway");
+    assert!(!world.allows(UNKNOWN, "1.1.1.1", "tcp/443"));
+    world.unknown = UnknownPods::Deny;
+    assert!(!world.allows(UNKNOWN, "10.0.1.3", "tcp/80"));
+    world.unknown = UnknownPods::Allow;
+    assert!(world.allows(UNKNOWN, "1.1.1.1", "tcp/80"));
+}
+
+#[test]
+fn a_finished_pod_owns_no_address_and_a_terminating_one_does() {
+    let world = mesh().with(lock(json!({})));
+    let terminating = set(
+        pod("other/free", "10.0.1.3", json!({})),
+        "/metadata/deletionTimestamp",
+        json!("now"),
+    );
+    assert!(world.with(terminating).allows("app/web", "10.0.1.3", "tcp/80"));
+    let finished = set(
+        pod("other/free", "10.0.1.3", json!({})),
+        "/status/phase",
+        json!("Succeeded"),
+    );
+    assert!(!world.with(finished).allows("app/web", "10.0.1.3", "tcp/80"));
+}

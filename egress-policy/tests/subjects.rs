@@ -1,0 +1,135 @@
+//! Whom an EgressGatewayPolicy locks down.
+
+mod common;
+
+use common::{egp, json, labels, lock, mesh, pod, set};
+use egress_policy::compile::{LocalPod, PodState};
+
+#[test]
+fn a_subject_is_locked_down_and_others_are_not() {
+    let world = mesh().with(lock(json!({})));
+    assert!(!world.allows("app/web", "1.1.1.1", "tcp/443"));
+    assert!(world.allows("other/free", "1.1.1.1", "tcp/443"));
+    assert!(mesh().allows("app/web", "1.1.1.1", "tcp/443"));
+    assert_eq!(world.state("other/free"), PodState::Unselected);
+}
+
+#[test]
+fn subjects_by_pod_labels_and_service_accounts() {
+    let by = |subject| mesh().with(set(lock(json!({})), "/spec/subjects", json!([subject])));
+    let world = by(json!({"namespaces": {}, "pods": labels("app", "web")}));
+    assert!(!world.allows("app/web", "1.1.1.1", "tcp/443"));
+    assert!(world.allows("app/db", "1.1.1.1", "tcp/443"));
+    let account = |name: &str| {
+        set(
+            pod("app/web", "10.0.1.1", json!({})),
+            "/spec/serviceAccountName",
+            json!(name),
+        )
+    };
+    let world = by(json!({"serviceAccounts": ["payer"]}));
+    assert!(
+        !world
+            .with(account("payer"))
+            .allows("app/web", "1.1.1.1", "tcp/443")
+    );
+    assert!(
+        world
+            .with(account("other"))
+            .allows("app/web", "1.1.1.1", "tcp/443")
+    );
+    assert!(!by(json!({"serviceAccounts": []})).allows("app/db", "1.1.1.1", "tcp/443"));
+    assert!(!by(json!({"serviceAccounts": ["default"]})).allows("app/db", "1.1.1.1", "tcp/443"));
+}
+
+#[test]
+fn any_entry_may_match_and_a_missing_namespace_object_has_its_name() {
+    let subjects = json!([{"pods": labels("app", "nobody")}, {"namespaces": labels("kubernetes.io/metadata.name", "other")}]);
+    let world = mesh().with(set(lock(json!({})), "/spec/subjects", subjects));
+    assert!(!world.allows("other/free", "1.1.1.1", "tcp/443"));
+    assert!(world.allows("app/web", "1.1.1.1", "tcp/443"));
+}
+
+#[test]
+fn the_lifeline_is_spared_unless_it_is_meant() {
+    let everyone = |system: bool| {
+        let subject = json!({"namespaces": {}, "systemNamespaces": system});
+        let own = pod("egress-enforcer/agent", "10.0.3.2", json!({}));
+        mesh()
+            .with(own)
+            .with(set(lock(json!({})), "/spec/subjects", json!([subject])))
+    };
+    for name in ["kube-system/dns", "egress-enforcer/agent"] {
+        assert!(everyone(false).allows(name, "1.1.1.1", "tcp/443"));
+        assert!(!everyone(true).allows(name, "1.1.1.1", "tcp/443"));
+    }
+    assert!(!everyone(false).allows("other/free", "1.1.1.1", "tcp/443"));
+}
+
+#[test]
+fn a_host_network_pod_can_be_a_subject() {
+    let host = set(
+        pod("app/host", "192.168.0.1", json!({})),
+        "/spec/hostNetwork",
+        json!(true),
+    );
+    let world = mesh().with(host).with(lock(json!({})));
+    assert!(!world.allows("app/host", "1.1.1.1", "tcp/443"));
+    assert!(world.allows("app/host", "10.0.1.2", "tcp/80"));
+    assert!(world.compile().endpoints[&world.cgroup("app/host")].host_network);
+}
+
+#[test]
+fn several_policies_allow_their_union() {
+    let more = egp(
+        "more",
+        json!({"subjects": [{"pods": labels("app", "web")}],
+        "allow": {"dns": "None", "inCluster": false, "to": [{"cidr": "1.1.1.0/24"}]}}),
+    );
+    let world = mesh().with(lock(json!({}))).with(more);
+    assert!(world.allows("app/web", "1.1.1.1", "tcp/443"));
+    assert!(world.allows("app/web", "10.0.2.1", "tcp/443"));
+    assert!(!world.allows("app/web", "1.1.2.1", "tcp/443"));
+    assert!(!world.allows("app/db", "1.1.1.1", "tcp/443"));
+    let info = &world.compile().endpoints[&world.cgroup("app/web")];
+    assert_eq!(
+        info.policies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["EgressGatewayPolicy mesh", "EgressGatewayPolicy more"]
+    );
+}
+
+#[test]
+fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
+    let mut mirror = pod("app/static", "10.0.1.8", json!({}));
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "abc"});
+    let mut world = mesh().with(lock(json!({})));
+    world.local.push(LocalPod {
+        uid: "abc".to_owned(),
+        cgroup: 77,
+    });
+    world.names.push("by-hash".to_owned());
+    assert!(!world.compile().endpoints.contains_key(&77));
+    assert_eq!(world.with(mirror.clone()).compile().endpoints[&77].name, "static");
+    let elsewhere = set(mirror.clone(), "/spec/nodeName", json!("node-b"));
+    assert!(!world.with(elsewhere).compile().endpoints.contains_key(&77));
+    // The hash of a pod's UID does not take the pod over.
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "uid-app-web"});
+    let world = world.with(mirror);
+    assert_eq!(world.compile().endpoints[&world.cgroup("app/web")].name, "web");
+}
+
+#[test]
+fn a_uid_of_two_pods_is_nobodys() {
+    let twin = set(
+        pod("other/twin", "10.0.1.9", json!({})),
+        "/metadata/uid",
+        json!("uid-app-web"),
+    );
+    let mut world = mesh().with(lock(json!({})));
+    for read in egress_policy::object::read(twin).unwrap() {
+        world.index.apply(read.event().unwrap());
+    }
+    let compiled = world.compile();
+    assert!(!compiled.endpoints.contains_key(&world.cgroup("app/web")));
+    assert!(world.diagnostics().contains("claimed by several pods"));
+}

@@ -1,0 +1,142 @@
+//! What `egress-probe` prints: one JSON object a line, in the types of this library.
+//!
+//! Invariant: an attempt that was made always ends in exactly one [`Attempt`] line, whatever the network or the
+//! enforcer did to it; only a wrong command line ends without one.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The other side answered (or, for `raw` and `packet`, the kernel took the packet).
+    Ok,
+    /// `ECONNREFUSED`: somebody said no.
+    Refused,
+    /// `EPERM` or `EACCES` from a socket call: this kernel said no.
+    Denied,
+    /// Nothing came back in time. A TCP connection whose SYN a `cgroup_skb` program drops ends here too: TCP hides
+    /// the error of a single segment from `connect(2)`.
+    Timeout,
+    /// Anything else; the detail says what.
+    Error,
+}
+
+/// The one line an attempt prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// How it ended. For `get`, `ok` means that an HTTP answer came, with whatever status.
+    pub outcome: Outcome,
+    /// For people: what happened, with the system call and error if one failed.
+    pub detail: String,
+    /// The HTTP status, if an HTTP answer came.
+    pub status: Option<u16>,
+    /// The answer: the HTTP body, the echoed payload, or the resolved addresses separated by commas.
+    pub body: Option<String>,
+    /// How long the attempt took.
+    pub elapsed_ms: u64,
+}
+
+impl Attempt {
+    /// Whether the attempt got through: `ok`, and for HTTP a status from 200 to 299.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        self.outcome == Outcome::Ok && self.status.is_none_or(|status| (200..300).contains(&status))
+    }
+
+    /// The addresses that `resolve` found.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.body
+            .as_deref()
+            .unwrap_or_default()
+            .split(',')
+            .filter_map(|part| part.parse().ok())
+            .collect()
+    }
+
+    /// The body of an answer of `serve-http`.
+    #[must_use]
+    pub fn http_reply(&self) -> Option<HttpReply> {
+        serde_json::from_str(self.body.as_deref()?).ok()
+    }
+}
+
+/// The line that every server and `capture` print once they take traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Always true.
+    pub ready: bool,
+}
+
+/// The body with which `serve-http` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpReply {
+    /// The `--name` of the server.
+    pub server: String,
+    /// Address and port from which the server was called.
+    pub peer: String,
+    /// The path of the request.
+    pub path: String,
+}
+
+/// One IP packet that `capture` received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Captured {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// `TCP`, `UDP`, `ICMP`, `ICMPv6`, or the number of the protocol (for IPv6, of the first next header).
+    pub protocol: String,
+    /// Source port of TCP and UDP, unless the packet is a later fragment.
+    pub sport: Option<u16>,
+    /// Destination port of TCP and UDP, unless the packet is a later fragment.
+    pub dport: Option<u16>,
+    /// Length of the IP packet in bytes.
+    pub len: usize,
+}
+
+/// One line of `hold`: number 0 is the connection itself, the others are the lines sent over it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// The number of the line.
+    pub sequence: u64,
+    /// `ok` when its echo came back before the interval was over.
+    pub outcome: Outcome,
+    /// For people: what happened.
+    pub detail: String,
+    /// Milliseconds since the start of the program.
+    pub at_ms: u64,
+    /// How long the echo took.
+    pub elapsed_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempt_round_trips_with_the_documented_field_names() {
+        let line = r#"{"outcome":"ok","detail":"","status":200,"body":"{\"server\":\"a\",\"peer\":\"b\",\"path\":\"/\"}","elapsed_ms":3}"#;
+        let attempt: Attempt = serde_json::from_str(line).unwrap();
+        assert!(attempt.succeeded());
+        assert_eq!(attempt.http_reply().unwrap().server, "a");
+        assert_eq!(serde_json::to_string(&attempt).unwrap(), line);
+    }
+
+    #[test]
+    fn a_bad_status_is_no_success() {
+        let attempt = Attempt {
+            outcome: Outcome::Ok,
+            detail: String::new(),
+            status: Some(503),
+            body: None,
+            elapsed_ms: 0,
+        };
+        assert!(!attempt.succeeded());
+        assert!(attempt.addresses().is_empty());
+    }
+}

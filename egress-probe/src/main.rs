@@ -1,0 +1,56 @@
+//! `egress-probe`: the servers and the one-shot attempts that run inside pods.
+//!
+//! Invariant: standard output carries only the JSON lines of the library; everything for people goes to standard
+//! error.
+
+mod attempt;
+mod cli;
+mod net;
+mod serve;
+
+use std::io::{self, BufRead as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{AttemptCommand, Cli, Command, ScriptLine};
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("egress-probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::ServeHttp { listen, name } => serve::http::run(&listen, &name),
+        Command::ServeUdp { listen } => serve::echo::run_udp(&listen),
+        Command::ServeEcho { listen } => serve::echo::run_tcp(&listen),
+        Command::ServeDns { listen, record } => serve::dns::run(&listen, &record),
+        Command::Proxy(options) => serve::proxy::run(options),
+        Command::Gateway(options) => serve::gateway::run(options),
+        Command::Capture { interface, seconds } => serve::capture::run(&interface, seconds),
+        Command::Hold(options) => attempt::hold::run(&options),
+        Command::Script => script(),
+        Command::Attempt(command) => net::print_line(&attempt::run(&command)),
+    }
+}
+
+/// Runs one attempt for each argv array on standard input. A line that is no attempt ends the script.
+fn script() -> anyhow::Result<()> {
+    net::announce_ready()?;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let argv: Vec<String> = serde_json::from_str(&line)?;
+        let command: AttemptCommand = ScriptLine::try_parse_from(argv)?.command;
+        net::print_line(&attempt::run(&command))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! The servers. Each runs until it is killed and prints a line once it takes traffic.
+
+pub(crate) mod capture;
+pub(crate) mod dns;
+pub(crate) mod echo;
+pub(crate) mod gateway;
+pub(crate) mod http;
+pub(crate) mod proxy;

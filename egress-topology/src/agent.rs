@@ -1,0 +1,196 @@
+//! The enforcer's agent as a process of the node: the real binary, started, asked, killed and cleaned up after.
+//!
+//! Invariant: everything is said to it and learnt from it the way a person would, by its command line.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{Exec, Finished, Process, Topology};
+
+/// How long the agent may take to enforce, and to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An agent that is to run, runs, or ran.
+#[derive(Debug)]
+pub struct Agent {
+    binary: PathBuf,
+    bpffs: PathBuf,
+    dir: PathBuf,
+    arguments: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// The agent of `binary`, with its pins below `bpffs`. Objects are in `dir/objects`, its socket will be in `dir`.
+    #[must_use]
+    pub fn new(binary: PathBuf, bpffs: &Path, dir: &Path) -> Self {
+        Self {
+            binary,
+            bpffs: bpffs.to_owned(),
+            dir: dir.to_owned(),
+            arguments: Vec::new(),
+            process: None,
+        }
+    }
+
+    /// Gives `run` further arguments from the next start on.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        self
+    }
+
+    /// The binary.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Where it answers.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("agent.sock")
+    }
+
+    /// Where its objects are.
+    #[must_use]
+    pub fn objects(&self) -> PathBuf {
+        self.dir.join("objects")
+    }
+
+    /// The command line of `run`.
+    #[must_use]
+    pub fn run(&self, topology: &Topology) -> Exec {
+        let exec = Exec::new(&self.binary, ["run", "--source"])
+            .argument(format!("file:{}", self.objects().display()))
+            .argument("--pod-root")
+            .argument(topology.pod_root().path())
+            .argument("--bpffs")
+            .argument(&self.bpffs)
+            .argument("--socket")
+            .argument(self.socket())
+            .argument("--node-name")
+            .argument(topology.node_name());
+        self.arguments.iter().fold(exec, Exec::argument)
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub fn start(&mut self, topology: &Topology) -> Result<()> {
+        self.process = Some(topology.node_exec(&self.run(topology))?);
+        self.wait("the agent is ready", |status| status["ready"] == true)
+    }
+
+    /// Waits until its status is as wanted.
+    pub fn wait(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let process = self.process.as_mut().context("the agent does not run")?;
+            if !process.is_running()? {
+                bail!("the agent ended: {}", process.stderr());
+            }
+            let status = self.status();
+            if status.as_ref().is_some_and(&wanted) {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("waited in vain: {what}; status {status:?}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What `status` says; nothing where it cannot be reached.
+    #[must_use]
+    pub fn status(&self) -> Option<Value> {
+        let output = self.ask(&["status", "--output", "json"]).ok()?;
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).ok())?
+    }
+
+    /// Denied and audited packets that it remembers.
+    pub fn flows(&self) -> Result<Vec<Value>> {
+        let output = self.ask(&["flows", "--output", "json"])?;
+        if !output.status.success() {
+            bail!(
+                "flows ended with {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        output
+            .stdout
+            .split(|&byte| byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| Ok(serde_json::from_slice(line)?))
+            .collect()
+    }
+
+    /// Runs a command that asks the running agent.
+    pub fn ask(&self, words: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.binary);
+        command.args(words).arg("--socket").arg(self.socket());
+        command
+            .output()
+            .with_context(|| format!("run {}", self.binary.display()))
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(process) => process.kill(),
+            None => bail!("the agent does not run"),
+        }
+    }
+
+    /// Ends it as Kubernetes would.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the agent does not run")?;
+        process.signal(Signal::SIGTERM)?;
+        let status = process.wait(PATIENCE)?;
+        if !status.success() {
+            bail!("the agent ended with {status}: {}", process.stderr());
+        }
+        Ok(())
+    }
+
+    /// `egress-agent cleanup`, whatever comes of it.
+    pub fn try_cleanup(&self, topology: &Topology) -> Result<Finished> {
+        let exec = Exec::new(&self.binary, ["cleanup", "--bpffs"])
+            .argument(&self.bpffs)
+            .argument("--socket")
+            .argument(self.socket());
+        topology.node_exec(&exec)?.finish(PATIENCE)
+    }
+
+    /// `egress-agent cleanup`.
+    pub fn cleanup(&self, topology: &Topology) -> Result<()> {
+        let finished = self.try_cleanup(topology)?;
+        if !finished.status.success() {
+            bail!("cleanup ended with {}: {}", finished.status, finished.stderr);
+        }
+        Ok(())
+    }
+
+    /// Everything that the enforcer has below its bpffs; files and directories.
+    pub fn pins(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        let mut next = vec![self.bpffs.join("egress-enforcer")];
+        while let Some(path) = next.pop() {
+            if !path.exists() {
+                continue;
+            }
+            if path.is_dir() {
+                next.extend(std::fs::read_dir(&path)?.flatten().map(|entry| entry.path()));
+            }
+            found.push(path);
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,239 @@
+//! The commands' end of the admin socket: asks, and prints tables or JSON.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+
+use anyhow::Context as _;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+
+use super::{Request, Unreachable};
+use crate::cli::{FlowsArgs, Output, ReadArgs};
+use crate::flow::Flow;
+use crate::status::{EndpointStatus, Status};
+
+/// Lines of answer to a request.
+struct Answer {
+    lines: Lines<BufReader<OwnedReadHalf>>,
+    _writer: tokio::net::unix::OwnedWriteHalf,
+}
+
+async fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
+    let unreachable = |error: std::io::Error| Unreachable {
+        socket: socket.to_owned(),
+        reason: error.to_string(),
+    };
+    let (reader, mut writer) = UnixStream::connect(socket)
+        .await
+        .map_err(unreachable)?
+        .into_split();
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    writer.write_all(&line).await.map_err(unreachable)?;
+    Ok(Answer {
+        lines: BufReader::new(reader).lines(),
+        _writer: writer,
+    })
+}
+
+impl Answer {
+    async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
+        match self.lines.next_line().await? {
+            Some(line) => Ok(Some(
+                serde_json::from_str(&line).context("the agent is of another version")?,
+            )),
+            None => Ok(None),
+        }
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    out.write_all(b"\n")?;
+    Ok(())
+}
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(head);
+    // Lines are folded for a screen only; a pipe gets one line per row.
+    if std::io::stdout().is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
+    table
+}
+
+/// `status`.
+///
+/// # Errors
+/// The agent cannot be reached.
+pub async fn status(args: &ReadArgs) -> anyhow::Result<()> {
+    let mut answer = ask(&args.socket.socket, &Request::Status).await?;
+    let status: Status = answer.next().await?.context("the agent gave no answer")?;
+    match args.output {
+        Output::Json => json(&status),
+        Output::Table => {
+            print_status(&status);
+            Ok(())
+        }
+    }
+}
+
+fn print_status(status: &Status) {
+    let mut rows = table(&[]);
+    let mut row = |name: &str, value: String| {
+        rows.add_row([name.to_owned(), value]);
+    };
+    row("node", status.node.clone());
+    row(
+        "ready",
+        if status.ready {
+            "yes".to_owned()
+        } else {
+            format!("no: {}", status.pending.join("; "))
+        },
+    );
+    row("version", format!("{}, maps v{}", status.version, status.abi));
+    row("revision", status.revision.to_string());
+    for hook in &status.hooks {
+        row(
+            "hook",
+            format!("{} (program {}) on {}", hook.program, hook.id, hook.target),
+        );
+    }
+    let endpoints: Vec<_> = status
+        .endpoints
+        .iter()
+        .map(|(state, number)| format!("{number} {state}"))
+        .collect();
+    let known = if endpoints.is_empty() {
+        "none".to_owned()
+    } else {
+        endpoints.join(", ")
+    };
+    row("endpoints", known);
+    row("unknown pods", status.unknown_pods.to_string());
+    for fill in &status.maps {
+        row(
+            "map",
+            format!("{} {} of {}", fill.map, fill.entries, fill.capacity),
+        );
+    }
+    for verdict in &status.verdicts {
+        let text = format!(
+            "{} {}: {} packets, {} bytes",
+            verdict.action, verdict.reason, verdict.packets, verdict.bytes
+        );
+        row("verdicts", text);
+    }
+    row("lost events", status.lost_events.to_string());
+    row(
+        "source",
+        format!("{}, {} objects", status.source.name, status.source.objects),
+    );
+    for (kind, number) in &status.source.ignored {
+        row("ignored", format!("{number} {kind}"));
+    }
+    for error in &status.source.errors {
+        row("source error", error.to_string());
+    }
+    for diagnostic in &status.diagnostics {
+        row("diagnostic", diagnostic.clone());
+    }
+    for error in &status.errors {
+        row("error", error.clone());
+    }
+    println!("{}", rows.trim_fmt());
+}
+
+/// `endpoints`.
+///
+/// # Errors
+/// The agent cannot be reached.
+pub async fn endpoints(args: &ReadArgs) -> anyhow::Result<()> {
+    let mut answer = ask(&args.socket.socket, &Request::Endpoints).await?;
+    let mut rows = table(&[
+        "NAMESPACE",
+        "POD",
+        "STATE",
+        "COVERAGE",
+        "ADDRESSES",
+        "CGROUP",
+        "POLICIES",
+    ]);
+    while let Some(endpoint) = answer.next::<EndpointStatus>().await? {
+        match args.output {
+            Output::Json => json(&endpoint)?,
+            Output::Table => {
+                let EndpointStatus {
+                    namespace,
+                    name,
+                    state,
+                    coverage,
+                    addresses,
+                    cgroup,
+                    policies,
+                    ..
+                } = endpoint;
+                let (addresses, policies) = (addresses.join(" "), policies.join(", "));
+                rows.add_row([
+                    namespace,
+                    name,
+                    state,
+                    coverage,
+                    addresses,
+                    cgroup.to_string(),
+                    policies,
+                ]);
+            }
+        }
+    }
+    if args.output == Output::Table {
+        println!("{}", rows.trim_fmt());
+    }
+    Ok(())
+}
+
+/// `flows`.
+///
+/// # Errors
+/// The agent cannot be reached.
+pub async fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
+    let mut answer = ask(&args.read.socket.socket, &Request::Flows { follow: args.follow }).await?;
+    while let Some(flow) = answer.next::<Flow>().await? {
+        let pod = args.pod.as_ref().is_none_or(|pod| flow.pod.as_ref() == Some(pod));
+        let to = args.to.is_none_or(|to| flow.destination == to);
+        if !(pod && to) {
+            continue;
+        }
+        match args.read.output {
+            Output::Json => json(&flow)?,
+            // One line as it comes: a table would have to wait for the last row.
+            Output::Table => writeln!(std::io::stdout(), "{}", line(&flow))?,
+        }
+    }
+    Ok(())
+}
+
+fn line(flow: &Flow) -> String {
+    let from = flow
+        .pod
+        .clone()
+        .unwrap_or_else(|| format!("cgroup {}", flow.cgroup));
+    let to = flow
+        .destination_name
+        .as_ref()
+        .map_or_else(String::new, |name| format!(" ({name})"));
+    let by = flow.rule.clone().unwrap_or_else(|| flow.policies.join(", "));
+    format!(
+        "{} {} {} {} {} -> {}{to} {} {by}",
+        flow.time, flow.action, flow.reason, from, flow.source, flow.destination, flow.protocol
+    )
+    .trim_end()
+    .to_owned()
+}

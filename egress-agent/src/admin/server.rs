@@ -1,0 +1,174 @@
+//! The agent's end of the admin socket.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{broadcast, watch};
+
+use super::Request;
+use crate::flow::Flow;
+use crate::status::{EndpointStatus, Status};
+
+/// Flows kept for those who ask later.
+const REMEMBERED: usize = 4096;
+/// Longest request.
+const REQUEST_BYTES: u64 = 4096;
+
+/// What is published for readers: replaced as a whole, never changed.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// Answer to [`Request::Status`].
+    pub status: Status,
+    /// Answer to [`Request::Endpoints`].
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// Flows on their way to whoever asked.
+#[derive(Clone, Debug)]
+pub struct FlowLog {
+    recent: Arc<Mutex<VecDeque<Arc<Flow>>>>,
+    live: broadcast::Sender<Arc<Flow>>,
+}
+
+impl Default for FlowLog {
+    fn default() -> Self {
+        Self {
+            recent: Arc::default(),
+            live: broadcast::channel(REMEMBERED).0,
+        }
+    }
+}
+
+impl FlowLog {
+    /// Remembers a flow and hands it to those who follow.
+    pub fn push(&self, flow: Flow) {
+        let flow = Arc::new(flow);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == REMEMBERED {
+            recent.pop_front();
+        }
+        recent.push_back(Arc::clone(&flow));
+        // Without followers nobody takes it; sent under the lock, so that a new follower misses none and sees none twice.
+        let _ = self.live.send(flow);
+    }
+
+    fn subscribe(&self) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        (recent.iter().cloned().collect(), self.live.subscribe())
+    }
+}
+
+/// The listening socket; removed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Server {
+    /// Listens at `path`. What a killed agent left there is removed: the caller holds the node's lock.
+    ///
+    /// # Errors
+    /// The directory or the socket cannot be made.
+    pub fn bind(path: &Path) -> anyhow::Result<Self> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("cannot restrict {}", path.display()))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Answers until dropped.
+    pub async fn serve(self, published: watch::Receiver<Arc<Published>>, flows: FlowLog) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let (published, flows) = (published.clone(), flows.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = answer(stream, &published, &flows).await {
+                            tracing::debug!(%error, "a reader of the admin socket went away");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept at the admin socket");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn answer(
+    stream: UnixStream,
+    published: &watch::Receiver<Arc<Published>>,
+    flows: &FlowLog,
+) -> anyhow::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(reader.take(REQUEST_BYTES))
+        .read_line(&mut line)
+        .await?;
+    let request: Request = serde_json::from_str(&line).context("not a request")?;
+    let now = Arc::clone(&published.borrow());
+    match request {
+        Request::Status => send(&mut writer, &now.status).await?,
+        Request::Endpoints => {
+            for endpoint in &now.endpoints {
+                send(&mut writer, endpoint).await?;
+            }
+        }
+        Request::Flows { follow } => {
+            let (recent, mut live) = flows.subscribe();
+            for flow in recent {
+                send(&mut writer, &*flow).await?;
+            }
+            if !follow {
+                return Ok(());
+            }
+            loop {
+                match live.recv().await {
+                    Ok(flow) => send(&mut writer, &*flow).await?,
+                    Err(broadcast::error::RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "a follower of flows is too slow");
+                    }
+                    Err(broadcast::error::RecvError::Closed) => break,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn send<T: Serialize + Sync>(writer: &mut OwnedWriteHalf, value: &T) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(writer.write_all(&line).await?)
+}

@@ -1,0 +1,235 @@
+//! The command line: what can be asked of the agent, and the exit codes.
+//!
+//! Invariant: an exit code means one thing: see [`EXIT_CODES`]; `tests/cli.rs` provokes each.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use egress_policy::compile::UnknownPods;
+
+use crate::{admin, cleanup, lock, preflight, run};
+
+/// The exit codes, as `--help` shows them.
+pub const EXIT_CODES: &str = "Exit codes:
+  0   fine
+  1   failed; the reason is on stderr
+  2   wrong usage
+  3   the agent cannot be reached
+  77  this node lacks something the agent needs; one sentence on stderr says what and how to provide it";
+
+/// Denies pod egress except where policy allows it, with BPF programs that go on working when the agent does not.
+#[derive(Debug, Parser)]
+#[command(name = "egress-agent", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What to log on stderr, as in `info,egress_agent=debug`.
+    #[arg(long, global = true, env = "EGRESS_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enforce on this node until stopped. Enforcement goes on after the agent has ended, however it ended; `cleanup` ends it.
+    Run(RunArgs),
+    /// Show what this node enforces: hooks, revision, endpoints, map fill, last errors.
+    Status(ReadArgs),
+    /// List the local pods: policy, state, cgroup, addresses.
+    Endpoints(ReadArgs),
+    /// Show denied and audited packets, newest last.
+    Flows(FlowsArgs),
+    /// Remove every link, program, map and pin of the enforcer from this node: nothing is enforced afterwards.
+    Cleanup(CleanupArgs),
+}
+
+/// Where the enforcer keeps its pins.
+#[derive(Clone, Debug, Args)]
+pub struct BpffsArgs {
+    /// The bpffs that holds the pins.
+    #[arg(long, env = "EGRESS_BPFFS", default_value = "/sys/fs/bpf", value_name = "DIR")]
+    pub bpffs: PathBuf,
+}
+
+/// Where a running agent answers.
+#[derive(Clone, Debug, Args)]
+pub struct SocketArgs {
+    /// The agent's unix socket.
+    #[arg(
+        long,
+        env = "EGRESS_SOCKET",
+        default_value = "/run/egress-enforcer/agent.sock",
+        value_name = "FILE"
+    )]
+    pub socket: PathBuf,
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Where objects come from: `file:DIR` reads the Kubernetes YAML and JSON files in a directory and follows its changes.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
+    pub source: Source,
+    /// The cgroup below which kubelet makes its pods; found by itself when absent.
+    #[arg(long, env = "EGRESS_POD_ROOT", value_name = "DIR")]
+    pub pod_root: Option<PathBuf>,
+    /// Name of this node; NODE_NAME, then the host name, when absent.
+    #[arg(long, env = "EGRESS_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// What pods may send that the agent does not know (yet): nothing; to pods and services of the cluster; everything.
+    #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
+    pub unknown_pods: Unknown,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub bpffs: BpffsArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
+}
+
+/// Arguments of commands that read from a running agent.
+#[derive(Clone, Debug, Args)]
+pub struct ReadArgs {
+    /// How to print.
+    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
+}
+
+/// Arguments of `flows`.
+#[derive(Clone, Debug, Args)]
+pub struct FlowsArgs {
+    /// Go on with new flows until interrupted.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only flows of this pod.
+    #[arg(long, value_name = "NS/POD")]
+    pub pod: Option<String>,
+    /// Only flows to this address and port.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub to: Option<SocketAddr>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub read: ReadArgs,
+}
+
+/// Arguments of `cleanup`.
+#[derive(Clone, Debug, Args)]
+pub struct CleanupArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub bpffs: BpffsArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
+}
+
+/// How read commands print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs; lists as JSON lines.
+    Json,
+}
+
+/// What unknown pods may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Unknown {
+    /// Nothing but loopback.
+    Deny,
+    /// Pods and services of the cluster, its DNS and its API server; not gateways.
+    DenyOutside,
+    /// Everything.
+    Allow,
+}
+
+impl From<Unknown> for UnknownPods {
+    fn from(unknown: Unknown) -> Self {
+        match unknown {
+            Unknown::Deny => Self::Deny,
+            Unknown::DenyOutside => Self::DenyOutside,
+            Unknown::Allow => Self::Allow,
+        }
+    }
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of YAML and JSON files.
+    File(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("file", dir)) if !dir.is_empty() => Ok(Self::File(dir.into())),
+            _ => Err("expected file:DIR".to_owned()),
+        }
+    }
+}
+
+/// Runs a parsed command line and maps its end to an exit code.
+#[must_use]
+pub fn main(cli: Cli) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log);
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("egress-agent: --log {}: {error}", cli.log);
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("egress-agent: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<preflight::Missing>() {
+        ExitCode::from(77)
+    } else if error.is::<admin::Unreachable>() {
+        ExitCode::from(3)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("cannot start the async runtime")
+    };
+    match command {
+        Command::Run(args) => runtime()?.block_on(run::run(args)),
+        Command::Status(args) => runtime()?.block_on(admin::client::status(&args)),
+        Command::Endpoints(args) => runtime()?.block_on(admin::client::endpoints(&args)),
+        Command::Flows(args) => runtime()?.block_on(admin::client::flows(&args)),
+        Command::Cleanup(args) => {
+            let lock = lock::Lock::bpffs(&args.bpffs.bpffs)?;
+            cleanup::cleanup(&args.bpffs.bpffs, &args.socket.socket, lock)
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The maps from user space: reading what they say, and carrying out plans.
+//!
+//! Invariant: [`Maps::observed`] is what the kernel's maps hold: read once, then kept in step by every write that
+//! succeeded. Tested by `tests/datapath.rs`, which reads the maps again after each plan.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf};
+use egress_common::reason::counter_slot;
+use egress_common::wire::{Addr, Cidr, Config, Counter, Endpoint, Row, RowKey};
+use egress_common::{Action, Reason};
+use egress_policy::plan::{Plan, State, Step};
+use serde::{Deserialize, Serialize};
+
+use super::pins::Pins;
+
+const CONFIG: &str = "egress_config";
+const ENDPOINTS: &str = "egress_endpoint";
+const IPCACHE: &str = "egress_ipcache";
+const CIDRS: &str = "egress_cidrs";
+const ROWS: &str = "egress_rows";
+const COUNTERS: &str = "egress_counters";
+const LOST: &str = "egress_lost";
+const EVENTS: &str = "egress_events";
+
+/// Every map of the object; each is pinned under its name.
+pub(super) const NAMES: [&str; 8] = [CONFIG, ENDPOINTS, IPCACHE, CIDRS, ROWS, COUNTERS, LOST, EVENTS];
+
+/// Size of key and value of each map: a pinned map of another shape is not ours to write.
+const SHAPES: [(&str, usize, usize); 7] = [
+    (CONFIG, 4, size_of::<Config>()),
+    (ENDPOINTS, 8, size_of::<Endpoint>()),
+    (IPCACHE, 16, 8),
+    (CIDRS, 4 + 16, 8),
+    (ROWS, size_of::<RowKey>(), size_of::<Row>()),
+    (COUNTERS, 4, size_of::<Counter>()),
+    (LOST, 4, 8),
+];
+
+/// The open maps.
+pub(super) struct Maps {
+    config: Array<MapData, Config>,
+    endpoints: BpfHash<MapData, u64, Endpoint>,
+    ipcache: BpfHash<MapData, Addr, u64>,
+    cidrs: LpmTrie<MapData, Addr, u64>,
+    rows: BpfHash<MapData, RowKey, Row>,
+    counters: PerCpuArray<MapData, Counter>,
+    lost: PerCpuArray<MapData, u64>,
+    events: Option<RingBuf<MapData>>,
+    capacity: BTreeMap<&'static str, u32>,
+    observed: State,
+}
+
+/// Entries and capacity of a map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// The map's name.
+    pub map: String,
+    /// Entries in it.
+    pub entries: usize,
+    /// Most entries it can hold.
+    pub capacity: u32,
+}
+
+/// Packets and bytes of one action and reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterTotal {
+    /// [`Action::name`].
+    pub action: String,
+    /// [`Reason::name`].
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the IP header on.
+    pub bytes: u64,
+}
+
+/// A step of a plan that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}: {error}{}", if *stopped { "; the rest of the plan waits" } else { "" })]
+pub struct StepError {
+    /// The step.
+    pub step: Box<Step>,
+    /// The kernel's answer.
+    pub error: MapError,
+    /// The plan was not carried on after this step.
+    pub stopped: bool,
+}
+
+impl Maps {
+    /// Takes the maps out of the loaded object, checks their shapes and reads them.
+    pub(super) fn take(ebpf: &mut Ebpf, pins: &Pins) -> anyhow::Result<Self> {
+        let mut capacity = BTreeMap::new();
+        for (name, key, value) in SHAPES {
+            let info = aya::maps::MapInfo::from_pin(pins.map(name)).with_context(|| format!("map {name}"))?;
+            if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
+                bail!(
+                    "the pinned map {} is of another version: run `egress-agent cleanup`, then start again",
+                    pins.map(name).display()
+                );
+            }
+            capacity.insert(name, info.max_entries());
+        }
+        let mut take = |name: &str| -> anyhow::Result<Map> {
+            ebpf.take_map(name)
+                .with_context(|| format!("the BPF object has no map {name}"))
+        };
+        let mut maps = Self {
+            config: take(CONFIG)?.try_into()?,
+            endpoints: take(ENDPOINTS)?.try_into()?,
+            ipcache: take(IPCACHE)?.try_into()?,
+            cidrs: take(CIDRS)?.try_into()?,
+            rows: take(ROWS)?.try_into()?,
+            counters: take(COUNTERS)?.try_into()?,
+            lost: take(LOST)?.try_into()?,
+            events: Some(take(EVENTS)?.try_into()?),
+            capacity,
+            observed: State::default(),
+        };
+        maps.observed = maps.read().context("cannot read the maps")?;
+        Ok(maps)
+    }
+
+    fn read(&self) -> Result<State, MapError> {
+        let cidr = |key: Key<Addr>| Cidr {
+            bits: key.prefix_len(),
+            addr: key.data(),
+        };
+        Ok(State {
+            config: self.config.get(&0, 0)?,
+            endpoints: self.endpoints.iter().collect::<Result<_, _>>()?,
+            addresses: self.ipcache.iter().collect::<Result<_, _>>()?,
+            cidrs: self
+                .cidrs
+                .iter()
+                .map(|e| e.map(|(k, v)| (cidr(k), v)))
+                .collect::<Result<_, _>>()?,
+            rows: self.rows.iter().collect::<Result<_, _>>()?,
+        })
+    }
+
+    pub(super) fn observed(&self) -> &State {
+        &self.observed
+    }
+
+    /// A row that does not fit is left out, which denies; anything else that fails stops the plan, because every prefix of
+    /// a plan is safe and a plan with a hole need not be.
+    pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), Vec<StepError>> {
+        let mut errors = Vec::new();
+        for step in &plan.steps {
+            if let Err(error) = self.step(step) {
+                let stopped = !matches!(step, Step::PutRow(..));
+                errors.push(StepError {
+                    step: Box::new(step.clone()),
+                    error,
+                    stopped,
+                });
+                if stopped {
+                    break;
+                }
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), MapError> {
+        let observed = &mut self.observed;
+        let lpm = |cidr: &Cidr| Key::new(cidr.bits, cidr.addr);
+        match step {
+            Step::PutRow(key, row) => {
+                self.rows.insert(key, **row, 0)?;
+                observed.rows.insert(*key, **row);
+            }
+            Step::PutAddress(addr, identity) => {
+                self.ipcache.insert(addr, identity, 0)?;
+                observed.addresses.insert(*addr, *identity);
+            }
+            Step::PutCidr(cidr, identity) => {
+                self.cidrs.insert(&lpm(cidr), identity, 0)?;
+                observed.cidrs.insert(*cidr, *identity);
+            }
+            Step::PutEndpoint(cgroup, endpoint) => {
+                self.endpoints.insert(cgroup, endpoint, 0)?;
+                observed.endpoints.insert(*cgroup, *endpoint);
+            }
+            Step::PutConfig(config) => {
+                self.config.set(0, config, 0)?;
+                observed.config = *config;
+            }
+            Step::DeleteEndpoint(cgroup) => {
+                gone(self.endpoints.remove(cgroup))?;
+                observed.endpoints.remove(cgroup);
+            }
+            Step::DeleteAddress(addr) => {
+                gone(self.ipcache.remove(addr))?;
+                observed.addresses.remove(addr);
+            }
+            Step::DeleteCidr(cidr) => {
+                gone(self.cidrs.remove(&lpm(cidr)))?;
+                observed.cidrs.remove(cidr);
+            }
+            Step::DeleteRow(key) => {
+                gone(self.rows.remove(key))?;
+                observed.rows.remove(key);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn fill(&self) -> Vec<Fill> {
+        let observed = &self.observed;
+        let entries = [
+            (ENDPOINTS, observed.endpoints.len()),
+            (IPCACHE, observed.addresses.len()),
+            (CIDRS, observed.cidrs.len()),
+            (ROWS, observed.rows.len()),
+        ];
+        let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
+        entries
+            .map(|(map, entries)| Fill {
+                map: map.to_owned(),
+                entries,
+                capacity: capacity(map),
+            })
+            .to_vec()
+    }
+
+    pub(super) fn counters(&self) -> anyhow::Result<Vec<CounterTotal>> {
+        let mut totals = Vec::new();
+        for action in Action::ALL {
+            for &reason in Reason::ALL {
+                let cpus = self
+                    .counters
+                    .get(&counter_slot(action, reason), 0)
+                    .context("cannot read the counters")?;
+                let (packets, bytes) = cpus
+                    .iter()
+                    .fold((0, 0), |sum, c| (sum.0 + c.packets, sum.1 + c.bytes));
+                if packets > 0 {
+                    let (action, reason) = (action.name().to_owned(), reason.name().to_owned());
+                    totals.push(CounterTotal {
+                        action,
+                        reason,
+                        packets,
+                        bytes,
+                    });
+                }
+            }
+        }
+        Ok(totals)
+    }
+
+    pub(super) fn lost(&self) -> anyhow::Result<u64> {
+        Ok(self
+            .lost
+            .get(&0, 0)
+            .context("cannot read the count of lost events")?
+            .iter()
+            .sum())
+    }
+
+    pub(super) fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+}
+
+/// What is to be gone and is not there has gone.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,145 @@
+//! From a kernel event to a line of the flow log: names for numbers. Pure.
+//!
+//! Invariant: a number without a name is shown as the number, never left out. Tested below.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use egress_common::packet::protocol;
+use egress_common::wire::FlowEvent;
+use egress_common::{Action, Addr, Hook, Reason};
+use egress_policy::compile::Compiled;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A denied or audited packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// When the hook saw it.
+    pub time: Timestamp,
+    /// The node.
+    pub node: String,
+    /// The sender as NS/POD, where it is known.
+    pub pod: Option<String>,
+    /// Id of the sender's cgroup at pod level.
+    pub cgroup: u64,
+    /// Source address and port.
+    pub source: SocketAddr,
+    /// Destination address and port.
+    pub destination: SocketAddr,
+    /// What the destination is, as in `pod ns/name`, where it is known.
+    pub destination_name: Option<String>,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or the number.
+    pub protocol: String,
+    /// [`Action::name`].
+    pub action: String,
+    /// [`Reason::name`].
+    pub reason: String,
+    /// The policies that select the sender.
+    pub policies: Vec<String>,
+    /// The rule that decided, where one did.
+    pub rule: Option<String>,
+    /// The hook that saw it.
+    pub hook: String,
+    /// Bytes from the IP header on.
+    pub length: u32,
+    /// The revision that applied.
+    pub revision: u64,
+}
+
+/// Names the numbers of an event. `now` is the present on both clocks: wall clock and `CLOCK_MONOTONIC` nanoseconds.
+#[must_use]
+pub fn enrich(event: &FlowEvent, compiled: &Compiled, node: &str, now: (Timestamp, u64)) -> Flow {
+    let age = std::time::Duration::from_nanos(now.1.saturating_sub(event.time));
+    let endpoint = compiled.endpoints.get(&event.cgroup);
+    let destination = ip(&event.destination);
+    let number =
+        |name: Option<&'static str>, value: u8| name.map_or_else(|| value.to_string(), str::to_owned);
+    Flow {
+        time: now.0.checked_sub(age).unwrap_or(now.0),
+        node: node.to_owned(),
+        pod: endpoint.map(|endpoint| format!("{}/{}", endpoint.namespace, endpoint.name)),
+        cgroup: event.cgroup,
+        source: SocketAddr::new(ip(&event.source), event.source_port),
+        destination: SocketAddr::new(destination, event.destination_port),
+        destination_name: compiled.provenance.address(destination).map(str::to_owned),
+        protocol: number(protocol_name(event.protocol), event.protocol),
+        action: number(Action::from_wire(event.action).map(Action::name), event.action),
+        reason: number(Reason::from_wire(event.reason).map(Reason::name), event.reason),
+        policies: compiled
+            .provenance
+            .policies(event.policy)
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        rule: compiled
+            .provenance
+            .rule(event.policy, event.rule)
+            .map(|rule| format!("{}: {}", rule.object, rule.path)),
+        hook: number(Hook::from_wire(event.hook).map(Hook::name), event.hook),
+        length: event.length,
+        revision: event.revision,
+    }
+}
+
+/// The name of a protocol that policy can speak of.
+fn protocol_name(number: u8) -> Option<&'static str> {
+    match number {
+        protocol::TCP => Some("TCP"),
+        protocol::UDP => Some("UDP"),
+        protocol::SCTP => Some("SCTP"),
+        protocol::ICMP => Some("ICMP"),
+        protocol::ICMPV6 => Some("ICMPv6"),
+        _ => None,
+    }
+}
+
+fn ip(addr: &Addr) -> IpAddr {
+    if addr.is_v4() {
+        let [.., a, b, c, d] = addr.0;
+        Ipv4Addr::new(a, b, c, d).into()
+    } else {
+        Ipv6Addr::from(addr.0).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enrich;
+    use egress_common::Addr;
+    use egress_common::wire::FlowEvent;
+    use egress_policy::compile::{Node, UnknownPods, compile};
+    use egress_policy::index::Index;
+    use jiff::Timestamp;
+
+    #[test]
+    fn what_has_no_name_is_shown_as_a_number() {
+        let node = Node {
+            name: "n",
+            pod_root_level: 1,
+            unknown_pods: UnknownPods::Deny,
+            pods: &[],
+        };
+        let compiled = compile(&Index::default(), &node);
+        let event = FlowEvent {
+            time: 5_000_000_000,
+            cgroup: 7,
+            destination: Addr::v4([198, 51, 100, 10]),
+            destination_port: 443,
+            protocol: 99,
+            action: 2,
+            reason: 17,
+            hook: 1,
+            ..FlowEvent::default()
+        };
+        let now = Timestamp::from_second(1000).unwrap();
+        let flow = enrich(&event, &compiled, "n", (now, 6_000_000_000));
+        assert_eq!(flow.time, Timestamp::from_second(999).unwrap());
+        assert_eq!((flow.pod, flow.cgroup), (None, 7));
+        assert_eq!(flow.destination.to_string(), "198.51.100.10:443");
+        assert_eq!((flow.protocol.as_str(), flow.action.as_str()), ("99", "deny"));
+        assert_eq!(
+            (flow.reason.as_str(), flow.hook.as_str()),
+            ("UnknownPod", "socket")
+        );
+    }
+}

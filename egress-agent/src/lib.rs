@@ -1,0 +1,19 @@
+//! The edge of egress-enforcer: command line, sources, pod discovery, the BPF datapath and what it reports.
+//!
+//! Invariant: no policy decision is made here. Objects go into `egress-policy`, a plan comes out, and
+//! [`datapath`] carries it out step by step; verdicts are the kernel's.
+//!
+//! Tested by `tests/` with the real kernel: real cgroups, real network namespaces, real packets.
+
+pub mod admin;
+pub mod cleanup;
+pub mod cli;
+pub mod datapath;
+pub mod flow;
+pub mod lock;
+pub mod pods;
+pub mod preflight;
+pub mod run;
+pub mod source;
+pub mod status;
+pub mod watch;

@@ -1,0 +1,150 @@
+//! What a node must have, checked before anything is touched.
+//!
+//! Invariant: each missing thing is one [`Missing`], one sentence that names it and how to provide it, exit code 77.
+//! Tested by `tests/preflight.rs`, which takes each away.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{self, FsType};
+
+/// `BPF_FS_MAGIC`, `include/uapi/linux/magic.h`.
+const BPF_FS: FsType = FsType(0xcafe_4a11);
+/// `CGROUP2_SUPER_MAGIC`, `include/uapi/linux/magic.h`.
+const CGROUP2: FsType = FsType(0x6367_7270);
+
+/// Oldest kernel with everything the hooks use: BPF ring buffers came in 5.8, links and ancestor ids earlier.
+const KERNEL: (u32, u32) = (5, 8);
+
+/// Where the kernel shows its BTF.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Something this node lacks.
+#[derive(Debug, thiserror::Error)]
+pub enum Missing {
+    /// The kernel is too old, or says something that is not a version.
+    #[error("the kernel is {release}, and {}.{} is the oldest that can enforce: boot a newer kernel", KERNEL.0, KERNEL.1)]
+    Kernel {
+        /// What `uname -r` says.
+        release: String,
+    },
+    /// The kernel was built without BTF.
+    #[error("the kernel has no type information at {BTF}: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
+    Btf,
+    /// The process lacks a capability.
+    #[error("the capability {name} is missing: run as root, or add it to the container's securityContext")]
+    Capability {
+        /// Such as `CAP_BPF`.
+        name: &'static str,
+    },
+    /// No bpffs.
+    #[error("{} is not a bpffs: mount one with `mount -t bpf bpf {}`, or name one with --bpffs", path.display(), path.display())]
+    Bpffs {
+        /// The path that should be one.
+        path: PathBuf,
+    },
+    /// No cgroup v2 hierarchy.
+    #[error(
+        "no cgroup v2 hierarchy is mounted: boot with systemd.unified_cgroup_hierarchy=1, or mount one with `mount -t cgroup2 none DIR`"
+    )]
+    Cgroup2,
+    /// The pod root is not in a cgroup v2 hierarchy.
+    #[error("{} is not in a cgroup v2 hierarchy: name kubelet's pod cgroup there with --pod-root", path.display())]
+    NotCgroup2 {
+        /// The path that should be.
+        path: PathBuf,
+    },
+    /// The mounted hierarchy starts below the real root.
+    #[error("{} shows only a part of the cgroup v2 hierarchy: run the agent in the host's cgroup namespace", path.display())]
+    CgroupNamespace {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// No pod root was found.
+    #[error("no pod cgroup of kubelet (kubepods.slice or kubepods) was found below {}: name it with --pod-root", path.display())]
+    PodRoot {
+        /// Where was looked.
+        path: PathBuf,
+    },
+}
+
+/// Checks kernel, BTF and capabilities.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn kernel() -> Result<(), Missing> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if version(&release).is_none_or(|version| version < KERNEL) {
+        return Err(Missing::Kernel {
+            release: release.trim().to_owned(),
+        });
+    }
+    if !Path::new(BTF).exists() {
+        return Err(Missing::Btf);
+    }
+    capabilities()
+}
+
+/// Major and minor number at the start of a release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Capabilities by number (`include/uapi/linux/capability.h`). Kernels before 5.8 had CAP_SYS_ADMIN for BPF and PERFMON;
+/// it still implies them.
+fn capabilities() -> Result<(), Missing> {
+    const SYS_ADMIN: u32 = 21;
+    const NEEDED: [(u32, &str, bool); 3] = [
+        (39, "CAP_BPF", true),
+        (38, "CAP_PERFMON", true),
+        (12, "CAP_NET_ADMIN", false),
+    ];
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |number: u32| effective & (1 << number) != 0;
+    match NEEDED
+        .iter()
+        .find(|(number, _, implied)| !(has(*number) || *implied && has(SYS_ADMIN)))
+    {
+        Some((_, name, _)) => Err(Missing::Capability { name }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a path is a bpffs.
+///
+/// # Errors
+/// [`Missing::Bpffs`].
+pub fn bpffs(path: &Path) -> Result<(), Missing> {
+    match statfs::statfs(path) {
+        Ok(stat) if stat.filesystem_type() == BPF_FS => Ok(()),
+        _ => Err(Missing::Bpffs {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// Whether a path is in a cgroup v2 hierarchy.
+#[must_use]
+pub fn is_cgroup2(path: &Path) -> bool {
+    statfs::statfs(path).is_ok_and(|stat| stat.filesystem_type() == CGROUP2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert_eq!(version("6.18.44-fc-v669\n"), Some((6, 18)));
+        assert_eq!(version("5.10.0-28-cloud-amd64"), Some((5, 10)));
+        assert!(version("5.10.0").unwrap() > super::KERNEL);
+        assert!(version("5.4.0").unwrap() < super::KERNEL);
+        assert_eq!(version("linux"), None);
+    }
+}

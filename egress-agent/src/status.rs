@@ -1,0 +1,92 @@
+//! What the agent publishes about itself: plain data, the same for the admin socket, tables and JSON.
+//!
+//! Invariant: `ready` is true only when the hook is attached and the last plan was applied without errors.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::datapath::{CounterTotal, Fill};
+use crate::source::SourceError;
+
+/// What a node enforces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether everything desired is enforced.
+    pub ready: bool,
+    /// What keeps it from being ready.
+    pub pending: Vec<String>,
+    /// Name of the node.
+    pub node: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Version of the maps.
+    pub abi: u32,
+    /// Completed applies.
+    pub revision: u64,
+    /// The attached hooks.
+    pub hooks: Vec<HookStatus>,
+    /// Local pods by state.
+    pub endpoints: BTreeMap<String, usize>,
+    /// Pod cgroups on this node whose Pod object is not known.
+    pub unknown_pods: usize,
+    /// Entries of the policy maps.
+    pub maps: Vec<Fill>,
+    /// Packets by action and reason since the maps were made.
+    pub verdicts: Vec<CounterTotal>,
+    /// Events that found no room in the ring buffer.
+    pub lost_events: u64,
+    /// Where objects come from.
+    pub source: SourceStatus,
+    /// What the policy engine rejected or left out.
+    pub diagnostics: Vec<String>,
+    /// What the kernel refused, and other errors that stand.
+    pub errors: Vec<String>,
+}
+
+/// An attached hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// Name of the program.
+    pub program: String,
+    /// The kernel's id of it.
+    pub id: u32,
+    /// What it is attached to.
+    pub target: String,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// As given on the command line.
+    pub name: String,
+    /// Objects known.
+    pub objects: usize,
+    /// What cannot be read.
+    pub errors: Vec<SourceError>,
+    /// Objects of kinds that do not matter here.
+    pub ignored: BTreeMap<String, usize>,
+}
+
+/// A local pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Id of its cgroup.
+    pub cgroup: u64,
+    /// `Unselected`, `Isolated`, `Isolated (audit)`, `Invalid`.
+    pub state: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// The hooks that judge its packets.
+    pub coverage: String,
+    /// The policies that select it.
+    pub policies: Vec<String>,
+    /// The number of its policy in the maps, in hexadecimal.
+    pub policy: String,
+}

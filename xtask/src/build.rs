@@ -1,0 +1,111 @@
+//! `build-ebpf`: the BPF object, and what is in it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Context as _;
+use comfy_table::{Table, presets};
+
+use crate::command::{cargo, root, run, target};
+use crate::setup::{self, BpfRustc, Need, Tools};
+
+/// The target of BPF programs on little-endian machines.
+pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
+
+/// Builds the object; gives its path.
+pub(crate) fn build_ebpf() -> anyhow::Result<PathBuf> {
+    let tools = setup::setup(Need::Build)?;
+    let mut build = bpf_cargo(&tools, "build");
+    build.arg("--release");
+    run("build the BPF object", &mut build)?;
+
+    let built = target().join("bpf").join(BPF_TARGET).join("release/egress-ebpf");
+    let object = root().join("target/bpf/egress-ebpf.o");
+    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    // An object that did not change keeps its time, so that the agent is not built again.
+    if fs::read(&object).ok().as_deref() != Some(&bytes) {
+        fs::create_dir_all(object.parent().unwrap_or(&object))?;
+        fs::write(&object, &bytes).with_context(|| format!("cannot write {}", object.display()))?;
+    }
+    describe(&bytes)?;
+    Ok(object)
+}
+
+/// A cargo command for `egress-ebpf` and the BPF target, with the one target directory for BPF.
+pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
+    let linker = format!("-Clinker={}", tools.linker.display());
+    let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+    let flags = [
+        linker.as_str(),
+        "-Clink-arg=--btf",
+        arch.as_str(),
+        "-Cdebuginfo=2",
+    ]
+    .join("\u{1f}");
+    let mut command = match &tools.rustc {
+        BpfRustc::Rustup(name) => {
+            let mut command = Command::new("rustup");
+            command.args(["run", name, "cargo"]);
+            command
+                .env_remove("CARGO")
+                .env_remove("RUSTUP_TOOLCHAIN")
+                .env_remove("RUSTC");
+            command
+        }
+        BpfRustc::System(rustc) => {
+            let mut command = cargo();
+            command.env("RUSTC", rustc);
+            command
+        }
+    };
+    command.current_dir(root().join("egress-ebpf"));
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags);
+    command
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER");
+    command.args([
+        subcommand,
+        "--locked",
+        "-Zbuild-std=core",
+        "--target",
+        BPF_TARGET,
+        "--target-dir",
+    ]);
+    command.arg(target().join("bpf"));
+    command
+}
+
+/// Prints programs with their instructions, and maps with their shapes.
+fn describe(bytes: &[u8]) -> anyhow::Result<()> {
+    let object = aya_obj::Object::parse(bytes).context("the built object cannot be read")?;
+    let mut programs = Table::new();
+    programs
+        .load_preset(presets::NOTHING)
+        .set_header(["PROGRAM", "SECTION", "INSTRUCTIONS"]);
+    for (name, program) in &object.programs {
+        let instructions = object
+            .functions
+            .get(&program.function_key())
+            .map_or(0, |f| f.instructions.len());
+        programs.add_row([
+            name.clone(),
+            format!("{:?}", program.section),
+            instructions.to_string(),
+        ]);
+    }
+    let mut maps = Table::new();
+    maps.load_preset(presets::NOTHING)
+        .set_header(["MAP", "KEY", "VALUE", "ENTRIES"]);
+    let mut sorted: Vec<_> = object.maps.iter().collect();
+    sorted.sort_by_key(|(name, _)| name.as_str());
+    for (name, map) in sorted {
+        let sizes = [map.key_size(), map.value_size(), map.max_entries()].map(|n| n.to_string());
+        let [key, value, entries] = sizes;
+        maps.add_row([name.clone(), key, value, entries]);
+    }
+    println!("{}\n\n{}", programs.trim_fmt(), maps.trim_fmt());
+    Ok(())
+}

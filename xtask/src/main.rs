@@ -1,0 +1,53 @@
+//! Everything one does with this repository. `cargo xtask --help` lists it.
+//!
+//! Invariant: each command provides what it needs by itself, or stops with the exact command to run.
+
+mod build;
+mod command;
+mod demo;
+mod lint;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, demonstrates and tests egress-enforcer.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find or install what building and running need: a BPF compiler and linker, nftables, iproute2.
+    Setup,
+    /// Build the BPF object and print its programs, maps and instruction counts.
+    BuildEbpf,
+    /// Play "block egress traffic with an egress gateway" on this machine and print who got where. Needs root.
+    Demo(demo::Args),
+    /// Run every test: host tests, then the privileged ones against the running kernel. Needs root.
+    Test(test::Args),
+    /// Check formatting, clippy on host and BPF targets, docs, and dependencies.
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup => setup::setup(setup::Need::Run).map(|_| ()),
+        Command::BuildEbpf => build::build_ebpf().map(|_| ()),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Test(args) => test::test(&args),
+        Command::Lint => lint::lint(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

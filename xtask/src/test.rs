@@ -1,0 +1,62 @@
+//! `test`: everything, in the order in which failures are cheapest.
+
+use std::process::Command;
+
+use anyhow::bail;
+use egress_topology::private_mount_namespace;
+
+use crate::command::{cargo, run};
+use crate::setup::{self, Need};
+use crate::{build, command};
+
+/// Arguments of `test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// Runs every test. Nothing skips: without root it fails before anything runs.
+pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the privileged tests load BPF and make network namespaces: run `sudo -E cargo xtask test`");
+    }
+    // Before the first thread: what tests mount vanishes with us, however they end.
+    private_mount_namespace()?;
+    setup::setup(Need::Run)?;
+    build::build_ebpf()?;
+    // The binaries that tests start as processes.
+    run(
+        "build the agent and the probe",
+        cargo().args(["build", "--locked", "-p", "egress-agent", "-p", "egress-probe"]),
+    )?;
+    let filtered = |mut command: Command| {
+        command.args(args.filter.iter());
+        command
+    };
+    let mut host = cargo();
+    host.args([
+        "test",
+        "--locked",
+        "-p",
+        "egress-common",
+        "-p",
+        "egress-policy",
+        "-p",
+        "xtask",
+        "-p",
+        "egress-probe",
+    ]);
+    run("host tests", &mut filtered(host))?;
+    let mut privileged = cargo();
+    privileged.args(["test", "--locked", "-p", "egress-topology", "-p", "egress-agent"]);
+    run(
+        "privileged tests against the running kernel",
+        &mut filtered(privileged),
+    )?;
+    eprintln!(
+        "    kernel: {}",
+        command::output(Command::new("uname").arg("-r")).unwrap_or_default()
+    );
+    Ok(())
+}

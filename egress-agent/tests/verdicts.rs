@@ -401,6 +401,12 @@ fn the_kernel_decides_as_the_host_does() {
                     Ok(())
                 })
                 .unwrap();
+            let again = Datapath::open(bpffs.path())?;
+            assert_eq!(
+                again.observed(),
+                datapath.observed(),
+                "the mirror is what the kernel holds"
+            );
             let totals = datapath.counters()?;
             let counted: u64 = totals.iter().map(|total| total.packets).sum();
             assert_eq!(

@@ -2,7 +2,7 @@
 //!
 //! This crate is compiled into the BPF object, into the agent and into the host tests. It holds the [wire]
 //! types of every map and event, the [packet] parser, the closed list of [reasons](reason::Reason) and
-//! [`decide`], the one verdict function.
+//! [`decide()`], the one verdict function.
 //!
 //! Invariant: nothing here allocates, panics on input, or allows what it does not understand. A miss in any map
 //! ends in deny; only a pod that no policy selects, loopback traffic and a row that says *allow* let a packet pass.

@@ -69,7 +69,7 @@ fn bpf_flags_with_denied_warnings(command: &Command) -> std::ffi::OsString {
     flags
 }
 
-/// Licences, sources and bans; the advisory database is not in the repository and is left to those who have a network.
+/// Licences, sources and bans. The advisory database is a git repository of its own, and left to those who can fetch it.
 fn deny() -> anyhow::Result<()> {
     if which("cargo-deny").is_none() {
         let install = ["install", "cargo-deny", "--locked", "--version", CARGO_DENY];

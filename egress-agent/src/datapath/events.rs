@@ -1,7 +1,6 @@
 //! Reading the ring buffer: one task that waits for the kernel and hands on what it wrote.
 //!
-//! Invariant: a record that cannot be read is counted, never guessed. Tested by `tests/reasons.rs`, which waits for one
-//! event per reason.
+//! Invariant: a record that cannot be read is counted, never guessed. Tested by `tests/cli.rs`.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -1,7 +1,7 @@
 //! The maps from user space: reading what they say, and carrying out plans.
 //!
 //! Invariant: [`Maps::observed`] is what the kernel's maps hold: read once, then kept in step by every write that
-//! succeeded. Tested by `tests/datapath.rs`, which reads the maps again after each plan.
+//! succeeded. Tested by `tests/verdicts.rs`, which reads the maps again after many plans.
 
 use std::collections::BTreeMap;
 

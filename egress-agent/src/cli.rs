@@ -107,13 +107,13 @@ pub struct ReadArgs {
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
     /// Go on with new flows until interrupted.
-    #[arg(long, short)]
+    #[arg(long, short, env = "EGRESS_FOLLOW")]
     pub follow: bool,
     /// Only flows of this pod.
-    #[arg(long, value_name = "NS/POD")]
+    #[arg(long, env = "EGRESS_POD", value_name = "NS/POD")]
     pub pod: Option<String>,
     /// Only flows to this address and port.
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, env = "EGRESS_TO", value_name = "ADDR:PORT")]
     pub to: Option<SocketAddr>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
@@ -197,11 +197,21 @@ pub fn main(cli: Cli) -> ExitCode {
         .init();
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        // Such as `egress-agent flows | head`: the reader has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("egress-agent: {error:#}");
             exit_code(&error)
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let json = error
+        .downcast_ref::<serde_json::Error>()
+        .and_then(serde_json::Error::io_error_kind);
+    [io, json].contains(&Some(std::io::ErrorKind::BrokenPipe))
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {

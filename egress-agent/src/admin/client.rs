@@ -77,14 +77,11 @@ pub async fn status(args: &ReadArgs) -> anyhow::Result<()> {
     let status: Status = answer.next().await?.context("the agent gave no answer")?;
     match args.output {
         Output::Json => json(&status),
-        Output::Table => {
-            print_status(&status);
-            Ok(())
-        }
+        Output::Table => print(&status_table(&status)),
     }
 }
 
-fn print_status(status: &Status) {
+fn status_table(status: &Status) -> Table {
     let mut rows = table(&[]);
     let mut row = |name: &str, value: String| {
         rows.add_row([name.to_owned(), value]);
@@ -148,7 +145,12 @@ fn print_status(status: &Status) {
     for error in &status.errors {
         row("error", error.clone());
     }
-    println!("{}", rows.trim_fmt());
+    rows
+}
+
+/// Without the trailing blanks that a table would put into a pipe.
+fn print(table: &Table) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{}", table.trim_fmt())?)
 }
 
 /// `endpoints`.
@@ -194,7 +196,7 @@ pub async fn endpoints(args: &ReadArgs) -> anyhow::Result<()> {
         }
     }
     if args.output == Output::Table {
-        println!("{}", rows.trim_fmt());
+        print(&rows)?;
     }
     Ok(())
 }

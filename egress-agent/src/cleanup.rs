@@ -35,11 +35,7 @@ pub fn cleanup(bpffs: &Path, socket: &Path, lock: Lock) -> anyhow::Result<()> {
                 let link: FdLink = PinnedLink::from_pin(&path)
                     .with_context(|| format!("cannot open {}", path.display()))?
                     .into();
-                programs.insert(
-                    link.info()
-                        .context("cannot ask the kernel about a link")?
-                        .program_id(),
-                );
+                programs.insert(link.info().context("cannot ask the kernel about a link")?.program_id());
             } else if let Ok(info) = MapInfo::from_pin(&path) {
                 maps.insert(info.id());
             }
@@ -56,11 +52,7 @@ pub fn cleanup(bpffs: &Path, socket: &Path, lock: Lock) -> anyhow::Result<()> {
         _ => {}
     }
     wait(&programs, &maps)?;
-    println!(
-        "removed {} programs and {} maps; nothing is enforced on this node",
-        programs.len(),
-        maps.len()
-    );
+    println!("removed {} programs and {} maps; nothing is enforced on this node", programs.len(), maps.len());
     Ok(())
 }
 
@@ -72,11 +64,8 @@ fn wait(programs: &BTreeSet<u32>, maps: &BTreeSet<u32>) -> anyhow::Result<()> {
             .map(|p| p.id())
             .filter(|id| programs.contains(id))
             .collect();
-        let maps: Vec<_> = aya::maps::loaded_maps()
-            .flatten()
-            .map(|m| m.id())
-            .filter(|id| maps.contains(id))
-            .collect();
+        let maps: Vec<_> =
+            aya::maps::loaded_maps().flatten().map(|m| m.id()).filter(|id| maps.contains(id)).collect();
         if programs.is_empty() && maps.is_empty() {
             return Ok(());
         }

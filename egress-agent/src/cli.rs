@@ -190,11 +190,7 @@ pub fn main(cli: Cli) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         // Such as `egress-agent flows | head`: the reader has seen enough.
@@ -208,9 +204,7 @@ pub fn main(cli: Cli) -> ExitCode {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-    let json = error
-        .downcast_ref::<serde_json::Error>()
-        .and_then(serde_json::Error::io_error_kind);
+    let json = error.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
     [io, json].contains(&Some(std::io::ErrorKind::BrokenPipe))
 }
 

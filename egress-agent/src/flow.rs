@@ -65,12 +65,7 @@ pub fn enrich(event: &FlowEvent, compiled: &Compiled, node: &str, now: (Timestam
         protocol: number(protocol_name(event.protocol), event.protocol),
         action: number(Action::from_wire(event.action).map(Action::name), event.action),
         reason: number(Reason::from_wire(event.reason).map(Reason::name), event.reason),
-        policies: compiled
-            .provenance
-            .policies(event.policy)
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        policies: compiled.provenance.policies(event.policy).iter().map(ToString::to_string).collect(),
         rule: compiled
             .provenance
             .rule(event.policy, event.rule)
@@ -113,12 +108,7 @@ mod tests {
 
     #[test]
     fn what_has_no_name_is_shown_as_a_number() {
-        let node = Node {
-            name: "n",
-            pod_root_level: 1,
-            unknown_pods: UnknownPods::Deny,
-            pods: &[],
-        };
+        let node = Node { name: "n", pod_root_level: 1, unknown_pods: UnknownPods::Deny, pods: &[] };
         let compiled = compile(&Index::default(), &node);
         let event = FlowEvent {
             time: 5_000_000_000,
@@ -137,9 +127,6 @@ mod tests {
         assert_eq!((flow.pod, flow.cgroup), (None, 7));
         assert_eq!(flow.destination.to_string(), "198.51.100.10:443");
         assert_eq!((flow.protocol.as_str(), flow.action.as_str()), ("99", "deny"));
-        assert_eq!(
-            (flow.reason.as_str(), flow.hook.as_str()),
-            ("UnknownPod", "socket")
-        );
+        assert_eq!((flow.reason.as_str(), flow.hook.as_str()), ("UnknownPod", "socket"));
     }
 }

@@ -46,10 +46,7 @@ impl Lock {
     pub fn directory(dir: &Path) -> anyhow::Result<Self> {
         let file = File::open(dir).with_context(|| format!("cannot open {}", dir.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(flock) => Ok(Self {
-                path: dir.to_owned(),
-                flock,
-            }),
+            Ok(flock) => Ok(Self { path: dir.to_owned(), flock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Busy { path: dir.to_owned() }.into()),
             Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", dir.display())),
         }

@@ -49,26 +49,19 @@ impl PodRoot {
         };
         match given {
             Some(path) => {
-                let not = || Missing::NotCgroup2 {
-                    path: path.to_owned(),
-                };
+                let not = || Missing::NotCgroup2 { path: path.to_owned() };
                 let real = path.canonicalize().map_err(|_| not())?;
                 if !preflight::is_cgroup2(&real) {
                     return Err(not());
                 }
-                let mount = mounts
-                    .iter()
-                    .filter(|mount| real.starts_with(mount))
-                    .max_by_key(|m| m.as_os_str().len());
+                let mount =
+                    mounts.iter().filter(|mount| real.starts_with(mount)).max_by_key(|m| m.as_os_str().len());
                 Self::at(mount.ok_or_else(not)?, real)
             }
-            None => mounts
-                .iter()
-                .find_map(|mount| Some((mount, search(mount, 3)?)))
-                .map_or_else(
-                    || Err(Missing::PodRoot { path: first.clone() }),
-                    |(mount, path)| Self::at(mount, path),
-                ),
+            None => mounts.iter().find_map(|mount| Some((mount, search(mount, 3)?))).map_or_else(
+                || Err(Missing::PodRoot { path: first.clone() }),
+                |(mount, path)| Self::at(mount, path),
+            ),
         }
     }
 
@@ -77,13 +70,9 @@ impl PodRoot {
         // The root of every kernfs hierarchy has inode 1; another one is a cgroup namespace's root or a bind mount, and
         // levels counted from there would not be the kernel's.
         if inode(mount).ok() != Some(1) {
-            return Err(Missing::CgroupNamespace {
-                path: mount.to_owned(),
-            });
+            return Err(Missing::CgroupNamespace { path: mount.to_owned() });
         }
-        let below = path
-            .strip_prefix(mount)
-            .map_or(0, |rest| rest.components().count());
+        let below = path.strip_prefix(mount).map_or(0, |rest| rest.components().count());
         let id = inode(&path).map_err(|_| Missing::NotCgroup2 { path: path.clone() })?;
         let level = u32::try_from(below).unwrap_or(u32::MAX);
         Ok(Self { path, level, id })
@@ -100,10 +89,7 @@ impl PodRoot {
     /// # Errors
     /// The pod root cannot be read. Directories that vanish while we look are no error.
     pub fn scan(&self) -> io::Result<Scan> {
-        let mut scan = Scan {
-            pods: Vec::new(),
-            directories: vec![self.path.clone()],
-        };
+        let mut scan = Scan { pods: Vec::new(), directories: vec![self.path.clone()] };
         for (name, path, id) in children(&self.path)? {
             if let Some(uid) = pod_uid(&name) {
                 scan.pods.push(LocalPod { uid, cgroup: id });
@@ -138,10 +124,7 @@ fn search(dir: &Path, depth: usize) -> Option<PathBuf> {
     if let Some((_, path, _)) = children.iter().find(|(name, ..)| is_root(name)) {
         return Some(path.clone());
     }
-    children
-        .iter()
-        .filter(|_| depth > 1)
-        .find_map(|(_, path, _)| search(path, depth - 1))
+    children.iter().filter(|_| depth > 1).find_map(|(_, path, _)| search(path, depth - 1))
 }
 
 fn children(dir: &Path) -> io::Result<Vec<(String, PathBuf, u64)>> {
@@ -181,18 +164,9 @@ mod tests {
     fn kubelets_names_give_the_uid() {
         let uid = Some("0f3a1c52-7d0e-4b43-9c55-000000000001".to_owned());
         assert_eq!(pod_uid("pod0f3a1c52-7d0e-4b43-9c55-000000000001"), uid);
-        assert_eq!(
-            pod_uid("kubepods-burstable-pod0f3a1c52_7d0e_4b43_9c55_000000000001.slice"),
-            uid
-        );
-        assert_eq!(
-            pod_uid("kubepods-pod0f3a1c52_7d0e_4b43_9c55_000000000001.slice"),
-            uid
-        );
-        assert_eq!(
-            pod_uid("kubelet-kubepods-besteffort-pod5c8e.slice"),
-            Some("5c8e".to_owned())
-        );
+        assert_eq!(pod_uid("kubepods-burstable-pod0f3a1c52_7d0e_4b43_9c55_000000000001.slice"), uid);
+        assert_eq!(pod_uid("kubepods-pod0f3a1c52_7d0e_4b43_9c55_000000000001.slice"), uid);
+        assert_eq!(pod_uid("kubelet-kubepods-besteffort-pod5c8e.slice"), Some("5c8e".to_owned()));
     }
 
     #[test]

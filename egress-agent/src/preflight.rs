@@ -75,9 +75,7 @@ pub enum Missing {
 pub fn kernel() -> Result<(), Missing> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     if version(&release).is_none_or(|version| version < KERNEL) {
-        return Err(Missing::Kernel {
-            release: release.trim().to_owned(),
-        });
+        return Err(Missing::Kernel { release: release.trim().to_owned() });
     }
     if !Path::new(BTF).exists() {
         return Err(Missing::Btf);
@@ -95,11 +93,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// it still implies them.
 fn capabilities() -> Result<(), Missing> {
     const SYS_ADMIN: u32 = 21;
-    const NEEDED: [(u32, &str, bool); 3] = [
-        (39, "CAP_BPF", true),
-        (38, "CAP_PERFMON", true),
-        (12, "CAP_NET_ADMIN", false),
-    ];
+    const NEEDED: [(u32, &str, bool); 3] =
+        [(39, "CAP_BPF", true), (38, "CAP_PERFMON", true), (12, "CAP_NET_ADMIN", false)];
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
@@ -107,10 +102,7 @@ fn capabilities() -> Result<(), Missing> {
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or(0);
     let has = |number: u32| effective & (1 << number) != 0;
-    match NEEDED
-        .iter()
-        .find(|(number, _, implied)| !(has(*number) || *implied && has(SYS_ADMIN)))
-    {
+    match NEEDED.iter().find(|(number, _, implied)| !(has(*number) || *implied && has(SYS_ADMIN))) {
         Some((_, name, _)) => Err(Missing::Capability { name }),
         None => Ok(()),
     }
@@ -123,9 +115,7 @@ fn capabilities() -> Result<(), Missing> {
 pub fn bpffs(path: &Path) -> Result<(), Missing> {
     match statfs::statfs(path) {
         Ok(stat) if stat.filesystem_type() == BPF_FS => Ok(()),
-        _ => Err(Missing::Bpffs {
-            path: path.to_owned(),
-        }),
+        _ => Err(Missing::Bpffs { path: path.to_owned() }),
     }
 }
 

@@ -58,21 +58,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
     let server = Server::bind(&args.socket.socket)?;
     let mut datapath = Datapath::open(&args.bpffs.bpffs)?;
-    let ring = datapath
-        .take_events()
-        .context("the ring buffer was taken before")?;
+    let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;
     let mut pod_watcher = Watcher::new(Interest::Entries).context("cannot watch the pod cgroups")?;
     let mut file_watcher = Watcher::new(Interest::Contents).context("cannot watch the source")?;
     file_watcher.watch(std::slice::from_ref(dir));
 
-    let mut agent = Agent::new(
-        name,
-        root,
-        args.unknown_pods.into(),
-        datapath,
-        FileSource::new(dir.clone()),
-    );
+    let mut agent = Agent::new(name, root, args.unknown_pods.into(), datapath, FileSource::new(dir.clone()));
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();
@@ -159,15 +151,8 @@ impl Agent {
         source: FileSource,
     ) -> Self {
         let index = Index::default();
-        let compiled = compile(
-            &index,
-            &Node {
-                name: &node,
-                pod_root_level: root.level,
-                unknown_pods,
-                pods: &[],
-            },
-        );
+        let compiled =
+            compile(&index, &Node { name: &node, pod_root_level: root.level, unknown_pods, pods: &[] });
         Self {
             node,
             root,
@@ -189,11 +174,7 @@ impl Agent {
         for event in std::mem::take(&mut changes.events) {
             self.dirty |= self.index.apply(event);
         }
-        for error in changes
-            .errors
-            .iter()
-            .filter(|error| !self.source_state.errors.contains(error))
-        {
+        for error in changes.errors.iter().filter(|error| !self.source_state.errors.contains(error)) {
             tracing::error!("{error}");
         }
         self.dirty |=
@@ -233,11 +214,7 @@ impl Agent {
             pods: &self.scan.pods,
         };
         let compiled = compile(&self.index, &node);
-        for diagnostic in compiled
-            .diagnostics
-            .iter()
-            .filter(|d| !self.compiled.diagnostics.contains(d))
-        {
+        for diagnostic in compiled.diagnostics.iter().filter(|d| !self.compiled.diagnostics.contains(d)) {
             tracing::warn!("{diagnostic}");
         }
         self.compiled = compiled;
@@ -264,11 +241,7 @@ impl Agent {
     /// Attaches where the hook is not attached yet. A first plan that failed half-way does not keep it from being attached:
     /// what the maps lack is denied.
     fn attach(&mut self) {
-        if self
-            .datapath
-            .attached()
-            .is_some_and(|attached| attached.root == self.root)
-        {
+        if self.datapath.attached().is_some_and(|attached| attached.root == self.root) {
             return;
         }
         if let Err(error) = self.datapath.attach(&self.root) {
@@ -301,12 +274,8 @@ impl Agent {
         if !self.errors.is_empty() {
             pending.push(format!("{} errors", self.errors.len()));
         }
-        let endpoints: Vec<_> = self
-            .compiled
-            .endpoints
-            .iter()
-            .map(|(cgroup, info)| endpoint(*cgroup, info))
-            .collect();
+        let endpoints: Vec<_> =
+            self.compiled.endpoints.iter().map(|(cgroup, info)| endpoint(*cgroup, info)).collect();
         let mut by_state = BTreeMap::new();
         for endpoint in &endpoints {
             *by_state.entry(endpoint.state.clone()).or_default() += 1;
@@ -337,12 +306,7 @@ impl Agent {
                 errors: self.source_state.errors.clone(),
                 ignored: self.source_state.ignored.clone(),
             },
-            diagnostics: self
-                .compiled
-                .diagnostics
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            diagnostics: self.compiled.diagnostics.iter().map(ToString::to_string).collect(),
             errors,
         };
         Published { status, endpoints }

@@ -55,11 +55,7 @@ impl FileSource {
     /// A source that has not looked yet.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self {
-            dir,
-            files: BTreeMap::new(),
-            objects: BTreeMap::new(),
-        }
+        Self { dir, files: BTreeMap::new(), objects: BTreeMap::new() }
     }
 
     /// The directory.
@@ -75,11 +71,7 @@ impl FileSource {
             Ok(paths) => paths,
             Err(error) => {
                 let reason = format!("cannot read the directory: {error}; keeping the objects last read");
-                changes.errors.push(SourceError {
-                    file: self.dir.display().to_string(),
-                    line: None,
-                    reason,
-                });
+                changes.errors.push(SourceError { file: self.dir.display().to_string(), line: None, reason });
                 return changes;
             }
         };
@@ -110,11 +102,7 @@ impl FileSource {
             for (name, object) in objects {
                 if let Some(other) = origin.insert(name, path) {
                     let reason = format!("{name} is also in {}; this file's counts", other.display());
-                    errors.push(SourceError {
-                        file: path.display().to_string(),
-                        line: None,
-                        reason,
-                    });
+                    errors.push(SourceError { file: path.display().to_string(), line: None, reason });
                 }
                 merged.insert(name.clone(), object.clone());
             }
@@ -128,10 +116,7 @@ fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let ending = path.extension().and_then(|e| e.to_str());
-        let hidden = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .is_none_or(|name| name.starts_with('.'));
+        let hidden = path.file_name().and_then(|n| n.to_str()).is_none_or(|name| name.starts_with('.'));
         if matches!(ending, Some("yaml" | "yml" | "json")) && !hidden && path.is_file() {
             paths.push(path);
         }
@@ -150,15 +135,8 @@ fn file(
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
-            let reason = format!(
-                "cannot be read: {error}; keeping {} objects last read from it",
-                last.len()
-            );
-            changes.errors.push(SourceError {
-                file: name,
-                line: None,
-                reason,
-            });
+            let reason = format!("cannot be read: {error}; keeping {} objects last read from it", last.len());
+            changes.errors.push(SourceError { file: name, line: None, reason });
             return last;
         }
     };
@@ -169,17 +147,13 @@ fn file(
             Ok(serde_json::Value::Null) => continue,
             Ok(value) => value,
             Err(error) => {
-                let line = error.location().map_or(first_line, |l| {
-                    first_line + usize::try_from(l.line()).unwrap_or(1) - 1
-                });
+                let line = error
+                    .location()
+                    .map_or(first_line, |l| first_line + usize::try_from(l.line()).unwrap_or(1) - 1);
                 // The library repeats its location, which counts from the document's start.
                 let text = error.without_snippet().to_string();
                 let reason = text.split(" at line ").next().unwrap_or(&text).to_owned();
-                broken.push(SourceError {
-                    file: name.clone(),
-                    line: Some(line),
-                    reason,
-                });
+                broken.push(SourceError { file: name.clone(), line: Some(line), reason });
                 continue;
             }
         };
@@ -191,11 +165,7 @@ fn file(
                             objects.insert(object.object_ref(), object);
                         }
                         // Applied as it is: it fails closed for what it selects.
-                        Read::Invalid {
-                            stand_in: Some(object),
-                            error,
-                            ..
-                        } => {
+                        Read::Invalid { stand_in: Some(object), error, .. } => {
                             let reason = format!("{}: {error}", object.object_ref());
                             changes.errors.push(SourceError {
                                 file: name.clone(),
@@ -204,17 +174,9 @@ fn file(
                             });
                             objects.insert(object.object_ref(), *object);
                         }
-                        Read::Invalid {
-                            object,
-                            stand_in: None,
-                            error,
-                        } => {
+                        Read::Invalid { object, stand_in: None, error } => {
                             let reason = format!("{object}: {error}");
-                            broken.push(SourceError {
-                                file: name.clone(),
-                                line: Some(first_line),
-                                reason,
-                            });
+                            broken.push(SourceError { file: name.clone(), line: Some(first_line), reason });
                         }
                         Read::Ignored { kind, .. } => *changes.ignored.entry(kind).or_default() += 1,
                     }
@@ -238,10 +200,7 @@ fn file(
             }
         }
         if let (true, Some(error)) = (kept > 0, broken.last_mut()) {
-            error.reason = format!(
-                "{}; keeping {kept} objects last read from this file",
-                error.reason
-            );
+            error.reason = format!("{}; keeping {kept} objects last read from this file", error.reason);
         }
     }
     changes.errors.append(&mut broken);
@@ -278,21 +237,14 @@ mod tests {
     #[test]
     fn documents_keep_their_line_numbers() {
         let text = "a: 1\n---\nb: 2\nc: 3\n--- \nd: 4";
-        assert_eq!(
-            documents(text),
-            [(1, "a: 1\n"), (2, "---\nb: 2\nc: 3\n"), (5, "--- \nd: 4")]
-        );
+        assert_eq!(documents(text), [(1, "a: 1\n"), (2, "---\nb: 2\nc: 3\n"), (5, "--- \nd: 4")]);
     }
 
     #[test]
     fn a_malformed_document_names_its_line_and_the_others_apply() {
         let dir = tempfile::tempdir().unwrap();
         let other = NAMESPACE.replace("name: a", "name: b");
-        fs::write(
-            dir.path().join("a.yaml"),
-            format!("{NAMESPACE}---\nkind: [\nb: 1\n---\n{other}"),
-        )
-        .unwrap();
+        fs::write(dir.path().join("a.yaml"), format!("{NAMESPACE}---\nkind: [\nb: 1\n---\n{other}")).unwrap();
         let changes = FileSource::new(dir.path().to_owned()).look();
         assert_eq!(changes.events.len(), 2, "{changes:?}");
         assert_eq!(changes.errors.len(), 1, "{changes:?}");
@@ -308,16 +260,10 @@ mod tests {
         assert!(matches!(source.look().events[..], [Event::Upsert(_)]));
         fs::write(&path, "kind: [\n").unwrap();
         let changes = source.look();
-        assert!(
-            changes.events.is_empty() && changes.errors[0].reason.contains("keeping 1"),
-            "{changes:?}"
-        );
+        assert!(changes.events.is_empty() && changes.errors[0].reason.contains("keeping 1"), "{changes:?}");
         fs::remove_file(&path).unwrap();
         let changes = source.look();
-        assert!(
-            matches!(changes.events[..], [Event::Delete(_)]) && changes.errors.is_empty(),
-            "{changes:?}"
-        );
+        assert!(matches!(changes.events[..], [Event::Delete(_)]) && changes.errors.is_empty(), "{changes:?}");
     }
 
     #[test]
@@ -330,20 +276,14 @@ mod tests {
         assert_eq!(source.look().events.len(), 1);
         fs::rename(&inner, dir.path().join("e")).unwrap();
         let changes = source.look();
-        assert!(
-            changes.events.is_empty() && !changes.errors.is_empty(),
-            "{changes:?}"
-        );
+        assert!(changes.events.is_empty() && !changes.errors.is_empty(), "{changes:?}");
     }
 
     #[test]
     fn other_kinds_are_counted_and_ignored() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(
-            dir.path().join("a.yaml"),
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n",
-        )
-        .unwrap();
+        fs::write(dir.path().join("a.yaml"), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")
+            .unwrap();
         let changes = FileSource::new(dir.path().to_owned()).look();
         assert!(changes.events.is_empty() && changes.errors.is_empty());
         assert_eq!(changes.ignored.get("ConfigMap"), Some(&1));

@@ -51,11 +51,7 @@ impl Watcher {
                 notify.notify_one();
             }
         })?;
-        Ok(Self {
-            inner,
-            watched: BTreeSet::new(),
-            changed,
-        })
+        Ok(Self { inner, watched: BTreeSet::new(), changed })
     }
 
     /// Watches exactly these directories from now on. A directory that cannot be watched is left to the tick.

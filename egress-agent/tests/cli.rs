@@ -12,11 +12,7 @@ use egress_topology::{CgroupDriver, PodSpec};
 use serde_json::{Value, json};
 
 fn agent(words: &[&str]) -> Output {
-    Command::new(common::agent_binary())
-        .args(words)
-        .env_clear()
-        .output()
-        .unwrap()
+    Command::new(common::agent_binary()).args(words).env_clear().output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -29,25 +25,16 @@ fn the_command_line_is_sound_and_helps() {
     for command in ["run", "status", "endpoints", "flows", "cleanup"] {
         let output = agent(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
-        assert!(
-            stdout(&output).contains("EGRESS_"),
-            "{command}: every flag has a variable"
-        );
+        assert!(stdout(&output).contains("EGRESS_"), "{command}: every flag has a variable");
     }
-    assert!(
-        stdout(&agent(&["--help"])).contains("77"),
-        "exit codes are documented"
-    );
+    assert!(stdout(&agent(&["--help"])).contains("77"), "exit codes are documented");
 }
 
 #[test]
 fn wrong_usage_is_2() {
-    for words in [
-        &["run"][..],
-        &["run", "--source", "nonsense"],
-        &["nonsense"],
-        &["status", "--output", "xml"],
-    ] {
+    for words in
+        [&["run"][..], &["run", "--source", "nonsense"], &["nonsense"], &["status", "--output", "xml"]]
+    {
         assert_eq!(agent(words).status.code(), Some(2), "{words:?}");
     }
 }
@@ -57,10 +44,7 @@ fn no_agent_is_3_and_says_what_to_do() {
     for command in ["status", "endpoints", "flows"] {
         let output = agent(&[command, "--socket", "/nonexistent/socket"]);
         assert_eq!(output.status.code(), Some(3), "{command}");
-        assert!(
-            String::from_utf8_lossy(&output.stderr).contains("egress-agent run"),
-            "{command}"
-        );
+        assert!(String::from_utf8_lossy(&output.stderr).contains("egress-agent run"), "{command}");
     }
 }
 
@@ -74,10 +58,7 @@ fn tables_and_json_say_the_same() {
     eventually("the flow is there", || !stand.agent.flows().unwrap().is_empty());
 
     let status = stand.agent.status().unwrap();
-    assert_eq!(
-        (&status["node"], &status["ready"]),
-        (&json!("node-1"), &json!(true))
-    );
+    assert_eq!((&status["node"], &status["ready"]), (&json!("node-1"), &json!(true)));
     let table = stdout(&stand.agent.ask(&["status"]).unwrap());
     let hook = status["hooks"][0]["target"].as_str().unwrap();
     assert!(table.contains(hook) && table.contains("1 Isolated"), "{table}");
@@ -86,23 +67,13 @@ fn tables_and_json_say_the_same() {
     let endpoint: Value = serde_json::from_str(&line).unwrap();
     let table = stdout(&stand.agent.ask(&["endpoints"]).unwrap());
     for field in ["namespace", "name", "state", "coverage"] {
-        assert!(
-            table.contains(endpoint[field].as_str().unwrap()),
-            "{field}: {table}"
-        );
+        assert!(table.contains(endpoint[field].as_str().unwrap()), "{field}: {table}");
     }
 
     let flows = stand.agent.flows().unwrap();
     let text = stdout(&stand.agent.ask(&["flows"]).unwrap());
     assert_eq!(text.lines().count(), flows.len());
-    for word in [
-        "deny",
-        "NotAllowed",
-        "a/pod",
-        "198.51.100.10:9999",
-        "UDP",
-        "EgressGatewayPolicy lock",
-    ] {
+    for word in ["deny", "NotAllowed", "a/pod", "198.51.100.10:9999", "UDP", "EgressGatewayPolicy lock"] {
         assert!(text.contains(word), "{word}: {text}");
     }
     let of_pod = |words: &[&str]| stdout(&stand.agent.ask(words).unwrap()).lines().count();

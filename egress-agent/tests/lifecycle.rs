@@ -14,11 +14,7 @@ fn pods_of_every_qos_class_and_driver_are_found() {
         let mut stand = Stand::new(driver);
         let peer = stand.peer();
         stand.lock_down(json!({}));
-        let classes = [
-            (Qos::Guaranteed, "g"),
-            (Qos::Burstable, "b"),
-            (Qos::BestEffort, "e"),
-        ];
+        let classes = [(Qos::Guaranteed, "g"), (Qos::Burstable, "b"), (Qos::BestEffort, "e")];
         let pods = classes.map(|(qos, name)| stand.pod(PodSpec::new("a", name).qos(qos)));
         let free = stand.pod(PodSpec::new("b", "free").qos(Qos::Guaranteed));
         stand.start();
@@ -56,10 +52,7 @@ fn enforcement_goes_on_without_the_agent_and_a_restart_writes_nothing() {
     stand.start();
     check();
     let status = stand.agent.status().unwrap();
-    assert_eq!(
-        status["revision"], revision,
-        "the state did not change, so nothing is to be written"
-    );
+    assert_eq!(status["revision"], revision, "the state did not change, so nothing is to be written");
     assert_eq!(status["ready"], true);
 }
 
@@ -67,10 +60,7 @@ fn enforcement_goes_on_without_the_agent_and_a_restart_writes_nothing() {
 fn what_changed_while_no_agent_ran_is_made_up_for() {
     let mut stand = Stand::new(CgroupDriver::Systemd);
     stand.lock_down(json!({}));
-    let (old, gone) = (
-        stand.pod(PodSpec::new("a", "old")),
-        stand.pod(PodSpec::new("a", "gone")),
-    );
+    let (old, gone) = (stand.pod(PodSpec::new("a", "old")), stand.pod(PodSpec::new("a", "gone")));
     stand.start();
     denied(&old, &outside()[0]);
     stand.agent.kill().unwrap();
@@ -94,37 +84,25 @@ fn a_pod_is_unknown_until_its_object_is_there_and_gone_when_its_cgroup_is() {
     // At once, whether the agent has seen the cgroup or not.
     denied(&container, &outside()[0]);
     passes(&container, peer.pod().v4());
-    eventually("the pod is counted as unknown", || {
-        stand.agent.status().unwrap()["unknown_pods"] == 1
-    });
+    eventually("the pod is counted as unknown", || stand.agent.status().unwrap()["unknown_pods"] == 1);
     denied(&container, &outside()[0]);
     stand.write(pod_object(&stand, &pod));
-    eventually("the pod is known", || {
-        stand.agent.status().unwrap()["unknown_pods"] == 0
-    });
+    eventually("the pod is known", || stand.agent.status().unwrap()["unknown_pods"] == 0);
     passes(&container, &outside()[0]);
     pod.remove().unwrap();
-    eventually("its entry is gone", || {
-        entries(&stand.agent, "egress_endpoint") == 1
-    });
+    eventually("its entry is gone", || entries(&stand.agent, "egress_endpoint") == 1);
 }
 
 #[test]
 fn unknown_pods_follow_the_setting() {
-    for (setting, inside, out) in [
-        ("deny", false, false),
-        ("deny-outside", true, false),
-        ("allow", true, true),
-    ] {
+    for (setting, inside, out) in
+        [("deny", false, false), ("deny-outside", true, false), ("allow", true, true)]
+    {
         let mut stand = Stand::new(CgroupDriver::Systemd);
         let peer = stand.peer();
         stand.agent = stand.agent.arguments(&["--unknown-pods", setting]);
-        let pod = stand
-            .topology
-            .add_pod(PodSpec::new("b", "stranger"))
-            .unwrap()
-            .add_container("app")
-            .unwrap();
+        let pod =
+            stand.topology.add_pod(PodSpec::new("b", "stranger")).unwrap().add_container("app").unwrap();
         stand.start();
         let expect = |wanted: bool, address: String| {
             if wanted {
@@ -144,59 +122,31 @@ fn processes_outside_the_pod_root_are_never_touched() {
     stand.agent = stand.agent.arguments(&["--unknown-pods", "deny"]);
     stand.start();
     let words = ["udp", "198.51.100.10:9999", "--timeout-ms", "1500"];
-    let attempt: egress_probe::Attempt = stand
-        .topology
-        .node_exec(&Exec::probe(words))
-        .unwrap()
-        .output_json(Duration::from_secs(5))
-        .unwrap();
+    let attempt: egress_probe::Attempt =
+        stand.topology.node_exec(&Exec::probe(words)).unwrap().output_json(Duration::from_secs(5)).unwrap();
     assert!(attempt.succeeded(), "{attempt:?}");
 }
 
 #[test]
 fn a_policy_change_acts_on_the_next_packet_of_an_open_socket() {
     let mut stand = Stand::new(CgroupDriver::Systemd);
-    stand.servers.push(
-        stand
-            .topology
-            .outside_serve(&Exec::probe(["serve-echo", "--port", "7"]))
-            .unwrap(),
-    );
+    stand.servers.push(stand.topology.outside_serve(&Exec::probe(["serve-echo", "--port", "7"])).unwrap());
     stand.lock_down(
         json!({"allow": {"to": [{"cidr": "198.51.100.0/24", "ports": [{"protocol": "TCP", "port": 7}]}]}}),
     );
     let pod = stand.pod(PodSpec::new("a", "pod"));
     stand.start();
-    let words = [
-        "hold",
-        "198.51.100.10:7",
-        "--for-ms",
-        "60000",
-        "--interval-ms",
-        "300",
-    ];
+    let words = ["hold", "198.51.100.10:7", "--for-ms", "60000", "--interval-ms", "300"];
     let mut hold = pod.spawn(&Exec::probe(words)).unwrap();
-    let mut beat = || {
-        hold.next_json::<egress_probe::Beat>(Duration::from_secs(5))
-            .unwrap()
-            .unwrap()
-    };
+    let mut beat = || hold.next_json::<egress_probe::Beat>(Duration::from_secs(5)).unwrap().unwrap();
     for _ in 0..3 {
         assert_eq!(beat().outcome, egress_probe::Outcome::Ok);
     }
     stand.lock_down(json!({}));
-    eventually("the open connection stops", || {
-        beat().outcome != egress_probe::Outcome::Ok
-    });
+    eventually("the open connection stops", || beat().outcome != egress_probe::Outcome::Ok);
     let flows = stand.agent.flows().unwrap();
-    let denied = flows
-        .iter()
-        .find(|flow| flow["destination"] == "198.51.100.10:7")
-        .unwrap();
-    assert_eq!(
-        (&denied["action"], &denied["reason"]),
-        (&json!("deny"), &json!("NotAllowed"))
-    );
+    let denied = flows.iter().find(|flow| flow["destination"] == "198.51.100.10:7").unwrap();
+    assert_eq!((&denied["action"], &denied["reason"]), (&json!("deny"), &json!("NotAllowed")));
     assert_eq!(denied["pod"], "a/pod");
 }
 
@@ -209,14 +159,10 @@ fn audit_lets_pass_and_reports() {
     passes(&pod, &outside()[0]);
     eventually("it is reported", || {
         let flows = stand.agent.flows().unwrap();
-        flows
-            .iter()
-            .any(|flow| flow["action"] == "audit" && flow["destination"] == "198.51.100.10:9999")
+        flows.iter().any(|flow| flow["action"] == "audit" && flow["destination"] == "198.51.100.10:9999")
     });
     stand.lock_down(json!({"enforcement": "Enforce"}));
-    eventually("it enforces", || {
-        stand.agent.status().unwrap()["endpoints"]["Isolated"] == 1
-    });
+    eventually("it enforces", || stand.agent.status().unwrap()["endpoints"]["Isolated"] == 1);
     denied(&pod, &outside()[0]);
 }
 
@@ -234,23 +180,11 @@ fn a_second_agent_on_the_node_is_refused() {
         assert_eq!(finished.status.code(), Some(1), "{finished:?}");
         assert!(finished.stderr.contains("another egress-agent"), "{finished:?}");
     };
-    refused(&Agent::new(
-        common::agent_binary(),
-        stand.bpffs.path(),
-        stand.dir.path(),
-    ));
+    refused(&Agent::new(common::agent_binary(), stand.bpffs.path(), stand.dir.path()));
     // With pins elsewhere, but for the same pods.
     let elsewhere = mount_bpffs(&stand.dir.path().join("bpf2")).unwrap();
-    refused(&Agent::new(
-        common::agent_binary(),
-        elsewhere.path(),
-        stand.dir.path(),
-    ));
-    assert_eq!(
-        stand.agent.status().unwrap()["ready"],
-        true,
-        "the first one is not disturbed"
-    );
+    refused(&Agent::new(common::agent_binary(), elsewhere.path(), stand.dir.path()));
+    assert_eq!(stand.agent.status().unwrap()["ready"], true, "the first one is not disturbed");
 }
 
 #[test]
@@ -261,11 +195,7 @@ fn cleanup_removes_everything_and_not_under_a_running_agent() {
     stand.start();
     let status = stand.agent.status().unwrap();
     let program = status["hooks"][0]["id"].as_u64().unwrap();
-    let loaded = || {
-        aya::programs::loaded_programs()
-            .flatten()
-            .any(|info| u64::from(info.id()) == program)
-    };
+    let loaded = || aya::programs::loaded_programs().flatten().any(|info| u64::from(info.id()) == program);
     assert!(loaded());
 
     let finished = stand.agent.try_cleanup(&stand.topology).unwrap();
@@ -275,10 +205,7 @@ fn cleanup_removes_everything_and_not_under_a_running_agent() {
 
     stand.agent.stop().unwrap();
     denied(&pod, &outside()[0]);
-    assert!(
-        !common::exists(&stand.agent.socket()),
-        "an agent that ends takes its socket along"
-    );
+    assert!(!common::exists(&stand.agent.socket()), "an agent that ends takes its socket along");
     stand.agent.cleanup(&stand.topology).unwrap();
     passes(&pod, &outside()[0]);
     assert!(stand.agent.pins().unwrap().is_empty());
@@ -292,10 +219,7 @@ fn an_invalid_policy_fails_closed_and_says_why() {
     let mut stand = Stand::new(CgroupDriver::Systemd);
     let peer = stand.peer();
     stand.lock_down(json!({"allow": {"to": [{"cidr": "198.51.100.10/24"}]}}));
-    let (pod, free) = (
-        stand.pod(PodSpec::new("a", "pod")),
-        stand.pod(PodSpec::new("b", "free")),
-    );
+    let (pod, free) = (stand.pod(PodSpec::new("a", "pod")), stand.pod(PodSpec::new("b", "free")));
     stand.start();
     denied(&pod, &outside()[0]);
     denied(&pod, peer.pod().v4());
@@ -303,10 +227,7 @@ fn an_invalid_policy_fails_closed_and_says_why() {
     let status = stand.agent.status().unwrap();
     assert_eq!(status["endpoints"]["Invalid"], 1, "{status}");
     let text = status.to_string();
-    assert!(
-        text.contains("spec.allow.to[0]") && text.contains("EgressGatewayPolicy lock"),
-        "{text}"
-    );
+    assert!(text.contains("spec.allow.to[0]") && text.contains("EgressGatewayPolicy lock"), "{text}");
 }
 
 #[test]
@@ -315,29 +236,20 @@ fn malformed_yaml_is_named_with_file_and_line_and_the_rest_applies() {
     stand.lock_down(json!({}));
     let pod = stand.pod(PodSpec::new("a", "pod"));
     let broken = stand.agent.objects().join("zz-broken.yaml");
-    std::fs::write(
-        &broken,
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: [\n---\nkind: Nonsense\n",
-    )
-    .unwrap();
+    std::fs::write(&broken, "apiVersion: v1\nkind: Pod\nmetadata: {name: [\n---\nkind: Nonsense\n").unwrap();
     stand.start();
     denied(&pod, &outside()[0]);
     let status = stand.agent.status().unwrap();
     let errors = status["source"]["errors"].as_array().unwrap();
     assert!(
-        errors
-            .iter()
-            .any(|e| e["file"].as_str().unwrap().ends_with("zz-broken.yaml") && e["line"].is_u64()),
+        errors.iter().any(|e| e["file"].as_str().unwrap().ends_with("zz-broken.yaml") && e["line"].is_u64()),
         "{status}"
     );
     let table = stand.agent.ask(&["status"]).unwrap();
     assert!(String::from_utf8_lossy(&table.stdout).contains("zz-broken.yaml:"));
     std::fs::remove_file(&broken).unwrap();
     eventually("the error goes with the file", || {
-        stand.agent.status().unwrap()["source"]["errors"]
-            .as_array()
-            .unwrap()
-            .is_empty()
+        stand.agent.status().unwrap()["source"]["errors"].as_array().unwrap().is_empty()
     });
 }
 
@@ -351,16 +263,11 @@ fn a_policy_file_that_breaks_goes_on_being_enforced() {
     denied(&pod, &outside()[0]);
     std::fs::write(&path, "apiVersion: [").unwrap();
     eventually("the error is shown", || {
-        !stand.agent.status().unwrap()["source"]["errors"]
-            .as_array()
-            .unwrap()
-            .is_empty()
+        !stand.agent.status().unwrap()["source"]["errors"].as_array().unwrap().is_empty()
     });
     denied(&pod, &outside()[0]);
     std::fs::remove_file(&path).unwrap();
-    eventually("the policy is gone", || {
-        stand.agent.status().unwrap()["endpoints"]["Unselected"] == 1
-    });
+    eventually("the policy is gone", || stand.agent.status().unwrap()["endpoints"]["Unselected"] == 1);
     passes(&pod, &outside()[0]);
 }
 
@@ -370,12 +277,8 @@ fn a_pod_root_that_is_made_anew_is_enforced_again() {
     stand.agent = stand.agent.arguments(&["--unknown-pods", "deny"]);
     stand.start();
     let root = stand.topology.pod_root().path().to_owned();
-    let classes: Vec<_> = std::fs::read_dir(&root)
-        .unwrap()
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| p.is_dir())
-        .collect();
+    let classes: Vec<_> =
+        std::fs::read_dir(&root).unwrap().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
     for dir in classes.iter().chain([&root]) {
         std::fs::remove_dir(dir).unwrap();
     }
@@ -383,10 +286,8 @@ fn a_pod_root_that_is_made_anew_is_enforced_again() {
         std::fs::create_dir(dir).unwrap();
     }
     eventually("the new pod root has the hook", || {
-        let pod = stand
-            .topology
-            .add_pod(PodSpec::new("b", &format!("p{}", stand.topology.pods().len())))
-            .unwrap();
+        let pod =
+            stand.topology.add_pod(PodSpec::new("b", &format!("p{}", stand.topology.pods().len()))).unwrap();
         let container = pod.add_container("app").unwrap();
         let outcome = common::udp(&container, &outside()[0]).outcome;
         pod.remove().unwrap();

@@ -23,12 +23,8 @@ fn missing(code: Option<i32>, stderr: &str, what: &str, how: &str) {
 /// Runs the agent on a stand, with other arguments and capabilities.
 fn run(stand: &Stand, change: impl Fn(Exec) -> Exec) -> (Option<i32>, String) {
     let exec = change(stand.agent.run(&stand.topology));
-    let finished = stand
-        .topology
-        .node_exec(&exec)
-        .unwrap()
-        .finish(std::time::Duration::from_secs(10))
-        .unwrap();
+    let finished =
+        stand.topology.node_exec(&exec).unwrap().finish(std::time::Duration::from_secs(10)).unwrap();
     assert!(stand.agent.pins().unwrap().is_empty(), "nothing is pinned");
     (finished.status.code(), finished.stderr)
 }
@@ -38,21 +34,9 @@ fn a_missing_bpffs_is_named() {
     let stand = Stand::new(CgroupDriver::Systemd);
     let dir = tempfile::tempdir().unwrap();
     let root = stand.topology.pod_root().path().to_str().unwrap().to_owned();
-    let output = agent(
-        &["--bpffs", dir.path().to_str().unwrap(), "--pod-root", &root],
-        |command| command,
-    );
-    missing(
-        output.status.code(),
-        &String::from_utf8_lossy(&output.stderr),
-        "is not a bpffs",
-        "mount -t bpf",
-    );
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        0,
-        "nothing is made there"
-    );
+    let output = agent(&["--bpffs", dir.path().to_str().unwrap(), "--pod-root", &root], |command| command);
+    missing(output.status.code(), &String::from_utf8_lossy(&output.stderr), "is not a bpffs", "mount -t bpf");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made there");
 }
 
 #[test]
@@ -60,9 +44,8 @@ fn missing_capabilities_are_named() {
     let stand = Stand::new(CgroupDriver::Systemd);
     let (code, stderr) = run(&stand, |exec| exec.capabilities(Capabilities::RUNTIME_DEFAULT));
     missing(code, &stderr, "CAP_BPF", "run as root");
-    let (code, stderr) = run(&stand, |exec| {
-        exec.capabilities(Capabilities::ALL.without(Capabilities::NET_ADMIN))
-    });
+    let (code, stderr) =
+        run(&stand, |exec| exec.capabilities(Capabilities::ALL.without(Capabilities::NET_ADMIN)));
     missing(code, &stderr, "CAP_NET_ADMIN", "run as root");
 }
 
@@ -85,13 +68,7 @@ fn agent(arguments: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command)
 fn private() -> std::io::Result<()> {
     let none: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
-    Ok(mount(
-        none,
-        "/",
-        none,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        none,
-    )?)
+    Ok(mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?)
 }
 
 #[test]
@@ -102,13 +79,7 @@ fn missing_type_information_is_named() {
             command.pre_exec(|| {
                 private()?;
                 let none: Option<&str> = None;
-                Ok(mount(
-                    Some("tmpfs"),
-                    "/sys/kernel/btf",
-                    Some("tmpfs"),
-                    MsFlags::empty(),
-                    none,
-                )?)
+                Ok(mount(Some("tmpfs"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), none)?)
             })
         }
     });
@@ -162,8 +133,5 @@ fn a_source_that_is_not_there_attaches_nothing() {
     let (code, stderr) = run(&stand, |exec| exec);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("source directory"), "{stderr}");
-    common::passes(
-        &stand.pod(egress_topology::PodSpec::new("a", "pod")),
-        &common::outside()[0],
-    );
+    common::passes(&stand.pod(egress_topology::PodSpec::new("a", "pod")), &common::outside()[0]);
 }

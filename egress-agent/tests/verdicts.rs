@@ -59,9 +59,7 @@ impl Inside {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
         fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
-        Self {
-            back: mount.join(own),
-        }
+        Self { back: mount.join(own) }
     }
 }
 
@@ -134,11 +132,8 @@ fn packet4() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn packet6() -> impl Strategy<Value = Vec<u8>> {
-    let header = (
-        select(vec![0u8, 60, 44, 43, 51, 59]),
-        0u8..3,
-        prop_oneof![4 => Just(0u8), 1 => any::<u8>()],
-    );
+    let header =
+        (select(vec![0u8, 60, 44, 43, 51, 59]), 0u8..3, prop_oneof![4 => Just(0u8), 1 => any::<u8>()]);
     let headers = prop_oneof![3 => Just(Vec::new()), 2 => vec(header, 1..7)];
     (headers, protocol(), addr6(), addr6(), transport()).prop_map(|(headers, protocol, from, to, rest)| {
         let next = |index: usize| headers.get(index).map_or(protocol, |(number, ..)| *number);
@@ -187,15 +182,13 @@ fn row() -> impl Strategy<Value = Row> {
             low: a.min(b),
             high: a.max(b),
         });
-    (
-        vec(ports, 0..=ROW_ENTRIES),
-        prop_oneof![20 => Just(None), 1 => any::<u32>().prop_map(Some)],
-    )
-        .prop_map(|(ports, len)| {
+    (vec(ports, 0..=ROW_ENTRIES), prop_oneof![20 => Just(None), 1 => any::<u32>().prop_map(Some)]).prop_map(
+        |(ports, len)| {
             let mut row = Row::new(&ports).unwrap();
             row.len = len.unwrap_or(row.len);
             row
-        })
+        },
+    )
 }
 
 /// What the maps say about a sender whose pod is known by one of the cgroups at pod level, or by none.
@@ -229,19 +222,10 @@ fn state(level: u32, pods: [u64; 2]) -> impl Strategy<Value = State> {
         });
     let endpoints = prop_oneof![6 => Just(Some(0usize)), 3 => Just(Some(1)), 1 => Just(None)];
     let identity = select(vec![IDENTITY_WORLD, 100, 101, 102]);
-    let addresses = vec(
-        (
-            prop_oneof![addr4().prop_map(Addr::v4), addr6().prop_map(Addr)],
-            identity.clone(),
-        ),
-        0..6,
-    );
+    let addresses =
+        vec((prop_oneof![addr4().prop_map(Addr::v4), addr6().prop_map(Addr)], identity.clone()), 0..6);
     let cidrs = vec(
-        (
-            prop_oneof![addr4().prop_map(Addr::v4), addr6().prop_map(Addr)],
-            0u32..=128,
-            identity.clone(),
-        ),
+        (prop_oneof![addr4().prop_map(Addr::v4), addr6().prop_map(Addr)], 0u32..=128, identity.clone()),
         0..6,
     );
     let rows = vec((select(vec![POLICY, UNKNOWN]), identity, row()), 0..8);
@@ -252,15 +236,7 @@ fn state(level: u32, pods: [u64; 2]) -> impl Strategy<Value = State> {
             addresses: addresses.into_iter().collect(),
             cidrs: cidrs
                 .into_iter()
-                .map(|(addr, bits, identity)| {
-                    (
-                        Cidr {
-                            bits,
-                            addr: masked(addr, bits),
-                        },
-                        identity,
-                    )
-                })
+                .map(|(addr, bits, identity)| (Cidr { bits, addr: masked(addr, bits) }, identity))
                 .collect(),
             rows: rows
                 .into_iter()
@@ -283,17 +259,8 @@ fn kernel(datapath: &mut Datapath, ethertype: u16, ifindex: u32, packet: &[u8]) 
         context[40..].copy_from_slice(&ifindex.to_ne_bytes());
     }
     let frame = [&[0; 12], &ethertype.to_be_bytes()[..], packet].concat();
-    let options = TestRunOptions {
-        data_in: Some(&frame),
-        ctx_in: Some(&context),
-        ..TestRunOptions::new()
-    };
-    datapath
-        .socket_program()
-        .unwrap()
-        .test_run(options)
-        .unwrap()
-        .return_value
+    let options = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+    datapath.socket_program().unwrap().test_run(options).unwrap().return_value
 }
 
 fn next_event(ring: &mut RingBuf<MapData>) -> Option<FlowEvent> {
@@ -310,36 +277,21 @@ fn same_event(event: &FlowEvent, expected: &Decision, ifindex: u32, length: usiz
         (expected.verdict.action as u8, expected.verdict.reason as u8),
         "{event:?}"
     );
-    assert_eq!(
-        (event.rule, event.cgroup),
-        (expected.verdict.rule, expected.cgroup)
-    );
+    assert_eq!((event.rule, event.cgroup), (expected.verdict.rule, expected.cgroup));
     assert_eq!(
         (event.policy, event.identity, event.revision),
         (expected.policy, expected.identity, expected.revision)
     );
-    assert_eq!(
-        (event.source, event.destination),
-        (expected.flow.source, expected.flow.destination)
-    );
+    assert_eq!((event.source, event.destination), (expected.flow.source, expected.flow.destination));
     let ports = (expected.flow.source_port, expected.flow.destination_port);
     assert_eq!((event.source_port, event.destination_port), ports);
-    assert_eq!(
-        (event.protocol, event.version),
-        (expected.flow.protocol, expected.flow.version)
-    );
-    assert_eq!(
-        (event.ifindex, event.length as usize, event.hook),
-        (ifindex, length, 1)
-    );
+    assert_eq!((event.protocol, event.version), (expected.flow.protocol, expected.flow.version));
+    assert_eq!((event.ifindex, event.length as usize, event.hook), (ifindex, length, 1));
 }
 
 #[test]
 fn the_kernel_decides_as_the_host_does() {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "this test loads BPF: run it as root"
-    );
+    assert!(nix::unistd::geteuid().is_root(), "this test loads BPF: run it as root");
     let dir = tempfile::tempdir().unwrap();
     let bpffs = mount_bpffs(&dir.path().join("bpf")).unwrap();
     let cgroups = CgroupRoot::find_or_mount().unwrap();
@@ -362,11 +314,8 @@ fn the_kernel_decides_as_the_host_does() {
             let mut ring = datapath.take_events().unwrap();
             let tries = vec((packet(), select(vec![1, eth])), 20);
             let cell = std::cell::RefCell::new((&mut datapath, &mut ring, &mut seen));
-            let mut runner = TestRunner::new(Cases {
-                cases: 1500,
-                failure_persistence: None,
-                ..Cases::default()
-            });
+            let mut runner =
+                TestRunner::new(Cases { cases: 1500, failure_persistence: None, ..Cases::default() });
             runner
                 .run(&(state(level, pods), tries), |(state, tries)| {
                     let (datapath, ring, seen) = &mut *cell.borrow_mut();
@@ -377,9 +326,7 @@ fn the_kernel_decides_as_the_host_does() {
                             config.revision = state.config.revision;
                         }
                     }
-                    datapath
-                        .apply(&plan)
-                        .map_err(|errors| TestCaseError::fail(format!("{errors:?}")))?;
+                    datapath.apply(&plan).map_err(|errors| TestCaseError::fail(format!("{errors:?}")))?;
                     let mut state = state;
                     state.config = datapath.observed().config;
                     assert_eq!(&state, datapath.observed());
@@ -402,11 +349,7 @@ fn the_kernel_decides_as_the_host_does() {
                 })
                 .unwrap();
             let again = Datapath::open(bpffs.path())?;
-            assert_eq!(
-                again.observed(),
-                datapath.observed(),
-                "the mirror is what the kernel holds"
-            );
+            assert_eq!(again.observed(), datapath.observed(), "the mirror is what the kernel holds");
             let totals = datapath.counters()?;
             let counted: u64 = totals.iter().map(|total| total.packets).sum();
             assert_eq!(

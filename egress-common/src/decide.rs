@@ -88,27 +88,15 @@ pub const NO_RULE: u16 = u16::MAX;
 impl Verdict {
     #[inline(always)]
     const fn of(reason: Reason) -> Self {
-        Self {
-            action: reason.action(),
-            reason,
-            rule: NO_RULE,
-        }
+        Self { action: reason.action(), reason, rule: NO_RULE }
     }
 
     /// The same, with a deny turned into an audit where `audit` says so.
     #[inline(always)]
     const fn audited(reason: Reason, audit: bool) -> Self {
         match reason.action() {
-            Action::Deny if audit => Self {
-                action: Action::Audit,
-                reason,
-                rule: NO_RULE,
-            },
-            action => Self {
-                action,
-                reason,
-                rule: NO_RULE,
-            },
+            Action::Deny if audit => Self { action: Action::Audit, reason, rule: NO_RULE },
+            action => Self { action, reason, rule: NO_RULE },
         }
     }
 }
@@ -184,21 +172,13 @@ impl Subject<'_> {
     /// The reason where a row allows.
     #[inline(always)]
     fn allowed(&self) -> Reason {
-        if self.endpoint.is_some() {
-            Reason::Allowed
-        } else {
-            Reason::UnknownPodAllowed
-        }
+        if self.endpoint.is_some() { Reason::Allowed } else { Reason::UnknownPodAllowed }
     }
 
     /// The reason where no row allows.
     #[inline(always)]
     fn denied(&self) -> Reason {
-        if self.endpoint.is_some() {
-            Reason::NotAllowed
-        } else {
-            Reason::UnknownPod
-        }
+        if self.endpoint.is_some() { Reason::NotAllowed } else { Reason::UnknownPod }
     }
 }
 
@@ -252,10 +232,7 @@ where
         None => view.prefix(&to).unwrap_or(IDENTITY_WORLD),
     };
     decision.identity = identity;
-    let key = RowKey {
-        policy: subject.policy,
-        identity,
-    };
+    let key = RowKey { policy: subject.policy, identity };
     match view.row(&key) {
         Some(row) => in_row(row, flow, &subject),
         None => Verdict::audited(subject.denied(), subject.audit),
@@ -296,34 +273,18 @@ where
     match endpoint.state {
         STATE_UNSELECTED => Err(Verdict::of(Reason::Unselected)),
         STATE_ISOLATED => Ok(subject),
-        STATE_INVALID => Ok(Subject {
-            closed: Some(Reason::InvalidPolicy),
-            audit: false,
-            ..subject
-        }),
-        _ => Ok(Subject {
-            closed: Some(Reason::BadEntry),
-            audit: false,
-            ..subject
-        }),
+        STATE_INVALID => Ok(Subject { closed: Some(Reason::InvalidPolicy), audit: false, ..subject }),
+        _ => Ok(Subject { closed: Some(Reason::BadEntry), audit: false, ..subject }),
     }
 }
 
 #[inline(always)]
 fn unknown<'a>(config: &Config) -> Result<Subject<'a>, Verdict> {
-    let subject = Subject {
-        policy: config.unknown_policy,
-        audit: false,
-        endpoint: None,
-        closed: None,
-    };
+    let subject = Subject { policy: config.unknown_policy, audit: false, endpoint: None, closed: None };
     match config.unknown {
         UNKNOWN_ALLOW => Err(Verdict::of(Reason::UnknownPodAllowed)),
         UNKNOWN_POLICY => Ok(subject),
-        _ => Ok(Subject {
-            closed: Some(Reason::UnknownPod),
-            ..subject
-        }),
+        _ => Ok(Subject { closed: Some(Reason::UnknownPod), ..subject }),
     }
 }
 
@@ -345,14 +306,8 @@ fn in_row(row: &Row, flow: &Flow, subject: &Subject<'_>) -> Verdict {
                 && flow.destination_port <= ports.high);
         if matches {
             return match ports.verdict {
-                VERDICT_ALLOW => Verdict {
-                    rule: ports.rule,
-                    ..Verdict::of(subject.allowed())
-                },
-                VERDICT_AUDIT => Verdict {
-                    rule: ports.rule,
-                    ..Verdict::audited(subject.denied(), true)
-                },
+                VERDICT_ALLOW => Verdict { rule: ports.rule, ..Verdict::of(subject.allowed()) },
+                VERDICT_AUDIT => Verdict { rule: ports.rule, ..Verdict::audited(subject.denied(), true) },
                 _ => Verdict::of(Reason::BadEntry),
             };
         }

@@ -129,10 +129,7 @@ fn ipv6<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
     flow.source = Addr(source);
     flow.destination = Addr(destination);
     flow.protocol = header[6];
-    Ok(Network {
-        offset: 40,
-        refused: None,
-    })
+    Ok(Network { offset: 40, refused: None })
 }
 
 /// Reads on from [`network`] to the ports.

@@ -191,11 +191,7 @@ pub struct Row {
 
 impl Default for Row {
     fn default() -> Self {
-        Self {
-            len: 0,
-            reserved: 0,
-            entries: [Ports::default(); ROW_ENTRIES],
-        }
+        Self { len: 0, reserved: 0, entries: [Ports::default(); ROW_ENTRIES] }
     }
 }
 
@@ -203,10 +199,7 @@ impl Row {
     /// A row of these entries; `None` when they are more than [`ROW_ENTRIES`].
     #[must_use]
     pub fn new(entries: &[Ports]) -> Option<Self> {
-        let mut row = Self {
-            len: u32::try_from(entries.len()).ok()?,
-            ..Self::default()
-        };
+        let mut row = Self { len: u32::try_from(entries.len()).ok()?, ..Self::default() };
         row.entries.get_mut(..entries.len())?.copy_from_slice(entries);
         Some(row)
     }

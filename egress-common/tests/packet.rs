@@ -18,12 +18,7 @@ fn behind(headers: &[(u8, &[u8])]) -> Vec<u8> {
         payload.extend(*body);
     }
     payload.extend(tcp);
-    ipv6(
-        headers.first().map_or(6, |(number, _)| *number),
-        V6,
-        PEER_V6,
-        &payload,
-    )
+    ipv6(headers.first().map_or(6, |(number, _)| *number), V6, PEER_V6, &payload)
 }
 
 const OPTIONS: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
@@ -48,11 +43,7 @@ fn later_fragments_are_refused_and_first_ones_judged() {
     assert_eq!(reason(&packet), Reason::Fragment);
     packet[6] = 0;
     assert_eq!(reason(&packet), Reason::Fragment, "last fragment");
-    assert_eq!(
-        reason(&behind(&[(44, &[0, 0, 1, 0, 0, 0, 0])])),
-        Reason::Allowed,
-        "first fragment"
-    );
+    assert_eq!(reason(&behind(&[(44, &[0, 0, 1, 0, 0, 0, 0])])), Reason::Allowed, "first fragment");
     assert_eq!(reason(&behind(&[(44, &[0, 0, 8, 0, 0, 0, 0])])), Reason::Fragment);
 }
 
@@ -82,35 +73,19 @@ fn ipv6_options_are_stepped_over_and_the_rest_refused() {
         assert_eq!(reason(&packet), Reason::Ipv6Extension, "{number}");
     }
     assert_eq!(reason(&behind(&[(60, OPTIONS); 4])), Reason::Allowed);
-    assert_eq!(
-        reason(&behind(&[(60, OPTIONS); 5])),
-        Reason::Ipv6Extension,
-        "too many"
-    );
+    assert_eq!(reason(&behind(&[(60, OPTIONS); 5])), Reason::Ipv6Extension, "too many");
 }
 
 #[test]
 fn tunnels_and_unknown_protocols_have_their_own_reasons() {
     for number in [4, 41, 47, 50, 51, 94, 97, 98, 108, 115, 137] {
-        assert_eq!(
-            reason(&ipv4(number, V4, PEER_V4, &[0; 40])),
-            Reason::Tunnel,
-            "{number}"
-        );
+        assert_eq!(reason(&ipv4(number, V4, PEER_V4, &[0; 40])), Reason::Tunnel, "{number}");
     }
     for number in [4, 41, 47, 50, 97, 115, 137] {
-        assert_eq!(
-            reason(&ipv6(number, V6, PEER_V6, &[0; 40])),
-            Reason::Tunnel,
-            "{number}"
-        );
+        assert_eq!(reason(&ipv6(number, V6, PEER_V6, &[0; 40])), Reason::Tunnel, "{number}");
     }
     for number in [2, 33, 46, 103, 112, 136, 255] {
-        assert_eq!(
-            reason(&ipv4(number, V4, PEER_V4, &[0; 40])),
-            Reason::UnknownProtocol,
-            "{number}"
-        );
+        assert_eq!(reason(&ipv4(number, V4, PEER_V4, &[0; 40])), Reason::UnknownProtocol, "{number}");
     }
     // Each ICMP belongs to its own IP version.
     assert_eq!(reason(&ipv4(58, V4, PEER_V4, &[0; 40])), Reason::UnknownProtocol);
@@ -124,15 +99,9 @@ fn ports_of_every_protocol_with_ports_are_read() {
     for number in [6, 17, 132] {
         let mut payload = vec![0; 20];
         payload[..4].copy_from_slice(&[0x12, 0x34, 0x56, 0x78]);
-        for packet in [
-            ipv4(number, V4, PEER_V4, &payload),
-            ipv6(number, V6, PEER_V6, &payload),
-        ] {
+        for packet in [ipv4(number, V4, PEER_V4, &payload), ipv6(number, V6, PEER_V6, &payload)] {
             let flow = Maps::new().judge(&packet).flow;
-            assert_eq!(
-                (flow.source_port, flow.destination_port, flow.protocol),
-                (0x1234, 0x5678, number)
-            );
+            assert_eq!((flow.source_port, flow.destination_port, flow.protocol), (0x1234, 0x5678, number));
         }
     }
 }

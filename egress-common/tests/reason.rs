@@ -33,9 +33,7 @@ fn each_action_and_reason_has_a_counter_of_its_own() {
 
 #[test]
 fn a_reason_never_audits_by_itself() {
-    let allows = Reason::ALL
-        .iter()
-        .filter(|reason| reason.action() == Action::Allow);
+    let allows = Reason::ALL.iter().filter(|reason| reason.action() == Action::Allow);
     assert_eq!(allows.count(), 4);
     assert!(Reason::ALL.iter().all(|reason| reason.action() != Action::Audit));
 }

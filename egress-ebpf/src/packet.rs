@@ -23,10 +23,7 @@ impl<'a> Packet<'a> {
         // SAFETY: the kernel hands a valid context to the program; the verifier checks these two reads.
         let (protocol, ifindex) = unsafe { ((*skb).protocol, (*skb).ifindex) };
         // `__sk_buff::protocol` holds the 16 bits of the header, in network byte order.
-        Meta {
-            ethertype: u16::from_be(protocol as u16),
-            ifindex,
-        }
+        Meta { ethertype: u16::from_be(protocol as u16), ifindex }
     }
 
     /// Bytes from the IP header on.

@@ -74,15 +74,8 @@ impl Index {
     }
 
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Object> {
-        let first = ObjectRef {
-            kind,
-            namespace: None,
-            name: "".into(),
-        };
-        self.objects
-            .range(first..)
-            .take_while(move |(key, _)| key.kind == kind)
-            .map(|(_, object)| object)
+        let first = ObjectRef { kind, namespace: None, name: "".into() };
+        self.objects.range(first..).take_while(move |(key, _)| key.kind == kind).map(|(_, object)| object)
     }
 
     of_kind! {

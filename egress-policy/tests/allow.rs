@@ -1,8 +1,5 @@
 //! What a lock-down allows besides the gateways.
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "test helpers take literals and fail by panic"
-)]
+#![expect(clippy::needless_pass_by_value, reason = "test helpers take literals and fail by panic")]
 
 mod common;
 
@@ -21,10 +18,7 @@ fn dns_is_the_clusters_on_port_53_only() {
         assert!(world.allows("app/web", "10.96.0.10", port));
         assert!(world.allows("app/web", "10.0.3.1", port));
     }
-    assert!(
-        world.allows("app/web", "10.0.3.1", "udp/5353"),
-        "behind the service"
-    );
+    assert!(world.allows("app/web", "10.0.3.1", "udp/5353"), "behind the service");
     assert!(!world.allows("app/web", "10.96.0.10", "tcp/9153"));
     assert!(!world.allows("app/web", "10.0.3.1", "tcp/9153"));
     assert!(!world.allows("app/web", "10.0.1.2", "udp/53"));
@@ -42,10 +36,7 @@ fn in_cluster_is_pods_and_services_and_on_by_default() {
     assert!(!world.allows("app/web", "192.168.0.2", "tcp/80"), "a node");
     assert!(!world.allows("app/web", "10.96.0.1", "tcp/443"), "the API server");
     assert!(!allow(json!({"inCluster": false})).allows("app/web", "10.0.1.3", "tcp/80"));
-    assert_eq!(
-        world.rule("app/web", "10.0.1.3", "tcp/80"),
-        "EgressGatewayPolicy mesh spec.allow.inCluster"
-    );
+    assert_eq!(world.rule("app/web", "10.0.1.3", "tcp/80"), "EgressGatewayPolicy mesh spec.allow.inCluster");
 }
 
 #[test]
@@ -112,16 +103,9 @@ fn unknown_pods_stay_inside() {
 #[test]
 fn a_finished_pod_owns_no_address_and_a_terminating_one_does() {
     let world = mesh().with(lock(json!({})));
-    let terminating = set(
-        pod("other/free", "10.0.1.3", json!({})),
-        "/metadata/deletionTimestamp",
-        json!("now"),
-    );
+    let terminating =
+        set(pod("other/free", "10.0.1.3", json!({})), "/metadata/deletionTimestamp", json!("now"));
     assert!(world.with(terminating).allows("app/web", "10.0.1.3", "tcp/80"));
-    let finished = set(
-        pod("other/free", "10.0.1.3", json!({})),
-        "/status/phase",
-        json!("Succeeded"),
-    );
+    let finished = set(pod("other/free", "10.0.1.3", json!({})), "/status/phase", json!("Succeeded"));
     assert!(!world.with(finished).allows("app/web", "10.0.1.3", "tcp/80"));
 }

@@ -20,10 +20,7 @@ fn action(world: &World, to: &str) -> Action {
 fn an_auditing_lock_down_lets_pass_what_it_would_deny() {
     let world = mesh().with(lock(json!({"enforcement": "Audit"})));
     let verdict = world.verdict("app/web", "1.1.1.1", "tcp/443");
-    assert_eq!(
-        (verdict.action, verdict.reason, verdict.rule),
-        (Action::Audit, Reason::NotAllowed, NO_RULE)
-    );
+    assert_eq!((verdict.action, verdict.reason, verdict.rule), (Action::Audit, Reason::NotAllowed, NO_RULE));
     assert_eq!(action(&world, "10.0.2.1"), Action::Allow);
     assert_eq!(world.state("app/web"), PodState::Isolated { audit: true });
     let enforced = mesh().with(lock(json!({"enforcement": "Enforce"})));
@@ -37,11 +34,7 @@ fn one_enforcing_policy_enforces_and_the_union_stays() {
     let world = mesh().with(audit).with(enforce);
     assert_eq!(action(&world, "2.2.2.2"), Action::Deny);
     assert_eq!(action(&world, "1.1.1.1"), Action::Allow);
-    assert_eq!(
-        world.action("app/db", "2.2.2.2", "tcp/443"),
-        Action::Audit,
-        "under the auditing one alone"
-    );
+    assert_eq!(world.action("app/db", "2.2.2.2", "tcp/443"), Action::Audit, "under the auditing one alone");
 }
 
 #[test]
@@ -49,23 +42,11 @@ fn a_network_policy_audits_by_its_own_or_its_namespaces_annotation() {
     let deny = || np("app/deny", json!({"podSelector": {}, "policyTypes": ["Egress"]}));
     let space = |value| annotated(common::namespace("app", json!({"mesh": "on"})), value);
     assert_eq!(action(&mesh().with(deny()), "1.1.1.1"), Action::Deny);
+    assert_eq!(action(&mesh().with(annotated(deny(), "Audit")), "1.1.1.1"), Action::Audit);
+    assert_eq!(action(&mesh().with(deny()).with(space("Audit")), "1.1.1.1"), Action::Audit);
+    assert_eq!(action(&mesh().with(deny()).with(space("Enforce")), "1.1.1.1"), Action::Deny);
     assert_eq!(
-        action(&mesh().with(annotated(deny(), "Audit")), "1.1.1.1"),
-        Action::Audit
-    );
-    assert_eq!(
-        action(&mesh().with(deny()).with(space("Audit")), "1.1.1.1"),
-        Action::Audit
-    );
-    assert_eq!(
-        action(&mesh().with(deny()).with(space("Enforce")), "1.1.1.1"),
-        Action::Deny
-    );
-    assert_eq!(
-        action(
-            &mesh().with(annotated(deny(), "Enforce")).with(space("Audit")),
-            "1.1.1.1"
-        ),
+        action(&mesh().with(annotated(deny(), "Enforce")).with(space("Audit")), "1.1.1.1"),
         Action::Deny
     );
     let typo = mesh().with(annotated(deny(), "audit"));
@@ -81,22 +62,11 @@ fn tiers_audit_each_for_itself() {
     // The lock-down enforces, the network policy audits.
     let world = mesh().with(lock(json!({}))).with(annotated(network(), "Audit"));
     assert_eq!(action(&world, "10.0.1.3"), Action::Allow, "both allow");
-    assert_eq!(
-        action(&world, "10.0.1.2"),
-        Action::Audit,
-        "the network policy alone denies"
-    );
+    assert_eq!(action(&world, "10.0.1.2"), Action::Audit, "the network policy alone denies");
     assert_eq!(action(&world, "1.1.1.1"), Action::Deny, "the lock-down denies");
     assert_eq!(action(&world, "2.2.2.2"), Action::Deny, "both deny");
-    assert_eq!(
-        world.rule("app/web", "10.0.1.2", "tcp/443"),
-        "EgressGatewayPolicy mesh spec.allow.inCluster"
-    );
-    assert_eq!(
-        world.action("app/web", "10.96.0.10", "udp/53"),
-        Action::Audit,
-        "by a service"
-    );
+    assert_eq!(world.rule("app/web", "10.0.1.2", "tcp/443"), "EgressGatewayPolicy mesh spec.allow.inCluster");
+    assert_eq!(world.action("app/web", "10.96.0.10", "udp/53"), Action::Audit, "by a service");
     assert_eq!(world.action("app/web", "10.0.1.2", "icmp"), Action::Audit);
     assert_eq!(world.state("app/web"), PodState::Isolated { audit: false });
     // And the other way round.
@@ -105,24 +75,19 @@ fn tiers_audit_each_for_itself() {
     assert_eq!(action(&world, "10.0.1.2"), Action::Deny);
     assert_eq!(action(&world, "1.1.1.1"), Action::Audit);
     // Both audit.
-    let world = mesh()
-        .with(lock(json!({"enforcement": "Audit"})))
-        .with(annotated(network(), "Audit"));
-    for (to, expected) in [
-        ("10.0.1.3", Action::Allow),
-        ("10.0.1.2", Action::Audit),
-        ("2.2.2.2", Action::Audit),
-    ] {
+    let world = mesh().with(lock(json!({"enforcement": "Audit"}))).with(annotated(network(), "Audit"));
+    for (to, expected) in
+        [("10.0.1.3", Action::Allow), ("10.0.1.2", Action::Audit), ("2.2.2.2", Action::Audit)]
+    {
         assert_eq!(action(&world, to), expected, "{to}");
     }
 }
 
 #[test]
 fn both_tiers_must_allow() {
-    let world = mesh().with(lock(json!({}))).with(np(
-        "app/p",
-        json!({"podSelector": {}, "egress": [{"ports": [{"port": 443}]}]}),
-    ));
+    let world = mesh()
+        .with(lock(json!({})))
+        .with(np("app/p", json!({"podSelector": {}, "egress": [{"ports": [{"port": 443}]}]})));
     assert!(world.allows("app/web", "10.0.1.3", "tcp/443"));
     assert!(!world.allows("app/web", "10.0.1.3", "tcp/80"));
     assert!(!world.allows("app/web", "1.1.1.1", "tcp/443"));

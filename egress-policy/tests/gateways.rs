@@ -22,15 +22,9 @@ fn gateway(extra: serde_json::Value) -> World {
 fn a_gateway_is_reached_on_its_ports_by_pod_and_by_service() {
     let world = gateway(json!({}));
     assert!(world.allows("app/web", "10.0.2.1", "tcp/443"));
-    assert!(
-        world.allows("app/web", "10.96.0.9", "tcp/443"),
-        "the service's port"
-    );
+    assert!(world.allows("app/web", "10.96.0.9", "tcp/443"), "the service's port");
     assert!(world.allows("app/web", "10.0.2.1", "tcp/8443"), "its target port");
-    assert!(
-        !world.allows("app/web", "10.96.0.9", "tcp/8443"),
-        "the target port at the VIP"
-    );
+    assert!(!world.allows("app/web", "10.96.0.9", "tcp/8443"), "the target port at the VIP");
     assert!(!world.allows("app/web", "10.0.2.1", "tcp/80"));
     assert!(!world.allows("app/web", "10.0.2.1", "udp/443"));
     assert!(!world.allows("app/web", "10.0.2.1", "icmp"));
@@ -43,10 +37,7 @@ fn a_gateway_is_reached_on_its_ports_by_pod_and_by_service() {
 #[test]
 fn absent_ports_are_all_and_empty_ports_are_none() {
     let mut policy = lock(json!({}));
-    policy["spec"]["gateways"][0]
-        .as_object_mut()
-        .unwrap()
-        .remove("ports");
+    policy["spec"]["gateways"][0].as_object_mut().unwrap().remove("ports");
     let world = mesh().with(policy);
     assert!(world.allows("app/web", "10.0.2.1", "udp/9999"));
     assert!(world.allows("app/web", "10.0.2.1", "icmp"));
@@ -60,11 +51,7 @@ fn a_service_of_another_namespace_opens_no_port() {
     let ports = json!([{"name": "x", "port": 443}]);
     let foreign = service("app/trick", "10.96.0.66", ports);
     let world = gateway(json!({})).with(foreign);
-    let world = world.with(slice(
-        "app/trick",
-        &["10.0.2.1"],
-        json!([{"name": "x", "port": 15000}]),
-    ));
+    let world = world.with(slice("app/trick", &["10.0.2.1"], json!([{"name": "x", "port": 15000}])));
     assert!(!world.allows("app/web", "10.0.2.1", "tcp/15000"));
     assert!(!world.allows("app/web", "10.96.0.66", "tcp/443"));
     assert!(world.allows("app/web", "10.96.0.9", "tcp/443"));
@@ -73,24 +60,13 @@ fn a_service_of_another_namespace_opens_no_port() {
 #[test]
 fn the_gateway_follows_the_cluster_and_none_is_no_way_out() {
     let world = gateway(json!({}));
-    assert!(
-        !world
-            .without("Pod gw/gate")
-            .allows("app/web", "10.0.2.1", "tcp/443")
-    );
-    assert!(
-        !world
-            .without("EndpointSlice gw/gate-4")
-            .allows("app/web", "10.96.0.9", "tcp/443")
-    );
+    assert!(!world.without("Pod gw/gate").allows("app/web", "10.0.2.1", "tcp/443"));
+    assert!(!world.without("EndpointSlice gw/gate-4").allows("app/web", "10.96.0.9", "tcp/443"));
     let second = pod("gw/second", "10.0.2.2", json!({"istio": "egressgateway"}));
     assert!(!world.allows("app/web", "10.0.2.2", "tcp/443"));
     assert!(world.with(second).allows("app/web", "10.0.2.2", "tcp/443"));
-    let finished = set(
-        pod("gw/gate", "10.0.2.1", json!({"istio": "egressgateway"})),
-        "/status/phase",
-        json!("Failed"),
-    );
+    let finished =
+        set(pod("gw/gate", "10.0.2.1", json!({"istio": "egressgateway"})), "/status/phase", json!("Failed"));
     assert!(!world.with(finished).allows("app/web", "10.0.2.1", "tcp/443"));
 }
 
@@ -101,11 +77,7 @@ fn addresses_are_gateways_too() {
     assert!(!world.allows("app/web", "203.0.113.7", "tcp/80"));
     assert!(!world.allows("app/web", "203.0.114.7", "tcp/443"));
     let web = pod("app/web", "10.0.1.1,fd00::1", json!({}));
-    assert!(
-        world
-            .with(web.clone())
-            .allows("app/web", "2001:db8::5", "tcp/443")
-    );
+    assert!(world.with(web.clone()).allows("app/web", "2001:db8::5", "tcp/443"));
     assert!(!world.with(web).allows("app/web", "2001:db8:1::5", "tcp/443"));
 }
 
@@ -119,11 +91,7 @@ fn only_clients_may_use_it() {
     assert!(!clients(json!([])).allows("app/web", "10.0.2.1", "tcp/443"));
     let world = clients(json!([{"serviceAccounts": ["payer"]}]));
     assert!(!world.allows("app/web", "10.0.2.1", "tcp/443"));
-    let payer = set(
-        pod("app/web", "10.0.1.1", json!({})),
-        "/spec/serviceAccountName",
-        json!("payer"),
-    );
+    let payer = set(pod("app/web", "10.0.1.1", json!({})), "/spec/serviceAccountName", json!("payer"));
     assert!(world.with(payer).allows("app/web", "10.0.2.1", "tcp/443"));
 }
 
@@ -153,9 +121,8 @@ fn a_gateway_is_no_subject() {
     assert!(free.allows("gw/gate", "1.1.1.1", "tcp/443"));
     assert_eq!(free.state("gw/gate"), PodState::Unselected);
     assert!(!free.allows("other/free", "1.1.1.1", "tcp/443"));
-    let bound = policy(Some(
-        json!([{"cidr": "1.1.1.0/24", "except": ["1.1.1.128/25"], "ports": [{"port": 443}]}]),
-    ));
+    let bound =
+        policy(Some(json!([{"cidr": "1.1.1.0/24", "except": ["1.1.1.128/25"], "ports": [{"port": 443}]}])));
     assert!(bound.allows("gw/gate", "1.1.1.1", "tcp/443"));
     assert!(!bound.allows("gw/gate", "1.1.1.1", "tcp/80"));
     assert!(!bound.allows("gw/gate", "1.1.1.200", "tcp/443"));
@@ -176,10 +143,8 @@ fn destinations_of_several_entries_are_united() {
         let gateway = json!({"pods": labels("istio", "egressgateway"), "destinations": [{"cidr": cidr}]});
         json!({"subjects": [{"pods": labels("app", "web")}], "gateways": [gateway]})
     };
-    let world = mesh()
-        .with(egp("a", entry("1.1.1.0/24")))
-        .with(egp("b", entry("2.2.2.0/24")))
-        .with(lock(json!({})));
+    let world =
+        mesh().with(egp("a", entry("1.1.1.0/24"))).with(egp("b", entry("2.2.2.0/24"))).with(lock(json!({})));
     assert!(world.allows("gw/gate", "1.1.1.1", "tcp/1"));
     assert!(world.allows("gw/gate", "2.2.2.2", "tcp/1"));
     assert!(!world.allows("gw/gate", "3.3.3.3", "tcp/1"));

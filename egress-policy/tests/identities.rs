@@ -13,13 +13,7 @@ use proptest::prelude::{Just, Strategy, proptest};
 
 fn identity(world: &World, ip: &str) -> u64 {
     let ip: IpAddr = ip.parse().unwrap();
-    world
-        .compile()
-        .desired
-        .addresses
-        .get(&address(ip))
-        .copied()
-        .unwrap_or(IDENTITY_WORLD)
+    world.compile().desired.addresses.get(&address(ip)).copied().unwrap_or(IDENTITY_WORLD)
 }
 
 fn full() -> World {
@@ -29,11 +23,7 @@ fn full() -> World {
 }
 
 fn objects(world: &World) -> Vec<Object> {
-    world
-        .index
-        .objects()
-        .map(|object| world.index.get(&object).unwrap().clone())
-        .collect()
+    world.index.objects().map(|object| world.index.get(&object).unwrap().clone()).collect()
 }
 
 proptest! {
@@ -51,11 +41,7 @@ proptest! {
 #[test]
 fn labels_that_no_policy_asks_for_make_no_identity() {
     let world = full();
-    let other = world.with(pod(
-        "other/more",
-        "10.0.1.30",
-        json!({"app": "free", "version": "7"}),
-    ));
+    let other = world.with(pod("other/more", "10.0.1.30", json!({"app": "free", "version": "7"})));
     assert_eq!(identity(&other, "10.0.1.30"), identity(&other, "10.0.1.3"));
     assert_ne!(identity(&other, "10.0.1.2"), identity(&other, "10.0.1.3"));
     assert_eq!(other.compile().desired.rows, world.compile().desired.rows);
@@ -65,19 +51,11 @@ fn labels_that_no_policy_asks_for_make_no_identity() {
 fn numbers_do_not_change_with_what_they_do_not_mean() {
     let world = full();
     let before = world.compile().desired;
-    let after = world
-        .with(pod("other/new", "10.0.1.77", json!({"app": "db"})))
-        .compile()
-        .desired;
+    let after = world.with(pod("other/new", "10.0.1.77", json!({"app": "db"}))).compile().desired;
     for (addr, identity) in &before.addresses {
         assert_eq!(after.addresses.get(addr), Some(identity));
     }
-    assert!(
-        before
-            .rows
-            .iter()
-            .all(|(key, row)| after.rows.get(key) == Some(row))
-    );
+    assert!(before.rows.iter().all(|(key, row)| after.rows.get(key) == Some(row)));
 }
 
 #[test]
@@ -88,10 +66,7 @@ fn replicas_share_a_policy_and_another_policy_has_another_number() {
     assert_eq!(policy("app/web"), policy("app/web2"));
     assert_ne!(policy("app/web"), 0);
     let changed = full().with(lock(json!({"allow": {"node": true}}))).compile();
-    assert_ne!(
-        changed.desired.endpoints[&world.cgroup("app/web")].policy,
-        policy("app/web")
-    );
+    assert_ne!(changed.desired.endpoints[&world.cgroup("app/web")].policy, policy("app/web"));
     assert_eq!(compiled.provenance.policies(policy("app/web")).len(), 2);
 }
 
@@ -107,13 +82,8 @@ fn nothing_is_written_that_nobody_asks_for() {
 #[test]
 fn every_identity_in_use_has_its_rows_or_denies() {
     let desired = full().compile().desired;
-    let used: std::collections::BTreeSet<u64> = desired
-        .addresses
-        .values()
-        .chain(desired.cidrs.values())
-        .copied()
-        .chain([IDENTITY_WORLD])
-        .collect();
+    let used: std::collections::BTreeSet<u64> =
+        desired.addresses.values().chain(desired.cidrs.values()).copied().chain([IDENTITY_WORLD]).collect();
     for RowKey { identity, .. } in desired.rows.keys() {
         assert!(used.contains(identity));
     }
@@ -124,27 +94,13 @@ fn the_index_tells_what_changed() {
     let world = full();
     let mut index = world.index.clone();
     let all = objects(&world);
-    assert!(
-        all.iter()
-            .all(|object| !index.apply(Event::Upsert(object.clone())))
-    );
-    let policy = world
-        .index
-        .objects()
-        .find(|object| object.kind == Kind::NetworkPolicy)
-        .unwrap();
+    assert!(all.iter().all(|object| !index.apply(Event::Upsert(object.clone()))));
+    let policy = world.index.objects().find(|object| object.kind == Kind::NetworkPolicy).unwrap();
     assert!(index.apply(Event::Delete(policy.clone())));
     assert!(!index.apply(Event::Delete(policy)));
-    let pods: Vec<Object> = all
-        .into_iter()
-        .filter(|o| o.object_ref().kind == Kind::Pod)
-        .take(1)
-        .collect();
+    let pods: Vec<Object> = all.into_iter().filter(|o| o.object_ref().kind == Kind::Pod).take(1).collect();
     index.relist(Kind::Pod, pods);
-    assert_eq!(
-        index.objects().filter(|object| object.kind == Kind::Pod).count(),
-        1
-    );
+    assert_eq!(index.objects().filter(|object| object.kind == Kind::Pod).count(), 1);
     index.relist(Kind::Pod, Vec::new());
     assert!(index.objects().all(|object| object.kind != Kind::Pod));
 }

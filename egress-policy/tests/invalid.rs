@@ -19,35 +19,20 @@ fn every_mistake_in_a_lock_down_is_found_where_it_is() {
         policy
     };
     for (policy, path) in [
-        (
-            lock(json!({"proxy": {"containers": ["istio-proxy"]}})),
-            "spec.proxy: spec.proxy is not supported",
-        ),
+        (lock(json!({"proxy": {"containers": ["istio-proxy"]}})), "spec.proxy: spec.proxy is not supported"),
         (lock(json!({"gatways": []})), "spec.gatways: unknown field"),
-        (
-            lock(json!({"enforcement": "audit"})),
-            "spec.enforcement: unknown variant",
-        ),
+        (lock(json!({"enforcement": "audit"})), "spec.enforcement: unknown variant"),
         (lock(json!({"enforcement": null})), "spec.enforcement: null"),
         (lock(json!({"subjects": []})), "spec.subjects: must not be empty"),
         (lock(json!({"subjects": {}})), "spec.subjects: not a list"),
-        (
-            lock(json!({"subjects": [{"namespace": {}}]})),
-            "spec.subjects[0].namespace: unknown field",
-        ),
+        (lock(json!({"subjects": [{"namespace": {}}]})), "spec.subjects[0].namespace: unknown field"),
         (
             lock(json!({"subjects": [{"namespaces": {"matchLabels": {"a": 1}}}]})),
             "spec.subjects[0].namespaces.matchLabels.a",
         ),
         (lock(json!({"allow": {"dns": "cluster"}})), "spec.allow.dns"),
-        (
-            lock(json!({"allow": {"incluster": true}})),
-            "spec.allow.incluster: unknown field",
-        ),
-        (
-            lock(json!({"allow": {"to": [{}]}})),
-            "spec.allow.to[0]: needs exactly one",
-        ),
+        (lock(json!({"allow": {"incluster": true}})), "spec.allow.incluster: unknown field"),
+        (lock(json!({"allow": {"to": [{}]}})), "spec.allow.to[0]: needs exactly one"),
         (
             lock(json!({"allow": {"to": [{"cidr": "10.0.0.1/8"}]}})),
             "spec.allow.to[0].cidr: \"10.0.0.1/8\" has host bits",
@@ -56,54 +41,27 @@ fn every_mistake_in_a_lock_down_is_found_where_it_is() {
             lock(json!({"allow": {"to": [{"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}]}})),
             "spec.allow.to[0].except[0]",
         ),
-        (
-            lock(json!({"allow": {"to": [{"cidr": "::ffff:10.0.0.0/104"}]}})),
-            "spec.allow.to[0].cidr",
-        ),
+        (lock(json!({"allow": {"to": [{"cidr": "::ffff:10.0.0.0/104"}]}})), "spec.allow.to[0].cidr"),
         (
             lock(json!({"allow": {"to": [{"pods": {}, "cidr": "10.0.0.0/8"}]}})),
             "spec.allow.to[0]: needs exactly one",
         ),
-        (
-            gateway("ports", json!([{"port": 0}])),
-            "spec.gateways[0].ports[0].port: 0 is not a port",
-        ),
-        (
-            gateway("ports", json!([{"port": 70000}])),
-            "spec.gateways[0].ports[0].port",
-        ),
-        (
-            gateway("ports", json!([{"protocol": "ICMP", "port": 1}])),
-            "spec.gateways[0].ports[0].protocol",
-        ),
-        (
-            gateway("ports", json!([{"port": 80, "endPort": 79}])),
-            "spec.gateways[0].ports[0].endPort",
-        ),
-        (
-            gateway("clients", json!([{"pod": {}}])),
-            "spec.gateways[0].clients[0].pod: unknown field",
-        ),
+        (gateway("ports", json!([{"port": 0}])), "spec.gateways[0].ports[0].port: 0 is not a port"),
+        (gateway("ports", json!([{"port": 70000}])), "spec.gateways[0].ports[0].port"),
+        (gateway("ports", json!([{"protocol": "ICMP", "port": 1}])), "spec.gateways[0].ports[0].protocol"),
+        (gateway("ports", json!([{"port": 80, "endPort": 79}])), "spec.gateways[0].ports[0].endPort"),
+        (gateway("clients", json!([{"pod": {}}])), "spec.gateways[0].clients[0].pod: unknown field"),
         (
             gateway("addresses", json!(["10.0.0.1"])),
             "spec.gateways[0].addresses[0]: \"10.0.0.1\" is not a CIDR",
         ),
-        (
-            gateway("destinations", json!([{"cidr": "x"}])),
-            "spec.gateways[0].destinations[0].cidr",
-        ),
-        (
-            gateway("destinations", json!(null)),
-            "spec.gateways[0].destinations: null",
-        ),
+        (gateway("destinations", json!([{"cidr": "x"}])), "spec.gateways[0].destinations[0].cidr"),
+        (gateway("destinations", json!(null)), "spec.gateways[0].destinations: null"),
     ] {
         let error = error_of(policy.clone());
         assert!(error.starts_with(path), "{error} is not about {path}");
         let said = mesh().with(policy).diagnostics();
-        assert!(
-            said.contains(&format!("error: EgressGatewayPolicy mesh: {error}")),
-            "{said}"
-        );
+        assert!(said.contains(&format!("error: EgressGatewayPolicy mesh: {error}")), "{said}");
     }
 }
 
@@ -130,9 +88,7 @@ fn invalid_beats_audit_and_other_policies() {
 
 #[test]
 fn a_subject_that_cannot_be_read_is_everyone_but_the_lifeline_and_gateways() {
-    let world = mesh().with(lock(
-        json!({"subjects": [{"namespaces": labels("mesh", "on")}, {"typo": 1}]}),
-    ));
+    let world = mesh().with(lock(json!({"subjects": [{"namespaces": labels("mesh", "on")}, {"typo": 1}]})));
     for name in ["app/web", "other/free"] {
         assert_eq!(reason(&world, name), Reason::InvalidPolicy, "{name}");
     }
@@ -144,10 +100,7 @@ fn a_subject_that_cannot_be_read_is_everyone_but_the_lifeline_and_gateways() {
 
 #[test]
 fn no_subjects_select_nothing() {
-    for policy in [
-        lock(json!({"subjects": []})),
-        egp("mesh", json!({"gateways": []})),
-    ] {
+    for policy in [lock(json!({"subjects": []})), egp("mesh", json!({"gateways": []}))] {
         let world = mesh().with(policy);
         assert_eq!(reason(&world, "app/web"), Reason::Unselected);
         assert!(world.diagnostics().contains("must not be empty"));
@@ -161,16 +114,11 @@ fn a_gateway_whose_destinations_cannot_be_read_fails_closed() {
         policy["spec"]["gateways"][0]["destinations"] = destinations;
         mesh().with(policy)
     };
-    assert_eq!(
-        reason(&with(json!([{"cidr": "nonsense"}])), "gw/gate"),
-        Reason::InvalidPolicy
-    );
+    assert_eq!(reason(&with(json!([{"cidr": "nonsense"}])), "gw/gate"), Reason::InvalidPolicy);
     assert_eq!(reason(&with(json!([])), "gw/gate"), Reason::Allowed);
     // And stays a gateway to all others.
-    let other = egp(
-        "other",
-        json!({"subjects": [{"namespaces": labels("kubernetes.io/metadata.name", "other")}]}),
-    );
+    let other =
+        egp("other", json!({"subjects": [{"namespaces": labels("kubernetes.io/metadata.name", "other")}]}));
     let world = with(json!([{"cidr": "nonsense"}])).with(other);
     assert!(!world.allows("other/free", "10.0.2.1", "tcp/443"));
 }
@@ -182,10 +130,7 @@ fn every_mistake_in_a_network_policy_closes_the_pods_it_selects() {
     let port = |port| rule(json!({"ports": [port]}));
     let peer = |peer| rule(json!({"to": [peer]}));
     for (spec, path) in [
-        (
-            peer(json!({"ipBlock": {"cidr": "10.0.0.0/33"}})),
-            "spec.egress[0].to[0].ipBlock.cidr",
-        ),
+        (peer(json!({"ipBlock": {"cidr": "10.0.0.0/33"}})), "spec.egress[0].to[0].ipBlock.cidr"),
         (
             peer(json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/8"]}})),
             "spec.egress[0].to[0].ipBlock.except[0]",
@@ -195,10 +140,7 @@ fn every_mistake_in_a_network_policy_closes_the_pods_it_selects() {
             "spec.egress[0].to[0]: ipBlock cannot",
         ),
         (peer(json!({})), "spec.egress[0].to[0]: one of"),
-        (
-            peer(json!({"podselector": {}})),
-            "spec.egress[0].to[0].podselector: unknown field",
-        ),
+        (peer(json!({"podselector": {}})), "spec.egress[0].to[0].podselector: unknown field"),
         (
             peer(json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}})),
             "spec.egress[0].to[0].podSelector.matchExpressions[0].operator",
@@ -207,25 +149,13 @@ fn every_mistake_in_a_network_policy_closes_the_pods_it_selects() {
             peer(json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}})),
             "spec.egress[0].to[0].podSelector.matchExpressions[0].values",
         ),
-        (
-            port(json!({"port": 80, "endPort": 79})),
-            "spec.egress[0].ports[0].endPort",
-        ),
-        (
-            port(json!({"port": "http", "endPort": 79})),
-            "spec.egress[0].ports[0].endPort",
-        ),
+        (port(json!({"port": 80, "endPort": 79})), "spec.egress[0].ports[0].endPort"),
+        (port(json!({"port": "http", "endPort": 79})), "spec.egress[0].ports[0].endPort"),
         (port(json!({"endPort": 79})), "spec.egress[0].ports[0].endPort"),
         (port(json!({"port": "80"})), "spec.egress[0].ports[0].port"),
         (port(json!({"port": 0})), "spec.egress[0].ports[0].port"),
-        (
-            port(json!({"protocol": "tcp"})),
-            "spec.egress[0].ports[0].protocol",
-        ),
-        (
-            set(port(json!({})), "/policyTypes", json!(["egress"])),
-            "spec.policyTypes[0]",
-        ),
+        (port(json!({"protocol": "tcp"})), "spec.egress[0].ports[0].protocol"),
+        (set(port(json!({})), "/policyTypes", json!(["egress"])), "spec.policyTypes[0]"),
     ] {
         let policy = np("app/p", spec);
         let error = error_of(policy.clone());
@@ -233,22 +163,13 @@ fn every_mistake_in_a_network_policy_closes_the_pods_it_selects() {
         let world = mesh().with(policy);
         assert_eq!(reason(&world, "app/web"), Reason::InvalidPolicy, "{error}");
         assert_eq!(reason(&world, "app/db"), Reason::Unselected, "{error}");
-        assert!(
-            world
-                .diagnostics()
-                .contains(&format!("error: NetworkPolicy app/p: {error}"))
-        );
+        assert!(world.diagnostics().contains(&format!("error: NetworkPolicy app/p: {error}")));
     }
 }
 
 #[test]
 fn a_network_policy_whose_selector_cannot_be_read_closes_its_namespace() {
-    let policy = |types| {
-        np(
-            "app/p",
-            json!({"podSelector": {"matchlabels": {}}, "policyTypes": [types]}),
-        )
-    };
+    let policy = |types| np("app/p", json!({"podSelector": {"matchlabels": {}}, "policyTypes": [types]}));
     let world = mesh().with(policy("Egress"));
     for name in ["app/web", "app/db"] {
         assert_eq!(reason(&world, name), Reason::InvalidPolicy);
@@ -268,13 +189,7 @@ fn lists_are_flattened_and_what_does_not_count_is_ignored() {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": [pod, config]});
     let found = read(list).unwrap();
     assert!(matches!(&found[0], Read::Object(object) if object.object_ref().to_string() == "Pod app/x"));
-    assert_eq!(
-        found[1],
-        Read::Ignored {
-            kind: "ConfigMap".to_owned(),
-            name: "c".to_owned()
-        }
-    );
+    assert_eq!(found[1], Read::Ignored { kind: "ConfigMap".to_owned(), name: "c".to_owned() });
     let typed = json!({"apiVersion": "v1", "kind": "NodeList", "items": [{"metadata": {"name": "n"}}]});
     assert!(
         matches!(&read(typed).unwrap()[0], Read::Object(object) if object.object_ref().to_string() == "Node n")
@@ -289,10 +204,7 @@ fn what_cannot_be_named_is_an_error() {
         (json!([]), "."),
         (json!({"apiVersion": "v1", "metadata": {"name": "x"}}), "kind"),
         (json!({"kind": "Pod", "metadata": {"name": "x"}}), "apiVersion"),
-        (
-            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}),
-            "metadata.name",
-        ),
+        (json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}), "metadata.name"),
         (
             json!({"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Pod"}]}),
             "items[0].metadata.name",
@@ -308,15 +220,8 @@ fn a_delete_needs_no_valid_object_and_a_broken_one_replaces_the_old() {
     assert_eq!(reason(&world, "app/web"), Reason::NotAllowed);
     let broken = world.with(np("app/p", json!({"podSelector": {}, "egress": "x"})));
     assert_eq!(reason(&broken, "app/web"), Reason::InvalidPolicy);
-    assert_eq!(
-        reason(&broken.without("NetworkPolicy app/p"), "app/web"),
-        Reason::Unselected
-    );
-    let pod = set(
-        common::pod("app/web", "10.0.1.1", json!({})),
-        "/status/podIP",
-        json!("not an address"),
-    );
+    assert_eq!(reason(&broken.without("NetworkPolicy app/p"), "app/web"), Reason::Unselected);
+    let pod = set(common::pod("app/web", "10.0.1.1", json!({})), "/status/podIP", json!("not an address"));
     let world = world.with(pod);
     assert!(!world.compile().endpoints.contains_key(&world.cgroup("app/web")));
     let version = set(lock(json!({})), "/apiVersion", json!("egress-enforcer.io/v9"));

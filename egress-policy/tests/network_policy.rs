@@ -1,8 +1,5 @@
 //! NetworkPolicy egress, as upstream defines it.
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "test helpers take literals and fail by panic"
-)]
+#![expect(clippy::needless_pass_by_value, reason = "test helpers take literals and fail by panic")]
 
 mod common;
 
@@ -10,10 +7,7 @@ use common::{World, json, labels, mesh, np, pod, set};
 use egress_policy::compile::PodState;
 
 fn egress(rules: serde_json::Value) -> World {
-    mesh().with(np(
-        "app/p",
-        json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": rules}),
-    ))
+    mesh().with(np("app/p", json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": rules})))
 }
 
 #[test]
@@ -21,10 +15,7 @@ fn no_rules_deny_all_and_an_empty_rule_allows_all() {
     let none = egress(json!([]));
     assert!(!none.allows("app/web", "10.0.1.2", "tcp/80"));
     assert!(!none.allows("app/web", "1.1.1.1", "icmp"));
-    assert!(
-        none.allows("other/free", "1.1.1.1", "tcp/80"),
-        "another namespace"
-    );
+    assert!(none.allows("other/free", "1.1.1.1", "tcp/80"), "another namespace");
     let all = egress(json!([{}]));
     for to in ["10.0.1.2", "1.1.1.1", "192.168.0.1", "10.96.0.10"] {
         assert!(all.allows("app/web", to, "udp/53"), "{to}");
@@ -37,24 +28,13 @@ fn no_rules_deny_all_and_an_empty_rule_allows_all() {
 
 #[test]
 fn policy_types_and_their_default() {
-    let web = |spec| {
-        mesh()
-            .with(np("app/p", spec))
-            .allows("app/web", "1.1.1.1", "tcp/80")
-    };
+    let web = |spec| mesh().with(np("app/p", spec)).allows("app/web", "1.1.1.1", "tcp/80");
     let rule = json!([{"to": [{"podSelector": {}}]}]);
     assert!(web(json!({"podSelector": {}})), "absent, no rules: ingress only");
-    assert!(
-        web(json!({"podSelector": {}, "egress": []})),
-        "absent, empty: ingress only"
-    );
+    assert!(web(json!({"podSelector": {}, "egress": []})), "absent, empty: ingress only");
     assert!(!web(json!({"podSelector": {}, "egress": rule})), "absent, rules");
-    assert!(web(
-        json!({"podSelector": {}, "policyTypes": ["Ingress"], "egress": rule})
-    ));
-    assert!(!web(
-        json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})
-    ));
+    assert!(web(json!({"podSelector": {}, "policyTypes": ["Ingress"], "egress": rule})));
+    assert!(!web(json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})));
 }
 
 #[test]
@@ -63,20 +43,15 @@ fn the_pod_selector_and_the_union_of_policies() {
         "app/a",
         json!({"podSelector": labels("app", "web"), "egress": [{"to": [{"ipBlock": {"cidr": "1.0.0.0/8"}}]}]}),
     );
-    let two = np(
-        "app/b",
-        json!({"podSelector": {}, "egress": [{"to": [{"ipBlock": {"cidr": "2.0.0.0/8"}}]}]}),
-    );
+    let two =
+        np("app/b", json!({"podSelector": {}, "egress": [{"to": [{"ipBlock": {"cidr": "2.0.0.0/8"}}]}]}));
     let world = mesh().with(one).with(two);
     assert!(world.allows("app/web", "1.1.1.1", "tcp/80"));
     assert!(world.allows("app/web", "2.1.1.1", "tcp/80"));
     assert!(!world.allows("app/web", "3.1.1.1", "tcp/80"));
     assert!(!world.allows("app/db", "1.1.1.1", "tcp/80"));
     assert!(world.allows("app/db", "2.1.1.1", "tcp/80"));
-    assert_eq!(
-        world.rule("app/web", "2.1.1.1", "tcp/80"),
-        "NetworkPolicy app/b spec.egress[0]"
-    );
+    assert_eq!(world.rule("app/web", "2.1.1.1", "tcp/80"), "NetworkPolicy app/b spec.egress[0]");
 }
 
 #[test]
@@ -86,10 +61,7 @@ fn pod_and_namespace_selectors() {
     assert!(own.allows("app/web", "10.0.1.2", "tcp/80"));
     assert!(!own.allows("app/web", "10.0.1.3", "tcp/80"));
     let everyone = pod("other/db", "10.0.1.4", json!({"app": "db"}));
-    assert!(
-        !own.with(everyone.clone()).allows("app/web", "10.0.1.4", "tcp/80"),
-        "the own namespace only"
-    );
+    assert!(!own.with(everyone.clone()).allows("app/web", "10.0.1.4", "tcp/80"), "the own namespace only");
     let space = to(json!({"namespaceSelector": labels("kubernetes.io/metadata.name", "other")}));
     assert!(space.allows("app/web", "10.0.1.3", "tcp/80"));
     assert!(!space.allows("app/web", "10.0.1.2", "tcp/80"));
@@ -103,16 +75,10 @@ fn pod_and_namespace_selectors() {
 fn match_expressions() {
     let to = |expression| egress(json!([{"to": [{"podSelector": {"matchExpressions": [expression]}}]}]));
     let db = |world: &World| world.allows("app/web", "10.0.1.2", "tcp/80");
-    assert!(db(&to(
-        json!({"key": "app", "operator": "In", "values": ["db", "x"]})
-    )));
+    assert!(db(&to(json!({"key": "app", "operator": "In", "values": ["db", "x"]}))));
     assert!(!db(&to(json!({"key": "app", "operator": "In", "values": ["x"]}))));
-    assert!(db(&to(
-        json!({"key": "app", "operator": "NotIn", "values": ["x"]})
-    )));
-    assert!(!db(&to(
-        json!({"key": "app", "operator": "NotIn", "values": ["db"]})
-    )));
+    assert!(db(&to(json!({"key": "app", "operator": "NotIn", "values": ["x"]}))));
+    assert!(!db(&to(json!({"key": "app", "operator": "NotIn", "values": ["db"]}))));
     assert!(
         db(&to(json!({"key": "none", "operator": "NotIn", "values": ["x"]}))),
         "NotIn holds for absent labels"
@@ -133,10 +99,7 @@ fn ip_blocks_also_where_the_address_is_a_pods() {
     assert!(!world.allows("app/web", "10.0.3.1", "udp/53"));
     assert!(!world.allows("app/web", "10.0.3.77", "udp/53"));
     assert!(!world.allows("app/web", "10.1.0.1", "tcp/80"));
-    assert!(
-        block(json!({"cidr": "192.168.0.0/24"})).allows("app/web", "192.168.0.2", "tcp/80"),
-        "a node"
-    );
+    assert!(block(json!({"cidr": "192.168.0.0/24"})).allows("app/web", "192.168.0.2", "tcp/80"), "a node");
     let nested = egress(json!([{"to": [
         {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/16"]}}, {"ipBlock": {"cidr": "10.0.7.0/24"}}]}]));
     assert!(nested.allows("app/web", "10.0.7.1", "tcp/80"));
@@ -167,69 +130,38 @@ fn ports_ranges_and_protocols() {
     }
     let all = ports(json!([{"protocol": "TCP"}, {"protocol": "UDP"}, {"protocol": "SCTP"}]));
     assert!(all.allows("app/web", "1.1.1.1", "tcp/65535"));
-    assert!(
-        !all.allows("app/web", "1.1.1.1", "icmp"),
-        "all ports are not all protocols"
-    );
+    assert!(!all.allows("app/web", "1.1.1.1", "icmp"), "all ports are not all protocols");
 }
 
 #[test]
 fn named_ports_are_each_destinations_own() {
     let named = |name: &str, ip: &str, ports| {
-        set(
-            pod(name, ip, json!({"app": "db"})),
-            "/spec/containers",
-            json!([{"name": "c", "ports": ports}]),
-        )
+        set(pod(name, ip, json!({"app": "db"})), "/spec/containers", json!([{"name": "c", "ports": ports}]))
     };
     let world = |to| {
         egress(json!([{"to": to, "ports": [{"port": "http"}]}]))
-            .with(named(
-                "app/db",
-                "10.0.1.2",
-                json!([{"name": "http", "containerPort": 8080}]),
-            ))
-            .with(named(
-                "app/db2",
-                "10.0.1.4",
-                json!([{"name": "http", "containerPort": 9090}]),
-            ))
+            .with(named("app/db", "10.0.1.2", json!([{"name": "http", "containerPort": 8080}])))
+            .with(named("app/db2", "10.0.1.4", json!([{"name": "http", "containerPort": 9090}])))
             .with(named(
                 "app/db3",
                 "10.0.1.5",
                 json!([{"name": "http", "containerPort": 80, "protocol": "UDP"}]),
             ))
     };
-    for to in [
-        json!([{"podSelector": {}}]),
-        json!([]),
-        json!([{"ipBlock": {"cidr": "10.0.0.0/8"}}]),
-    ] {
+    for to in [json!([{"podSelector": {}}]), json!([]), json!([{"ipBlock": {"cidr": "10.0.0.0/8"}}])] {
         let world = world(to);
         assert!(world.allows("app/web", "10.0.1.2", "tcp/8080"));
         assert!(!world.allows("app/web", "10.0.1.2", "tcp/9090"));
         assert!(world.allows("app/web", "10.0.1.4", "tcp/9090"));
         assert!(!world.allows("app/web", "10.0.1.4", "tcp/8080"));
-        assert!(
-            !world.allows("app/web", "10.0.1.5", "udp/80"),
-            "the protocol must match"
-        );
-        assert!(
-            !world.allows("app/web", "10.9.9.9", "tcp/8080"),
-            "no pod, no names"
-        );
+        assert!(!world.allows("app/web", "10.0.1.5", "udp/80"), "the protocol must match");
+        assert!(!world.allows("app/web", "10.9.9.9", "tcp/8080"), "no pod, no names");
     }
 }
 
 #[test]
 fn host_network_pods_are_their_node() {
-    let host = |name, ip| {
-        set(
-            pod(name, ip, json!({"app": "db"})),
-            "/spec/hostNetwork",
-            json!(true),
-        )
-    };
+    let host = |name, ip| set(pod(name, ip, json!({"app": "db"})), "/spec/hostNetwork", json!(true));
     let world = egress(json!([{"to": [{"podSelector": {}}]}])).with(host("app/host", "192.168.0.1"));
     assert!(!world.allows("app/web", "192.168.0.1", "tcp/80"));
     assert!(world.allows("app/web", "10.0.1.2", "tcp/80"));

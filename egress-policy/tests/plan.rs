@@ -20,13 +20,7 @@ const PORTS: [&str; 4] = ["tcp/80", "tcp/443", "udp/53", "icmp"];
 
 /// What a policy says about an identity in these tests: a function of the key, as for the real ones.
 fn row(key: RowKey) -> Option<Row> {
-    let entry = |protocol, port| Ports {
-        protocol,
-        verdict: VERDICT_ALLOW,
-        rule: 0,
-        low: port,
-        high: port,
-    };
+    let entry = |protocol, port| Ports { protocol, verdict: VERDICT_ALLOW, rule: 0, low: port, high: port };
     let kind = (key.policy * 7 + key.identity * 5 + key.policy * key.identity * 3) % 11;
     match kind {
         0..=3 => None,
@@ -48,79 +42,33 @@ fn states(live: bool) -> impl Strategy<Value = State> {
     let endpoint = (20_u64..25, 0_u32..5, any::<bool>()).prop_map(|(policy, state, audit)| {
         let flags = FLAG_HOST_NETWORK | if audit { FLAG_AUDIT } else { 0 };
         // Isolated and enforced more often than not.
-        let (state, flags) = if state == 4 {
-            (STATE_ISOLATED, FLAG_HOST_NETWORK)
-        } else {
-            (state, flags)
-        };
-        Endpoint {
-            policy,
-            state,
-            flags,
-            ..Endpoint::default()
-        }
+        let (state, flags) = if state == 4 { (STATE_ISOLATED, FLAG_HOST_NETWORK) } else { (state, flags) };
+        Endpoint { policy, state, flags, ..Endpoint::default() }
     });
-    let abi = if live {
-        Just(ABI).boxed()
-    } else {
-        prop_oneof![Just(ABI), Just(0)].boxed()
-    };
+    let abi = if live { Just(ABI).boxed() } else { prop_oneof![Just(ABI), Just(0)].boxed() };
     (
         btree_map(CGROUPS, endpoint, 0..4),
         btree_map(0_u8..16, identity(), 0..6),
-        btree_map(
-            (prop_oneof![Just(0_u32), Just(96), 120_u32..128], 0_u8..16),
-            identity(),
-            0..6,
-        ),
+        btree_map((prop_oneof![Just(0_u32), Just(96), 120_u32..128], 0_u8..16), identity(), 0..6),
         (abi, 0_u32..4, 20_u64..25, 0_u64..9),
     )
-        .prop_map(
-            |(endpoints, addresses, cidrs, (abi, unknown, unknown_policy, revision))| {
-                let config = Config {
-                    abi,
-                    pod_root_level: 2,
-                    revision,
-                    unknown_policy,
-                    unknown,
-                    reserved: 0,
-                };
-                let addresses = addresses
-                    .into_iter()
-                    .map(|(last, identity)| (addr(last), identity))
-                    .collect();
-                let cidrs = cidrs
-                    .into_iter()
-                    .map(|((bits, last), id)| (masked(addr(last), bits), id))
-                    .collect();
-                close(State {
-                    config,
-                    endpoints,
-                    addresses,
-                    cidrs,
-                    rows: BTreeMap::new(),
-                })
-            },
-        )
+        .prop_map(|(endpoints, addresses, cidrs, (abi, unknown, unknown_policy, revision))| {
+            let config = Config { abi, pod_root_level: 2, revision, unknown_policy, unknown, reserved: 0 };
+            let addresses = addresses.into_iter().map(|(last, identity)| (addr(last), identity)).collect();
+            let cidrs = cidrs.into_iter().map(|((bits, last), id)| (masked(addr(last), bits), id)).collect();
+            close(State { config, endpoints, addresses, cidrs, rows: BTreeMap::new() })
+        })
 }
 
 /// Writes the rows of every policy with every identity in use.
 fn close(mut state: State) -> State {
-    let identities: BTreeSet<u64> = state
-        .addresses
-        .values()
-        .chain(state.cidrs.values())
-        .copied()
-        .chain([IDENTITY_WORLD])
-        .collect();
+    let identities: BTreeSet<u64> =
+        state.addresses.values().chain(state.cidrs.values()).copied().chain([IDENTITY_WORLD]).collect();
     let mut policies: BTreeSet<u64> = state.endpoints.values().map(|e| e.policy).collect();
     policies.insert(state.config.unknown_policy);
     for policy in policies {
         for identity in &identities {
-            let key = RowKey {
-                policy,
-                identity: *identity,
-            };
+            let key = RowKey { policy, identity: *identity };
             state.rows.extend(row(key).map(|row| (key, row)));
         }
     }
@@ -133,11 +81,7 @@ fn passing(state: &State) -> BTreeSet<(u64, u8, &'static str)> {
     for cgroup in CGROUPS.chain([99]) {
         for last in 0..18_u8 {
             for port in PORTS {
-                let to = if last == 17 {
-                    "11.0.0.1".to_owned()
-                } else {
-                    format!("10.0.0.{last}")
-                };
+                let to = if last == 17 { "11.0.0.1".to_owned() } else { format!("10.0.0.{last}") };
                 if judge(state, cgroup, &to, port).action != Action::Deny {
                     found.insert((cgroup, last, port));
                 }
@@ -161,25 +105,12 @@ fn check(old: &State, new: &State) -> Plan {
             );
         }
         for probe in before.intersection(&after) {
-            assert!(
-                passing.contains(probe),
-                "dropped {probe:?} after step {i} of\n{plan}"
-            );
+            assert!(passing.contains(probe), "dropped {probe:?} after step {i} of\n{plan}");
         }
     }
     if !plan.steps.is_empty() {
         let revision = old.config.revision + 1;
-        assert_eq!(
-            now,
-            State {
-                config: Config {
-                    revision,
-                    ..new.config
-                },
-                ..new.clone()
-            },
-            "\n{plan}"
-        );
+        assert_eq!(now, State { config: Config { revision, ..new.config }, ..new.clone() }, "\n{plan}");
     }
     plan
 }
@@ -212,36 +143,22 @@ fn the_revision_goes_up_once_everything_leads_where_it_should() {
     let old = world.compile().desired;
     let new = world.with(lock(json!({}))).compile().desired;
     let plan = check(&old, &new);
-    let bumps = plan
-        .steps
-        .iter()
-        .enumerate()
-        .filter(|(_, s)| matches!(s, Step::PutConfig(c) if c.revision == 1));
+    let bumps =
+        plan.steps.iter().enumerate().filter(|(_, s)| matches!(s, Step::PutConfig(c) if c.revision == 1));
     let bumps: Vec<usize> = bumps.map(|(i, _)| i).collect();
     assert_eq!(bumps.len(), 1);
-    assert!(
-        plan.steps[bumps[0] + 1..]
-            .iter()
-            .all(|step| matches!(step, Step::DeleteRow(_))),
-        "{plan}"
-    );
+    assert!(plan.steps[bumps[0] + 1..].iter().all(|step| matches!(step, Step::DeleteRow(_))), "{plan}");
     assert!(new.rows.len() > 1);
     assert_eq!(diff(&new, &new), Plan::default());
-    assert!(
-        check(&State::default(), &new)
-            .to_string()
-            .contains("put endpoint 1000: isolated by")
-    );
+    assert!(check(&State::default(), &new).to_string().contains("put endpoint 1000: isolated by"));
 }
 
 #[test]
 fn real_changes_are_safe_too() {
     let base = mesh();
     let deny = np("app/deny", json!({"podSelector": {}, "policyTypes": ["Egress"]}));
-    let to_db = np(
-        "app/db",
-        json!({"podSelector": {}, "egress": [{"to": [{"podSelector": labels("app", "db")}]}]}),
-    );
+    let to_db =
+        np("app/db", json!({"podSelector": {}, "egress": [{"to": [{"podSelector": labels("app", "db")}]}]}));
     let cidr = |cidr: &str| lock(json!({"allow": {"inCluster": false, "to": [{"cidr": cidr}]}}));
     let worlds = [
         base.clone(),
@@ -249,13 +166,8 @@ fn real_changes_are_safe_too() {
         base.with(cidr("10.0.0.0/8")),
         base.with(cidr("10.0.0.0/29")).with(to_db.clone()),
         base.with(deny).with(lock(json!({"enforcement": "Audit"}))),
-        base.with(to_db)
-            .with(pod("app/db", "10.0.0.7", json!({"app": "db"})))
-            .without("Pod other/free"),
-        base.with(egp(
-            "broken",
-            json!({"subjects": [{"pods": labels("app", "web")}], "gatways": []}),
-        )),
+        base.with(to_db).with(pod("app/db", "10.0.0.7", json!({"app": "db"}))).without("Pod other/free"),
+        base.with(egp("broken", json!({"subjects": [{"pods": labels("app", "web")}], "gatways": []}))),
     ];
     let states: Vec<State> = worlds.iter().map(|world| world.compile().desired).collect();
     for old in &states {
@@ -264,15 +176,9 @@ fn real_changes_are_safe_too() {
             let probes = |state: &State| {
                 let mut found = BTreeSet::new();
                 for cgroup in 1000..1006 {
-                    for to in [
-                        "10.0.0.7",
-                        "10.0.1.2",
-                        "10.0.1.3",
-                        "10.0.2.1",
-                        "10.96.0.9",
-                        "10.96.0.10",
-                        "1.1.1.1",
-                    ] {
+                    for to in
+                        ["10.0.0.7", "10.0.1.2", "10.0.1.3", "10.0.2.1", "10.96.0.9", "10.96.0.10", "1.1.1.1"]
+                    {
                         for port in ["tcp/443", "udp/53", "icmp"] {
                             if judge(state, cgroup, to, port).action != Action::Deny {
                                 found.insert((cgroup, to, port));
@@ -290,10 +196,7 @@ fn real_changes_are_safe_too() {
                     passing.iter().all(|p| before.contains(p) || after.contains(p)),
                     "leak at {step}\n{plan}"
                 );
-                assert!(
-                    before.intersection(&after).all(|p| passing.contains(p)),
-                    "drop at {step}\n{plan}"
-                );
+                assert!(before.intersection(&after).all(|p| passing.contains(p)), "drop at {step}\n{plan}");
             }
         }
     }
@@ -301,22 +204,8 @@ fn real_changes_are_safe_too() {
 
 #[test]
 fn nothing_written_denies() {
-    assert_eq!(
-        judge(&State::default(), 1000, "10.0.0.1", "tcp/80").reason,
-        Reason::NotReady
-    );
-    let config = Config {
-        abi: ABI,
-        pod_root_level: 2,
-        unknown: UNKNOWN_POLICY,
-        ..Config::default()
-    };
-    let state = State {
-        config,
-        ..State::default()
-    };
-    assert_eq!(
-        judge(&state, 1000, "10.0.0.1", "tcp/80").reason,
-        Reason::UnknownPod
-    );
+    assert_eq!(judge(&State::default(), 1000, "10.0.0.1", "tcp/80").reason, Reason::NotReady);
+    let config = Config { abi: ABI, pod_root_level: 2, unknown: UNKNOWN_POLICY, ..Config::default() };
+    let state = State { config, ..State::default() };
+    assert_eq!(judge(&state, 1000, "10.0.0.1", "tcp/80").reason, Reason::UnknownPod);
 }

@@ -10,10 +10,7 @@ fn cluster(backends: &[&str]) -> World {
     let port = json!([{"name": "http", "port": 80}]);
     let rule = json!([{"to": [{"podSelector": labels("app", "db")}], "ports": [{"port": 8080}]}]);
     mesh()
-        .with(np(
-            "app/p",
-            json!({"podSelector": labels("app", "web"), "egress": rule}),
-        ))
+        .with(np("app/p", json!({"podSelector": labels("app", "web"), "egress": rule})))
         .with(pod("app/db2", "10.0.1.4", json!({"app": "db"})))
         .with(service("app/db", "10.96.1.1", port))
         .with(slice("app/db", backends, json!([{"name": "http", "port": 8080}])))
@@ -30,48 +27,29 @@ fn a_vip_passes_where_every_backend_does() {
         !cluster(&["10.0.1.2", "10.0.1.3"]).allows("app/web", "10.96.1.1", "tcp/80"),
         "one is not allowed"
     );
-    assert!(
-        !cluster(&[]).allows("app/web", "10.96.1.1", "tcp/80"),
-        "there is none"
-    );
-    assert!(
-        !cluster(&["8.8.8.8"]).allows("app/web", "10.96.1.1", "tcp/80"),
-        "no pod"
-    );
+    assert!(!cluster(&[]).allows("app/web", "10.96.1.1", "tcp/80"), "there is none");
+    assert!(!cluster(&["8.8.8.8"]).allows("app/web", "10.96.1.1", "tcp/80"), "no pod");
 }
 
 #[test]
 fn only_backends_that_can_be_chosen_count() {
     let conditions = |conditions| {
-        let mut backends = slice(
-            "app/db",
-            &["10.0.1.2", "10.0.1.3"],
-            json!([{"name": "http", "port": 8080}]),
-        );
+        let mut backends =
+            slice("app/db", &["10.0.1.2", "10.0.1.3"], json!([{"name": "http", "port": 8080}]));
         backends["endpoints"][1]["conditions"] = conditions;
-        cluster(&[])
-            .with(backends)
-            .allows("app/web", "10.96.1.1", "tcp/80")
+        cluster(&[]).with(backends).allows("app/web", "10.96.1.1", "tcp/80")
     };
     assert!(!conditions(json!({})), "absent is ready");
     assert!(conditions(json!({"ready": false})));
-    assert!(conditions(
-        json!({"ready": false, "serving": true, "terminating": true})
-    ));
+    assert!(conditions(json!({"ready": false, "serving": true, "terminating": true})));
     let mut draining = slice("app/db", &["10.0.1.2"], json!([{"name": "http", "port": 8080}]));
     draining["endpoints"][0]["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
     assert!(
-        cluster(&[])
-            .with(draining.clone())
-            .allows("app/web", "10.96.1.1", "tcp/80"),
+        cluster(&[]).with(draining.clone()).allows("app/web", "10.96.1.1", "tcp/80"),
         "nothing else is left"
     );
     draining["endpoints"][0]["conditions"] = json!({"ready": false});
-    assert!(
-        !cluster(&[])
-            .with(draining)
-            .allows("app/web", "10.96.1.1", "tcp/80")
-    );
+    assert!(!cluster(&[]).with(draining).allows("app/web", "10.96.1.1", "tcp/80"));
 }
 
 #[test]
@@ -81,14 +59,8 @@ fn a_prefix_around_the_vip_is_not_its_backends() {
         cluster(&["10.0.1.3"]).with(np("app/all", json!({"podSelector": {}, "egress": rule})))
     };
     assert!(!all("10.96.0.0/16").allows("app/web", "10.96.1.1", "tcp/80"));
-    assert!(
-        all("10.0.0.0/8").allows("app/web", "10.96.1.1", "tcp/80"),
-        "the backend is in it"
-    );
-    assert!(
-        all("10.96.0.0/16").allows("app/web", "10.96.77.1", "tcp/80"),
-        "no service"
-    );
+    assert!(all("10.0.0.0/8").allows("app/web", "10.96.1.1", "tcp/80"), "the backend is in it");
+    assert!(all("10.96.0.0/16").allows("app/web", "10.96.77.1", "tcp/80"), "no service");
 }
 
 #[test]
@@ -101,17 +73,11 @@ fn all_forms_of_vips() {
     assert!(world.allows("app/web", "10.96.1.1", "tcp/80"));
     assert!(world.allows("app/web", "198.51.100.1", "tcp/80"));
     assert!(world.allows("app/web", "198.51.100.2", "tcp/80"));
-    assert!(
-        !world.allows("app/web", "198.51.100.3", "tcp/80"),
-        "really leaves"
-    );
+    assert!(!world.allows("app/web", "198.51.100.3", "tcp/80"), "really leaves");
     svc["spec"] =
         json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"name": "http", "port": 80}]});
     svc["status"] = json!({});
-    assert!(
-        !world.with(svc).allows("app/web", "10.96.1.1", "tcp/80"),
-        "headless"
-    );
+    assert!(!world.with(svc).allows("app/web", "10.96.1.1", "tcp/80"), "headless");
 }
 
 #[test]
@@ -123,15 +89,8 @@ fn each_family_has_its_own_backends() {
         .with(pod("app/web", "10.0.1.1,fd00::1", json!({"app": "web"})))
         .with(pod("app/db", "10.0.1.2,fd00::2", json!({"app": "db"})));
     assert!(world.allows("app/web", "10.96.1.1", "tcp/80"));
-    assert!(
-        !world.allows("app/web", "fd96::1", "tcp/80"),
-        "no backend of IPv6"
-    );
-    let world = world.with(slice(
-        "app/db",
-        &["fd00::2"],
-        json!([{"name": "http", "port": 8080}]),
-    ));
+    assert!(!world.allows("app/web", "fd96::1", "tcp/80"), "no backend of IPv6");
+    let world = world.with(slice("app/db", &["fd00::2"], json!([{"name": "http", "port": 8080}])));
     assert!(world.allows("app/web", "fd96::1", "tcp/80"));
 }
 
@@ -151,10 +110,7 @@ fn two_services_on_one_address_keep_their_ports_apart() {
     };
     assert!(share(81).allows("app/web", "10.96.1.1", "tcp/80"));
     assert!(!share(81).allows("app/web", "10.96.1.1", "tcp/81"));
-    assert!(
-        !share(80).allows("app/web", "10.96.1.1", "tcp/80"),
-        "either may be chosen"
-    );
+    assert!(!share(80).allows("app/web", "10.96.1.1", "tcp/80"), "either may be chosen");
 }
 
 #[test]
@@ -164,22 +120,13 @@ fn a_vip_on_a_nodes_address_needs_both() {
         "/spec/externalIPs",
         json!(["192.168.0.2"]),
     );
-    let world = cluster(&["10.0.1.2"])
-        .with(node("node-b", "192.168.0.2"))
-        .with(svc);
+    let world = cluster(&["10.0.1.2"]).with(node("node-b", "192.168.0.2")).with(svc);
     assert!(!world.allows("app/web", "192.168.0.2", "tcp/80"));
     let rule = json!([{"to": [{"ipBlock": {"cidr": "192.168.0.2/32"}}]}]);
     let world = world.with(np("app/node", json!({"podSelector": {}, "egress": rule})));
     assert!(world.allows("app/web", "192.168.0.2", "tcp/80"));
-    assert!(
-        world.allows("app/web", "192.168.0.2", "tcp/22"),
-        "other ports are the node's"
-    );
-    let denied = world.with(slice(
-        "app/db",
-        &["10.0.1.3"],
-        json!([{"name": "http", "port": 8080}]),
-    ));
+    assert!(world.allows("app/web", "192.168.0.2", "tcp/22"), "other ports are the node's");
+    let denied = world.with(slice("app/db", &["10.0.1.3"], json!([{"name": "http", "port": 8080}])));
     assert!(!denied.allows("app/web", "192.168.0.2", "tcp/80"));
     assert!(denied.allows("app/web", "192.168.0.2", "tcp/22"));
 }
@@ -197,23 +144,13 @@ fn an_address_of_two_pods_needs_both() {
 #[test]
 fn too_many_ranges_are_denied_and_said() {
     let ports = |count: u16| -> Vec<_> { (0..count).map(|i| json!({"port": 1000 + 2 * i})).collect() };
-    let world = |count| {
-        mesh().with(np(
-            "app/p",
-            json!({"podSelector": {}, "egress": [{"ports": ports(count)}]}),
-        ))
-    };
+    let world =
+        |count| mesh().with(np("app/p", json!({"podSelector": {}, "egress": [{"ports": ports(count)}]})));
     assert!(world(32).allows("app/web", "1.1.1.1", "tcp/1062"));
     assert!(world(32).diagnostics().is_empty());
     assert!(!world(33).allows("app/web", "1.1.1.1", "tcp/1064"));
     assert!(world(33).allows("app/web", "1.1.1.1", "tcp/1062"));
     assert!(world(33).diagnostics().contains("1 are denied"));
-    let row = world(32)
-        .compile()
-        .desired
-        .rows
-        .into_values()
-        .find(|row| row.len == 32)
-        .unwrap();
+    let row = world(32).compile().desired.rows.into_values().find(|row| row.len == 32).unwrap();
     assert!(row.ports().iter().all(|entry| entry.protocol == protocol::TCP));
 }

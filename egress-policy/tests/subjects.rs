@@ -20,24 +20,11 @@ fn subjects_by_pod_labels_and_service_accounts() {
     let world = by(json!({"namespaces": {}, "pods": labels("app", "web")}));
     assert!(!world.allows("app/web", "1.1.1.1", "tcp/443"));
     assert!(world.allows("app/db", "1.1.1.1", "tcp/443"));
-    let account = |name: &str| {
-        set(
-            pod("app/web", "10.0.1.1", json!({})),
-            "/spec/serviceAccountName",
-            json!(name),
-        )
-    };
+    let account =
+        |name: &str| set(pod("app/web", "10.0.1.1", json!({})), "/spec/serviceAccountName", json!(name));
     let world = by(json!({"serviceAccounts": ["payer"]}));
-    assert!(
-        !world
-            .with(account("payer"))
-            .allows("app/web", "1.1.1.1", "tcp/443")
-    );
-    assert!(
-        world
-            .with(account("other"))
-            .allows("app/web", "1.1.1.1", "tcp/443")
-    );
+    assert!(!world.with(account("payer")).allows("app/web", "1.1.1.1", "tcp/443"));
+    assert!(world.with(account("other")).allows("app/web", "1.1.1.1", "tcp/443"));
     assert!(!by(json!({"serviceAccounts": []})).allows("app/db", "1.1.1.1", "tcp/443"));
     assert!(!by(json!({"serviceAccounts": ["default"]})).allows("app/db", "1.1.1.1", "tcp/443"));
 }
@@ -55,9 +42,7 @@ fn the_lifeline_is_spared_unless_it_is_meant() {
     let everyone = |system: bool| {
         let subject = json!({"namespaces": {}, "systemNamespaces": system});
         let own = pod("egress-enforcer/agent", "10.0.3.2", json!({}));
-        mesh()
-            .with(own)
-            .with(set(lock(json!({})), "/spec/subjects", json!([subject])))
+        mesh().with(own).with(set(lock(json!({})), "/spec/subjects", json!([subject])))
     };
     for name in ["kube-system/dns", "egress-enforcer/agent"] {
         assert!(everyone(false).allows(name, "1.1.1.1", "tcp/443"));
@@ -68,11 +53,7 @@ fn the_lifeline_is_spared_unless_it_is_meant() {
 
 #[test]
 fn a_host_network_pod_can_be_a_subject() {
-    let host = set(
-        pod("app/host", "192.168.0.1", json!({})),
-        "/spec/hostNetwork",
-        json!(true),
-    );
+    let host = set(pod("app/host", "192.168.0.1", json!({})), "/spec/hostNetwork", json!(true));
     let world = mesh().with(host).with(lock(json!({})));
     assert!(!world.allows("app/host", "1.1.1.1", "tcp/443"));
     assert!(world.allows("app/host", "10.0.1.2", "tcp/80"));
@@ -103,10 +84,7 @@ fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
     let mut mirror = pod("app/static", "10.0.1.8", json!({}));
     mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "abc"});
     let mut world = mesh().with(lock(json!({})));
-    world.local.push(LocalPod {
-        uid: "abc".to_owned(),
-        cgroup: 77,
-    });
+    world.local.push(LocalPod { uid: "abc".to_owned(), cgroup: 77 });
     world.names.push("by-hash".to_owned());
     assert!(!world.compile().endpoints.contains_key(&77));
     assert_eq!(world.with(mirror.clone()).compile().endpoints[&77].name, "static");
@@ -120,11 +98,7 @@ fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
 
 #[test]
 fn a_uid_of_two_pods_is_nobodys() {
-    let twin = set(
-        pod("other/twin", "10.0.1.9", json!({})),
-        "/metadata/uid",
-        json!("uid-app-web"),
-    );
+    let twin = set(pod("other/twin", "10.0.1.9", json!({})), "/metadata/uid", json!("uid-app-web"));
     let mut world = mesh().with(lock(json!({})));
     for read in egress_policy::object::read(twin).unwrap() {
         world.index.apply(read.event().unwrap());

@@ -219,10 +219,7 @@ mod tests {
     fn dns_servers_have_port_53_unless_told() {
         assert_eq!(dns_server("10.0.0.1").unwrap(), "10.0.0.1:53".parse().unwrap());
         assert_eq!(dns_server("fd00::1").unwrap(), "[fd00::1]:53".parse().unwrap());
-        assert_eq!(
-            dns_server("[fd00::1]:5353").unwrap(),
-            "[fd00::1]:5353".parse().unwrap()
-        );
+        assert_eq!(dns_server("[fd00::1]:5353").unwrap(), "[fd00::1]:5353".parse().unwrap());
         assert!(dns_server("name").is_err());
     }
 

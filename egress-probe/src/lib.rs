@@ -49,12 +49,7 @@ impl Attempt {
     /// The addresses that `resolve` found.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.body
-            .as_deref()
-            .unwrap_or_default()
-            .split(',')
-            .filter_map(|part| part.parse().ok())
-            .collect()
+        self.body.as_deref().unwrap_or_default().split(',').filter_map(|part| part.parse().ok()).collect()
     }
 
     /// The body of an answer of `serve-http`.

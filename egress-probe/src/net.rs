@@ -43,10 +43,7 @@ fn bound(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Sock
         Err(error)
             if address.is_ipv6()
                 && address.ip().is_unspecified()
-                && matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-                ) =>
+                && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
         {
             open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
         }
@@ -59,9 +56,7 @@ pub(crate) fn listen_tcp(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener>
     let address = SocketAddr::new(bind, port);
     let socket =
         bound(address, Type::STREAM, Protocol::TCP).with_context(|| format!("listen on TCP {address}"))?;
-    socket
-        .listen(1024)
-        .with_context(|| format!("listen on TCP {address}"))?;
+    socket.listen(1024).with_context(|| format!("listen on TCP {address}"))?;
     Ok(socket.into())
 }
 
@@ -119,10 +114,7 @@ impl Head {
 
     /// The value of a field, by its lower-case name.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        self.fields
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -143,17 +135,10 @@ pub(crate) fn read_head(
                 .filter_map(|line| line.split_once(':'))
                 .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
                 .collect();
-            return Ok(Head {
-                first_line,
-                fields,
-                rest,
-            });
+            return Ok(Head { first_line, fields, rest });
         }
         if bytes.len() > HEAD_LIMIT {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the HTTP head is too long",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the HTTP head is too long"));
         }
         before_read(stream)?;
         match stream.read(&mut buffer)? {

@@ -29,13 +29,7 @@ impl Agent {
     /// The agent of `binary`, with its pins below `bpffs`. Objects are in `dir/objects`, its socket will be in `dir`.
     #[must_use]
     pub fn new(binary: PathBuf, bpffs: &Path, dir: &Path) -> Self {
-        Self {
-            binary,
-            bpffs: bpffs.to_owned(),
-            dir: dir.to_owned(),
-            arguments: Vec::new(),
-            process: None,
-        }
+        Self { binary, bpffs: bpffs.to_owned(), dir: dir.to_owned(), arguments: Vec::new(), process: None }
     }
 
     /// Gives `run` further arguments from the next start on.
@@ -108,21 +102,14 @@ impl Agent {
     #[must_use]
     pub fn status(&self) -> Option<Value> {
         let output = self.ask(&["status", "--output", "json"]).ok()?;
-        output
-            .status
-            .success()
-            .then(|| serde_json::from_slice(&output.stdout).ok())?
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).ok())?
     }
 
     /// Denied and audited packets that it remembers.
     pub fn flows(&self) -> Result<Vec<Value>> {
         let output = self.ask(&["flows", "--output", "json"])?;
         if !output.status.success() {
-            bail!(
-                "flows ended with {}: {}",
-                output.status,
-                String::from_utf8_lossy(&output.stderr)
-            );
+            bail!("flows ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
         }
         output
             .stdout
@@ -136,9 +123,7 @@ impl Agent {
     pub fn ask(&self, words: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
         command.args(words).arg("--socket").arg(self.socket());
-        command
-            .output()
-            .with_context(|| format!("run {}", self.binary.display()))
+        command.output().with_context(|| format!("run {}", self.binary.display()))
     }
 
     /// `kill -9`.

@@ -67,9 +67,7 @@ impl Bookinfo {
         )?;
         let dns_pod =
             topology.add_pod(PodSpec::new("kube-system", "coredns").label("k8s-app", "kube-dns"))?;
-        let free = topology
-            .add_pod(PodSpec::new("default", "free"))?
-            .add_container("app")?;
+        let free = topology.add_pod(PodSpec::new("default", "free"))?.add_container("app")?;
         let productpage = app(topology, "productpage", Qos::Burstable)?;
         let reviews = app(topology, "reviews", Qos::Guaranteed)?;
         let vip = |text: &str| -> Result<[IpAddr; 1]> { Ok([text.parse()?]) };
@@ -94,13 +92,7 @@ impl Bookinfo {
         let mut servers = vec![
             dns.serve(&Exec::probe(words))?,
             gateway.serve(&Exec::probe(["gateway", "--port", "15443"]))?,
-            reviews.app.serve(&Exec::probe([
-                "serve-http",
-                "--port",
-                "9080",
-                "--name",
-                "reviews",
-            ]))?,
+            reviews.app.serve(&Exec::probe(["serve-http", "--port", "9080", "--name", "reviews"]))?,
             topology.outside_serve(&Exec::probe(["serve-udp", "--port", &OUTSIDE_UDP.to_string()]))?,
         ];
         for port in OUTSIDE_HTTP {
@@ -109,26 +101,12 @@ impl Bookinfo {
         }
         for app in [&productpage, &reviews] {
             let target = format!("{GATEWAY_VIP}:443");
-            let words = [
-                "proxy",
-                "--gateway",
-                &target,
-                "--mesh",
-                "10.244.0.0/16",
-                "10.96.0.0/16",
-                "fd00::/8",
-            ];
+            let words =
+                ["proxy", "--gateway", &target, "--mesh", "10.244.0.0/16", "10.96.0.0/16", "fd00::/8"];
             servers.push(app.proxy.serve(&Exec::probe(words).user(SIDECAR_USER))?);
             topology.istio_redirect(&app.pod)?;
         }
-        Ok(Self {
-            productpage,
-            reviews,
-            gateway,
-            dns,
-            free,
-            servers,
-        })
+        Ok(Self { productpage, reviews, gateway, dns, free, servers })
     }
 
     /// Writes the Kubernetes objects of everything that stands into a directory.
@@ -141,11 +119,7 @@ impl Bookinfo {
     /// Whether every server still runs; names the first that does not.
     pub fn check(&mut self) -> Result<()> {
         for server in &mut self.servers {
-            anyhow::ensure!(
-                server.is_running()?,
-                "a server of the demonstration ended: {}",
-                server.stderr()
-            );
+            anyhow::ensure!(server.is_running()?, "a server of the demonstration ended: {}", server.stderr());
         }
         Ok(())
     }
@@ -153,12 +127,8 @@ impl Bookinfo {
 
 fn app(topology: &Topology, name: &str, qos: Qos) -> Result<App> {
     let account = format!("bookinfo-{name}");
-    let pod = topology.add_pod(
-        PodSpec::new("bookinfo", name)
-            .label("app", name)
-            .service_account(&account)
-            .qos(qos),
-    )?;
+    let pod = topology
+        .add_pod(PodSpec::new("bookinfo", name).label("app", name).service_account(&account).qos(qos))?;
     Ok(App {
         app: pod.add_container(name)?,
         proxy: pod.add_container("istio-proxy")?,

@@ -62,11 +62,7 @@ impl Capabilities {
             if result < 0 {
                 let error = io::Error::last_os_error();
                 // The kernel knows fewer than 64 capabilities.
-                return if error.raw_os_error() == Some(libc::EINVAL) {
-                    Ok(())
-                } else {
-                    Err(error)
-                };
+                return if error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) };
             }
         }
         Ok(())
@@ -78,10 +74,7 @@ impl Capabilities {
         if self == Self::ALL {
             return Ok(());
         }
-        let mut header = Header {
-            version: VERSION_3,
-            pid: 0,
-        };
+        let mut header = Header { version: VERSION_3, pid: 0 };
         let mut data = [Data::default(); 2];
         // SAFETY: header and data have the layout of version 3 and outlive the call.
         if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } < 0 {

@@ -36,10 +36,7 @@ impl CgroupRoot {
         }
         let directory = tempfile::Builder::new().prefix("cgroup2-").tempdir()?;
         let mount = mount_cgroup2(directory.path())?;
-        Ok(Self {
-            path: directory.path().to_owned(),
-            _mounted: Some((mount, directory)),
-        })
+        Ok(Self { path: directory.path().to_owned(), _mounted: Some((mount, directory)) })
     }
 
     /// Where the hierarchy's root is.
@@ -115,10 +112,7 @@ pub struct PodRoot {
 impl PodRoot {
     /// Makes `PREFIX-PID-STARTTIME.slice` with the pod root and its two quality-of-service levels.
     pub fn create(root: &CgroupRoot, prefix: &str, driver: CgroupDriver) -> Result<Self> {
-        ensure!(
-            !prefix.is_empty() && !prefix.contains('/'),
-            "{prefix:?} is no prefix for a cgroup's name"
-        );
+        ensure!(!prefix.is_empty() && !prefix.contains('/'), "{prefix:?} is no prefix for a cgroup's name");
         let pid = std::process::id();
         let start = start_time(pid).context("our own start time")?;
         let unique = unused(root.path(), &format!("{prefix}-{pid}-{start}"));
@@ -127,11 +121,7 @@ impl PodRoot {
             CgroupDriver::Cgroupfs => "kubepods",
         });
         make(&unique)?;
-        let tree = Self {
-            driver,
-            top: unique,
-            path,
-        };
+        let tree = Self { driver, top: unique, path };
         make(&tree.path)?;
         for qos in [Qos::Burstable, Qos::BestEffort] {
             make(&tree.level(qos))?;
@@ -277,10 +267,7 @@ pub fn sweep(root: &CgroupRoot, prefix: &str) -> Result<Vec<PathBuf>> {
 
 /// The process id and start time in a tree's name.
 fn creator(name: &str, prefix: &str) -> Option<(u32, u64)> {
-    let rest = name
-        .strip_prefix(prefix)?
-        .strip_prefix('-')?
-        .strip_suffix(".slice")?;
+    let rest = name.strip_prefix(prefix)?.strip_prefix('-')?.strip_suffix(".slice")?;
     let mut parts = rest.split('-');
     let found = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     match (parts.next(), parts.next()) {
@@ -295,12 +282,7 @@ fn start_time(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second column is the program's name in parentheses and may hold anything, so counting begins behind it.
     let (_, columns) = text.rsplit_once(')').context("no program name in stat")?;
-    columns
-        .split_whitespace()
-        .nth(19)
-        .context("stat is too short")?
-        .parse()
-        .context("start time")
+    columns.split_whitespace().nth(19).context("stat is too short")?.parse().context("start time")
 }
 
 #[cfg(test)]
@@ -313,22 +295,13 @@ mod tests {
                       41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:3 - cgroup2 cgroup2 rw\n";
         assert_eq!(mounted_at(hybrid), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(mounted_at("41 31 0:38 /part /x rw - cgroup2 cgroup2 rw\n"), None);
-        assert_eq!(
-            mounted_at("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"),
-            None
-        );
+        assert_eq!(mounted_at("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"), None);
     }
 
     #[test]
     fn creators_are_read_from_names() {
-        assert_eq!(
-            creator("egress-demo-12-345.slice", "egress-demo"),
-            Some((12, 345))
-        );
-        assert_eq!(
-            creator("egress-demo-12-345-2.slice", "egress-demo"),
-            Some((12, 345))
-        );
+        assert_eq!(creator("egress-demo-12-345.slice", "egress-demo"), Some((12, 345)));
+        assert_eq!(creator("egress-demo-12-345-2.slice", "egress-demo"), Some((12, 345)));
         assert_eq!(creator("egress-demo-12.slice", "egress-demo"), None);
         assert_eq!(creator("egress-demo-other-12-345.slice", "egress-demo"), None);
         assert_eq!(creator("system.slice", "egress-demo"), None);

@@ -51,17 +51,8 @@ impl Container {
         let id = random::container_id()?;
         let cgroup = pod.shared().tree.container_directory(pod.cgroup(), &id);
         cgroup::make(&cgroup)?;
-        pod.containers().push(ContainerRecord {
-            name: name.to_owned(),
-            id: id.clone(),
-            kind,
-        });
-        Ok(Self {
-            pod: pod.clone(),
-            name: name.to_owned(),
-            id,
-            cgroup,
-        })
+        pod.containers().push(ContainerRecord { name: name.to_owned(), id: id.clone(), kind });
+        Ok(Self { pod: pod.clone(), name: name.to_owned(), id, cgroup })
     }
 
     /// Name.
@@ -92,12 +83,7 @@ impl Container {
     /// unless it asks for others. It sees the machine's file system and processes.
     pub fn spawn(&self, exec: &Exec) -> Result<Process> {
         let probe = &self.pod.shared().probe;
-        exec.spawn(
-            probe,
-            self.pod.netns(),
-            &self.cgroup,
-            Capabilities::RUNTIME_DEFAULT,
-        )
+        exec.spawn(probe, self.pod.netns(), &self.cgroup, Capabilities::RUNTIME_DEFAULT)
     }
 
     /// Starts a server of the probe and waits until it takes traffic.
@@ -109,8 +95,7 @@ impl Container {
 
     /// Runs one attempt of the probe, for at most ten seconds.
     pub fn attempt(&self, words: &[&str]) -> Result<Attempt> {
-        self.spawn(&Exec::probe(words))?
-            .output_json(Duration::from_secs(10))
+        self.spawn(&Exec::probe(words))?.output_json(Duration::from_secs(10))
     }
 
     /// Kills what runs in it and removes its cgroup and its status.

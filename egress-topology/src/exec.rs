@@ -46,10 +46,7 @@ impl Exec {
     pub fn probe<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
         Self {
             program: None,
-            arguments: arguments
-                .into_iter()
-                .map(|argument| argument.as_ref().to_owned())
-                .collect(),
+            arguments: arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect(),
             environment: Vec::new(),
             user: None,
             capabilities: None,
@@ -67,8 +64,7 @@ impl Exec {
     /// Sets a variable of the environment.
     #[must_use]
     pub fn environment(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -96,10 +92,7 @@ impl Exec {
 
     /// For messages.
     fn describe(&self, program: &Path, netns: &Netns) -> String {
-        let name = program
-            .file_name()
-            .unwrap_or(program.as_os_str())
-            .to_string_lossy();
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
         let words: Vec<_> = self.arguments.iter().map(|word| word.to_string_lossy()).collect();
         format!("{name} {} (in {})", words.join(" "), netns.name())
     }
@@ -181,22 +174,14 @@ impl Start {
 }
 
 fn check(result: i32) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Moves the calling process into the cgroup.
 fn write_zero(procs: RawFd) -> io::Result<()> {
     // SAFETY: the buffer is one byte long and static.
     let written = unsafe { libc::write(procs, b"0".as_ptr().cast(), 1) };
-    if written == 1 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 struct Job {
@@ -224,11 +209,8 @@ fn spawn_on_lasting_thread(command: Command) -> Result<Child> {
         let started = thread::Builder::new().name("spawner".to_owned()).spawn(serve);
         started.map(|_| jobs).map_err(|error| error.to_string())
     });
-    let jobs = jobs
-        .as_ref()
-        .map_err(|error| anyhow!("start the spawning thread: {error}"))?;
+    let jobs = jobs.as_ref().map_err(|error| anyhow!("start the spawning thread: {error}"))?;
     let (reply, answer) = sync_channel(1);
-    jobs.send(Job { command, reply })
-        .map_err(|_| anyhow!("the spawning thread has ended"))?;
+    jobs.send(Job { command, reply }).map_err(|_| anyhow!("the spawning thread has ended"))?;
     Ok(answer.recv().context("the spawning thread has ended")??)
 }

@@ -49,18 +49,13 @@ pub fn pod(pod: &Pod, node_name: &str) -> Value {
     let spec = pod.spec();
     let containers = pod.containers();
     let of = |kinds: &[ContainerKind]| -> Vec<&ContainerRecord> {
-        containers
-            .iter()
-            .filter(|container| kinds.contains(&container.kind))
-            .collect()
+        containers.iter().filter(|container| kinds.contains(&container.kind)).collect()
     };
     let regular = of(&[ContainerKind::Regular]);
     let init = of(&[ContainerKind::Init, ContainerKind::Sidecar]);
     let ephemeral = of(&[ContainerKind::Ephemeral]);
     let specs = |list: &[&ContainerRecord]| -> Vec<Value> {
-        list.iter()
-            .map(|container| container_spec(container, spec.qos))
-            .collect()
+        list.iter().map(|container| container_spec(container, spec.qos)).collect()
     };
     let statuses = |list: &[&ContainerRecord]| -> Vec<Value> {
         list.iter().map(|container| container_status(container)).collect()
@@ -209,12 +204,7 @@ pub fn objects(topology: &Topology) -> Vec<Value> {
 /// The file name of an object in a directory of manifests.
 #[must_use]
 pub fn file_name(object: &Value) -> String {
-    let text = |pointer: &str| {
-        object
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let kind = text("/kind").to_ascii_lowercase();
     let parts = [kind.as_str(), text("/metadata/namespace"), text("/metadata/name")];
     let words: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();

@@ -14,10 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 /// started later is in it, so there must not be a second thread yet.
 pub fn private_mount_namespace() -> Result<()> {
     let threads = fs::read_dir("/proc/self/task").context("count threads")?.count();
-    ensure!(
-        threads == 1,
-        "a private mount namespace must come before the first thread; there are {threads}"
-    );
+    ensure!(threads == 1, "a private mount namespace must come before the first thread; there are {threads}");
     unshare(CloneFlags::CLONE_NEWNS).context("make a private mount namespace (needs root)")?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make all mounts private")
@@ -51,9 +48,7 @@ impl MountPoint {
             none,
         )
         .with_context(|| format!("mount {kind} at {}", directory.display()))?;
-        Ok(Self {
-            path: directory.to_owned(),
-        })
+        Ok(Self { path: directory.to_owned() })
     }
 
     /// Where it is mounted.

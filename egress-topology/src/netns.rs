@@ -39,10 +39,7 @@ impl Netns {
             Ok(File::open("/proc/thread-self/ns/net")?.into())
         });
         let fd = made.with_context(|| format!("make network namespace {name} (needs root)"))?;
-        let netns = Self {
-            name: name.into(),
-            fd: Arc::new(fd),
-        };
+        let netns = Self { name: name.into(), fd: Arc::new(fd) };
         netns.set_sysctls(&[
             ("net/ipv6/conf/all/accept_dad", "0"),
             ("net/ipv6/conf/default/accept_dad", "0"),
@@ -124,11 +121,7 @@ impl Netns {
     /// Runs `ip -json` and returns what it prints.
     pub fn ip_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
         let output = self.command("ip", &[&["-json"], arguments].concat(), "")?;
-        let text = if output.stdout.trim_ascii().is_empty() {
-            b"[]"
-        } else {
-            output.stdout.as_slice()
-        };
+        let text = if output.stdout.trim_ascii().is_empty() { b"[]" } else { output.stdout.as_slice() };
         serde_json::from_slice(text).with_context(|| format!("{}: ip {}", self.name, arguments.join(" ")))
     }
 
@@ -148,9 +141,7 @@ impl Netns {
     /// Adds an address that is usable at once.
     pub fn add_address(&self, interface: &str, address: IpAddr, prefix_length: u8) -> Result<()> {
         let flags = if address.is_ipv6() { " nodad" } else { "" };
-        self.ip(&[format!(
-            "addr add {address}/{prefix_length} dev {interface}{flags}"
-        )])
+        self.ip(&[format!("addr add {address}/{prefix_length} dev {interface}{flags}")])
     }
 
     /// Runs a program to its end within the namespace; failing, the error has the command, its input and its words.
@@ -173,29 +164,20 @@ impl Netns {
             let said = String::from_utf8_lossy(&output.stderr);
             bail!("{}: {}{}", output.status, said.trim(), numbered(input))
         };
-        self.run(run)
-            .with_context(|| format!("in {}: {program} {}", self.name, arguments.join(" ")))
+        self.run(run).with_context(|| format!("in {}: {program} {}", self.name, arguments.join(" ")))
     }
 }
 
 /// The input with line numbers, as the programs' messages name them.
 fn numbered(input: &str) -> String {
-    input
-        .lines()
-        .enumerate()
-        .map(|(index, line)| format!("\n  {:>3}  {line}", index + 1))
-        .collect()
+    input.lines().enumerate().map(|(index, line)| format!("\n  {:>3}  {line}", index + 1)).collect()
 }
 
 /// Runs the closure on a thread of its own, which ends with it, so that no other thread sees what it unshares.
 fn on_thread<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn_scoped(scope, body)?;
-        thread
-            .join()
-            .map_err(|_| anyhow!("a thread within a network namespace has panicked"))?
+        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, body)?;
+        thread.join().map_err(|_| anyhow!("a thread within a network namespace has panicked"))?
     })
 }
 

@@ -57,16 +57,8 @@ pub struct Backend {
 
 impl From<&Pod> for Backend {
     fn from(pod: &Pod) -> Self {
-        let reference = (
-            pod.namespace().to_owned(),
-            pod.name().to_owned(),
-            pod.uid().to_owned(),
-        );
-        Self {
-            v4: Some(pod.v4()),
-            v6: Some(pod.v6()),
-            pod: Some(reference),
-        }
+        let reference = (pod.namespace().to_owned(), pod.name().to_owned(), pod.uid().to_owned());
+        Self { v4: Some(pod.v4()), v6: Some(pod.v6()), pod: Some(reference) }
     }
 }
 
@@ -105,12 +97,7 @@ impl Service {
     #[must_use]
     pub fn port(mut self, protocol: Protocol, port: u16, target_port: u16) -> Self {
         let name = format!("{}-{port}", protocol.as_str().to_ascii_lowercase());
-        self.ports.push(ServicePort {
-            name,
-            protocol,
-            port,
-            target_port,
-        });
+        self.ports.push(ServicePort { name, protocol, port, target_port });
         self
     }
 
@@ -163,31 +150,20 @@ fn rule(translate: &mut String, reject: &mut String, service: &Service, address:
         Protocol::Udp => "udp",
     };
     let matches = format!("{family} daddr {address} {protocol} dport {}", port.port);
-    let backends: Vec<IpAddr> = service
-        .backends
-        .iter()
-        .filter_map(|backend| {
-            if address.is_ipv4() {
-                backend.v4.map(Into::into)
-            } else {
-                backend.v6.map(Into::into)
-            }
-        })
-        .collect();
+    let backends: Vec<IpAddr> =
+        service
+            .backends
+            .iter()
+            .filter_map(|backend| {
+                if address.is_ipv4() { backend.v4.map(Into::into) } else { backend.v6.map(Into::into) }
+            })
+            .collect();
     // Writing to a string cannot fail.
     let _ok = match backends.as_slice() {
         [] => writeln!(reject, "{matches} reject"),
         [only] => {
-            let host = if only.is_ipv4() {
-                only.to_string()
-            } else {
-                format!("[{only}]")
-            };
-            writeln!(
-                translate,
-                "{matches} dnat {family} to {host}:{}",
-                port.target_port
-            )
+            let host = if only.is_ipv4() { only.to_string() } else { format!("[{only}]") };
+            writeln!(translate, "{matches} dnat {family} to {host}:{}", port.target_port)
         }
         several => {
             let turns: Vec<String> = several
@@ -208,11 +184,7 @@ fn rule(translate: &mut String, reject: &mut String, service: &Service, address:
 /// Istio's redirect of outgoing TCP to the sidecar on port 15001, as its init container installs it: everything but
 /// what the sidecar's user (1337) sends and what stays on the loopback interface.
 pub(crate) fn istio_redirect(pod: &Pod) -> Result<()> {
-    ensure!(
-        !pod.is_host_network(),
-        "{}: a pod in the node's network has no redirect",
-        pod.name()
-    );
+    ensure!(!pod.is_host_network(), "{}: a pod in the node's network has no redirect", pod.name());
     pod.netns().nft(
         "table inet istio\ndelete table inet istio\ntable inet istio {\n\
          chain output {\n\

@@ -153,9 +153,7 @@ impl Pod {
             connect(&shared.node, &inner.netns, interface, v4, v6)
                 .with_context(|| format!("connect pod {}", inner.spec.name))?;
         }
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -175,10 +173,7 @@ impl Pod {
     }
 
     pub(crate) fn containers(&self) -> MutexGuard<'_, Vec<ContainerRecord>> {
-        self.inner
-            .containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it has been removed.
@@ -263,13 +258,8 @@ impl Inner {
             return Ok(());
         }
         let cgroup = cgroup::remove_tree(&self.cgroup);
-        let network = self
-            .interface
-            .as_ref()
-            .map_or(Ok(()), |interface| self.disconnect(interface));
-        cgroup
-            .and(network)
-            .with_context(|| format!("remove pod {}/{}", self.spec.namespace, self.spec.name))
+        let network = self.interface.as_ref().map_or(Ok(()), |interface| self.disconnect(interface));
+        cgroup.and(network).with_context(|| format!("remove pod {}/{}", self.spec.namespace, self.spec.name))
     }
 
     /// Takes the pod from the node's network.
@@ -281,10 +271,7 @@ impl Inner {
         }
         node.command("ip", &["-4", "route", "flush", &format!("{v4}/32")], "")?;
         node.command("ip", &["-6", "route", "flush", &format!("{v6}/128")], "")?;
-        node.ip(&[
-            format!("neigh flush to {v4} dev cni0"),
-            format!("neigh flush to {v6} dev cni0"),
-        ])
+        node.ip(&[format!("neigh flush to {v4} dev cni0"), format!("neigh flush to {v6} dev cni0")])
     }
 }
 
@@ -299,10 +286,7 @@ impl Drop for Inner {
 /// Joins a pod to the node's bridge. Its address is a single one, so that also traffic between pods of the node passes
 /// the node's IP layer, where service addresses are translated back.
 fn connect(node: &Netns, pod: &Netns, interface: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
-    node.ip(&[format!(
-        "link add {interface} type veth peer name eth0 netns {}",
-        pod.path().display()
-    )])?;
+    node.ip(&[format!("link add {interface} type veth peer name eth0 netns {}", pod.path().display())])?;
     pod.ip(&["link set eth0 up"])?;
     node.ip(&[
         format!("link set {interface} master cni0 up"),

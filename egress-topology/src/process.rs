@@ -47,14 +47,7 @@ impl Process {
         let (stdout, errors) = (child.stdout.take(), child.stderr.take());
         let stderr = Arc::new(Mutex::new(String::new()));
         // Made first, so that the child is killed if a thread cannot be started.
-        let mut process = Self {
-            child,
-            description,
-            lines,
-            stderr,
-            stderr_reader: None,
-            stdin,
-        };
+        let mut process = Self { child, description, lines, stderr, stderr_reader: None, stdin };
         if let Some(stdout) = stdout {
             let read = move || {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -124,23 +117,15 @@ impl Process {
         let lines: Vec<String> = self.lines.try_iter().collect();
         let parse =
             |line: &String| serde_json::from_str(line).map_err(|error| anyhow!("{error} in {line:?}"));
-        lines
-            .iter()
-            .map(parse)
-            .collect::<Result<_>>()
-            .with_context(|| self.description.clone())
+        lines.iter().map(parse).collect::<Result<_>>().with_context(|| self.description.clone())
     }
 
     /// The one JSON line of an attempt; a program that takes longer is killed.
     pub fn output_json<T: DeserializeOwned>(mut self, within: Duration) -> Result<T> {
         let end = Instant::now() + within;
-        let value = self
-            .next_json(within)?
-            .ok_or_else(|| self.error(&format!("no output within {within:?}")))?;
-        self.wait(
-            end.saturating_duration_since(Instant::now())
-                .max(Duration::from_secs(1)),
-        )?;
+        let value =
+            self.next_json(within)?.ok_or_else(|| self.error(&format!("no output within {within:?}")))?;
+        self.wait(end.saturating_duration_since(Instant::now()).max(Duration::from_secs(1)))?;
         Ok(value)
     }
 
@@ -155,19 +140,11 @@ impl Process {
             stdout.push('\n');
         }
         let end = Instant::now() + Duration::from_secs(1);
-        while self
-            .stderr_reader
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
-            && Instant::now() < end
+        while self.stderr_reader.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < end
         {
             thread::sleep(Duration::from_millis(1));
         }
-        Ok(Finished {
-            status,
-            stdout,
-            stderr: self.stderr(),
-        })
+        Ok(Finished { status, stdout, stderr: self.stderr() })
     }
 
     /// Waits for the end, at most this long.
@@ -191,10 +168,8 @@ impl Process {
 
     /// Writes a line to its standard input (see [`Exec::with_stdin`](crate::Exec::with_stdin)).
     pub fn send_line(&mut self, line: &str) -> Result<()> {
-        let stdin = self
-            .stdin
-            .as_mut()
-            .ok_or_else(|| anyhow!("{} has no standard input", self.description))?;
+        let stdin =
+            self.stdin.as_mut().ok_or_else(|| anyhow!("{} has no standard input", self.description))?;
         let sent = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
         sent.map_err(|error| self.error(&format!("write to standard input: {error}")))
     }
@@ -202,8 +177,7 @@ impl Process {
     /// Runs one attempt by a process that runs `egress-probe script`.
     pub fn attempt(&mut self, words: &[&str], within: Duration) -> Result<egress_probe::Attempt> {
         self.send_line(&serde_json::to_string(words)?)?;
-        self.next_json(within)?
-            .ok_or_else(|| self.error(&format!("{words:?}: no output within {within:?}")))
+        self.next_json(within)?.ok_or_else(|| self.error(&format!("{words:?}: no output within {within:?}")))
     }
 
     /// Sends a signal.
@@ -222,12 +196,8 @@ impl Process {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.child
-            .kill()
-            .with_context(|| format!("kill {}", self.description))?;
-        self.child
-            .wait()
-            .with_context(|| format!("wait for {}", self.description))?;
+        self.child.kill().with_context(|| format!("kill {}", self.description))?;
+        self.child.wait().with_context(|| format!("wait for {}", self.description))?;
         Ok(())
     }
 

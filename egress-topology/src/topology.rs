@@ -88,14 +88,8 @@ impl Topology {
     pub fn with_options(probe: impl Into<PathBuf>, options: Options) -> Result<Self> {
         require_root()?;
         let probe: PathBuf = probe.into();
-        ensure!(
-            probe.is_file(),
-            "no probe binary at {}: cargo build -p egress-probe",
-            probe.display()
-        );
-        let probe = probe
-            .canonicalize()
-            .with_context(|| format!("probe {}", probe.display()))?;
+        ensure!(probe.is_file(), "no probe binary at {}: cargo build -p egress-probe", probe.display());
+        let probe = probe.canonicalize().with_context(|| format!("probe {}", probe.display()))?;
         let root = CgroupRoot::find_or_mount()?;
         sweep(&root, &options.prefix)?;
         let tree = PodRoot::create(&root, &options.prefix, options.driver)?;
@@ -116,9 +110,7 @@ impl Topology {
             services: Mutex::new(Vec::new()),
             root,
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The mount of the cgroup v2 hierarchy.
@@ -167,10 +159,7 @@ impl Topology {
                 Some(index) => index,
                 None => self.free_index(number)?,
             };
-            ensure!(
-                (FIRST_INDEX..=LAST_INDEX).contains(&index),
-                "pod index {index} is out of range"
-            );
+            ensure!((FIRST_INDEX..=LAST_INDEX).contains(&index), "pod index {index} is out of range");
             let standing = self.pods();
             if let Some(other) = standing.iter().find(|other| other.v4() == pod_v4(index)) {
                 anyhow::bail!("pod {} has address {} already", other.name(), other.v4());
@@ -196,11 +185,7 @@ impl Topology {
     pub fn pods(&self) -> Vec<Pod> {
         let mut pods = lock(&self.shared.pods);
         pods.retain(|pod| pod.strong_count() > 0);
-        let standing: Vec<Pod> = pods
-            .iter()
-            .filter_map(Weak::upgrade)
-            .map(Pod::from_inner)
-            .collect();
+        let standing: Vec<Pod> = pods.iter().filter_map(Weak::upgrade).map(Pod::from_inner).collect();
         drop(pods);
         standing.into_iter().filter(|pod| !pod.is_removed()).collect()
     }
@@ -225,31 +210,19 @@ impl Topology {
 
     /// Gives the outside one address more; the node sends it there by its default route.
     pub fn add_outside_address(&self, address: IpAddr) -> Result<()> {
-        self.shared
-            .outside
-            .add_address("lo", address, if address.is_ipv4() { 32 } else { 128 })
+        self.shared.outside.add_address("lo", address, if address.is_ipv4() { 32 } else { 128 })
     }
 
     /// Starts a program in the node's network, outside of the pod root, with all capabilities.
     pub fn node_exec(&self, exec: &Exec) -> Result<Process> {
         let shared = &self.shared;
-        exec.spawn(
-            &shared.probe,
-            &shared.node,
-            &shared.node_cgroup,
-            Capabilities::ALL,
-        )
+        exec.spawn(&shared.probe, &shared.node, &shared.node_cgroup, Capabilities::ALL)
     }
 
     /// Starts a program in the network outside, with all capabilities.
     pub fn outside_exec(&self, exec: &Exec) -> Result<Process> {
         let shared = &self.shared;
-        exec.spawn(
-            &shared.probe,
-            &shared.outside,
-            &shared.outside_cgroup,
-            Capabilities::ALL,
-        )
+        exec.spawn(&shared.probe, &shared.outside, &shared.outside_cgroup, Capabilities::ALL)
     }
 
     /// Starts a server of the probe outside and waits until it takes traffic.
@@ -261,8 +234,7 @@ impl Topology {
 
     /// Runs one attempt of the probe outside, for at most ten seconds.
     pub fn outside_attempt(&self, words: &[&str]) -> Result<Attempt> {
-        self.outside_exec(&Exec::probe(words))?
-            .output_json(Duration::from_secs(10))
+        self.outside_exec(&Exec::probe(words))?.output_json(Duration::from_secs(10))
     }
 }
 
@@ -276,10 +248,7 @@ fn make_network() -> Result<(Netns, Netns)> {
         "link set cni0 up".to_owned(),
         format!("addr add {BRIDGE_V4}/32 dev cni0"),
         format!("addr add {BRIDGE_V6}/128 dev cni0 nodad"),
-        format!(
-            "link add uplink type veth peer name eth0 netns {}",
-            outside.path().display()
-        ),
+        format!("link add uplink type veth peer name eth0 netns {}", outside.path().display()),
         format!("addr add {NODE_V4}/24 dev uplink"),
         format!("addr add {NODE_V6}/64 dev uplink nodad"),
         "link set uplink up".to_owned(),

@@ -21,10 +21,7 @@ fn trees(prefix: &str) -> Vec<PathBuf> {
     let root = CgroupRoot::find_or_mount().unwrap();
     let entries = std::fs::read_dir(root.path()).unwrap();
     let starts = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(prefix);
-    entries
-        .map(|entry| entry.unwrap().path())
-        .filter(starts)
-        .collect()
+    entries.map(|entry| entry.unwrap().path()).filter(starts).collect()
 }
 
 fn alive(pid: u32) -> bool {
@@ -44,9 +41,7 @@ fn processes_are_where_kubelet_would_put_them() {
     for driver in [CgroupDriver::Systemd, CgroupDriver::Cgroupfs] {
         let topology = common::topology("egress-test-cgroup", driver);
         for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
-            let pod = topology
-                .add_pod(PodSpec::new("default", qos.as_str()).qos(qos))
-                .unwrap();
+            let pod = topology.add_pod(PodSpec::new("default", qos.as_str()).qos(qos)).unwrap();
             let container = pod.add_container("app").unwrap();
             let cat = Exec::new("/bin/cat", ["/proc/self/cgroup"]);
             let text = container.spawn(&cat).unwrap().finish(SECONDS).unwrap().stdout;
@@ -77,11 +72,7 @@ fn processes_are_where_kubelet_would_put_them() {
 #[test]
 fn containers_have_the_capabilities_and_the_user_they_ask_for() {
     let topology = common::topology("egress-test-caps", CgroupDriver::Systemd);
-    let container = topology
-        .add_pod(PodSpec::new("default", "a"))
-        .unwrap()
-        .add_container("app")
-        .unwrap();
+    let container = topology.add_pod(PodSpec::new("default", "a")).unwrap().add_container("app").unwrap();
     let status = |exec: Exec| container.spawn(&exec).unwrap().finish(SECONDS).unwrap().stdout;
     let cat = || Exec::new("/bin/cat", ["/proc/self/status"]);
     let has = |text: &str, line: &str| assert!(text.lines().any(|found| found == line), "{line} in {text}");
@@ -107,12 +98,8 @@ fn nothing_is_left_after_drop() {
     let (node, tree) = (topology.node().clone(), topology.pod_root().top().to_owned());
     let pod = topology.add_pod(PodSpec::new("default", "a")).unwrap();
     let container = pod.add_container("app").unwrap();
-    let server = container
-        .serve(&Exec::probe(["serve-udp", "--port", "7"]))
-        .unwrap();
-    let grandchild = container
-        .spawn(&Exec::new("/bin/sh", ["-c", "sleep 1000 & echo $!; wait"]))
-        .unwrap();
+    let server = container.serve(&Exec::probe(["serve-udp", "--port", "7"])).unwrap();
+    let grandchild = container.spawn(&Exec::new("/bin/sh", ["-c", "sleep 1000 & echo $!; wait"])).unwrap();
     let mut grandchild = grandchild;
     let orphan: u32 = grandchild.next_line(SECONDS).unwrap().unwrap().parse().unwrap();
     let on_node = topology.node_exec(&Exec::new("/bin/sleep", ["1000"])).unwrap();
@@ -139,20 +126,11 @@ fn nothing_is_left_after_drop() {
 fn addresses_are_used_again_after_removal() {
     let topology = common::topology("egress-test-again", CgroupDriver::Systemd);
     for round in 0..3 {
-        let pod = topology
-            .add_pod(PodSpec::new("default", &format!("a{round}")).index(9))
-            .unwrap();
-        assert!(
-            topology
-                .add_pod(PodSpec::new("default", "twice").index(9))
-                .is_err()
-        );
+        let pod = topology.add_pod(PodSpec::new("default", &format!("a{round}")).index(9)).unwrap();
+        assert!(topology.add_pod(PodSpec::new("default", "twice").index(9)).is_err());
         let target = [pod.v4().to_string(), pod.v6().to_string()];
         for target in target {
-            assert!(
-                topology.outside_attempt(&["ping", &target]).unwrap().succeeded(),
-                "{round}: {target}"
-            );
+            assert!(topology.outside_attempt(&["ping", &target]).unwrap().succeeded(), "{round}: {target}");
         }
         pod.remove().unwrap();
         assert!(pod.is_removed() && topology.pods().is_empty());
@@ -164,17 +142,9 @@ fn addresses_are_used_again_after_removal() {
 #[ignore = "run by everything_dies_with_its_owner"]
 fn owner_that_is_killed() {
     let topology = common::topology("egress-test-killed", CgroupDriver::Systemd);
-    let container = topology
-        .add_pod(PodSpec::new("default", "a"))
-        .unwrap()
-        .add_container("app")
-        .unwrap();
-    let server = container
-        .serve(&Exec::probe(["serve-udp", "--port", "7"]))
-        .unwrap();
-    let proxy = container
-        .serve(&Exec::probe(["serve-udp", "--port", "7777"]).user(1337))
-        .unwrap();
+    let container = topology.add_pod(PodSpec::new("default", "a")).unwrap().add_container("app").unwrap();
+    let server = container.serve(&Exec::probe(["serve-udp", "--port", "7"])).unwrap();
+    let proxy = container.serve(&Exec::probe(["serve-udp", "--port", "7777"]).user(1337)).unwrap();
     let report = format!("{} {}\n", server.id(), proxy.id());
     fs::write(std::env::var_os("EGRESS_TEST_REPORT").unwrap(), report).unwrap();
     std::thread::sleep(Duration::from_secs(60));
@@ -194,12 +164,7 @@ fn everything_dies_with_its_owner() {
         .unwrap();
     let pids = || -> Option<Vec<u32>> {
         let text = fs::read_to_string(&report).ok()?;
-        Some(
-            text.strip_suffix('\n')?
-                .split(' ')
-                .map(|pid| pid.parse().unwrap())
-                .collect(),
-        )
+        Some(text.strip_suffix('\n')?.split(' ').map(|pid| pid.parse().unwrap()).collect())
     };
     eventually("the owner reports", || pids().is_some());
     let servers = pids().unwrap();
@@ -207,10 +172,7 @@ fn everything_dies_with_its_owner() {
     let netns = fs::read_link(format!("/proc/{server}/ns/net")).unwrap();
     assert!(servers.iter().all(|pid| alive(*pid)) && trees(prefix).len() == 1);
     let root = CgroupRoot::find_or_mount().unwrap();
-    assert!(
-        sweep(&root, prefix).unwrap().is_empty(),
-        "a living owner's tree stays"
-    );
+    assert!(sweep(&root, prefix).unwrap().is_empty(), "a living owner's tree stays");
     owner.kill().unwrap();
     owner.wait().unwrap();
     eventually("the servers are gone", || !servers.iter().any(|pid| alive(*pid)));
@@ -226,18 +188,12 @@ fn everything_dies_with_its_owner() {
 #[test]
 fn objects_describe_what_stands() {
     let topology = common::topology("egress-test-objects", CgroupDriver::Systemd);
-    let pod = topology
-        .add_pod(PodSpec::new("shop", "a").label("app", "a").qos(Qos::Burstable))
-        .unwrap();
+    let pod = topology.add_pod(PodSpec::new("shop", "a").label("app", "a").qos(Qos::Burstable)).unwrap();
     let container = pod.add_container("app").unwrap();
-    let host = topology
-        .add_pod(PodSpec::new("kube-system", "host").host_network())
-        .unwrap();
+    let host = topology.add_pod(PodSpec::new("kube-system", "host").host_network()).unwrap();
     assert!(host.is_host_network() && topology.istio_redirect(&host).is_err());
     let addresses = ["10.96.0.20".parse().unwrap(), "fd00:10:96::20".parse().unwrap()];
-    let service = Service::new("shop", "web", &addresses)
-        .port(Protocol::Tcp, 80, 8080)
-        .backend(&pod);
+    let service = Service::new("shop", "web", &addresses).port(Protocol::Tcp, 80, 8080).backend(&pod);
     topology.set_services(&[service]).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let objects = kubernetes::objects(&topology);
@@ -278,17 +234,11 @@ fn settings_and_errors_belong_to_their_namespace() {
     one.set_sysctl("net/ipv4/ip_forward", "1").unwrap();
     assert_eq!(one.sysctl("net/ipv4/ip_forward").unwrap(), "1");
     assert_eq!(other.sysctl("net/ipv4/ip_forward").unwrap(), "0");
-    let error = format!(
-        "{:#}",
-        one.ip(&["link set lo up", "link set nothing up"]).unwrap_err()
-    );
+    let error = format!("{:#}", one.ip(&["link set lo up", "link set nothing up"]).unwrap_err());
     assert!(
         error.contains("in one: ip -batch") && error.contains("nothing") && error.contains("2  link"),
         "{error}"
     );
     let error = format!("{:#}", one.nft("nonsense").unwrap_err());
-    assert!(
-        error.contains("nft -f -") && error.contains("nonsense"),
-        "{error}"
-    );
+    assert!(error.contains("nft -f -") && error.contains("nonsense"), "{error}");
 }

@@ -19,19 +19,9 @@ fn main() {
     fs::create_dir(bpffs.path().join("pins")).unwrap();
 
     let topology = common::topology("egress-test-mounts", CgroupDriver::Systemd);
-    let container = topology
-        .add_pod(PodSpec::new("default", "a"))
-        .unwrap()
-        .add_container("app")
-        .unwrap();
-    let table = |program: Exec| {
-        container
-            .spawn(&program)
-            .unwrap()
-            .finish(Duration::from_secs(5))
-            .unwrap()
-            .stdout
-    };
+    let container = topology.add_pod(PodSpec::new("default", "a")).unwrap().add_container("app").unwrap();
+    let table =
+        |program: Exec| container.spawn(&program).unwrap().finish(Duration::from_secs(5)).unwrap().stdout;
     let ours = table(Exec::new("/bin/cat", ["/proc/self/mountinfo"]));
     for path in [&bpf, &cgroup] {
         let path = path.to_str().unwrap();

@@ -36,21 +36,12 @@ pub(crate) fn build_ebpf() -> anyhow::Result<PathBuf> {
 pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
     let linker = format!("-Clinker={}", tools.linker.display());
     let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
-    let flags = [
-        linker.as_str(),
-        "-Clink-arg=--btf",
-        arch.as_str(),
-        "-Cdebuginfo=2",
-    ]
-    .join("\u{1f}");
+    let flags = [linker.as_str(), "-Clink-arg=--btf", arch.as_str(), "-Cdebuginfo=2"].join("\u{1f}");
     let mut command = match &tools.rustc {
         BpfRustc::Rustup(name) => {
             let mut command = Command::new("rustup");
             command.args(["run", name, "cargo"]);
-            command
-                .env_remove("CARGO")
-                .env_remove("RUSTUP_TOOLCHAIN")
-                .env_remove("RUSTC");
+            command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC");
             command
         }
         BpfRustc::System(rustc) => {
@@ -60,20 +51,9 @@ pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
         }
     };
     command.current_dir(root().join("egress-ebpf"));
-    command
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags);
-    command
-        .env_remove("RUSTC_WRAPPER")
-        .env_remove("RUSTC_WORKSPACE_WRAPPER");
-    command.args([
-        subcommand,
-        "--locked",
-        "-Zbuild-std=core",
-        "--target",
-        BPF_TARGET,
-        "--target-dir",
-    ]);
+    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags);
+    command.env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
+    command.args([subcommand, "--locked", "-Zbuild-std=core", "--target", BPF_TARGET, "--target-dir"]);
     command.arg(target().join("bpf"));
     command
 }
@@ -82,23 +62,13 @@ pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
 fn describe(bytes: &[u8]) -> anyhow::Result<()> {
     let object = aya_obj::Object::parse(bytes).context("the built object cannot be read")?;
     let mut programs = Table::new();
-    programs
-        .load_preset(presets::NOTHING)
-        .set_header(["PROGRAM", "SECTION", "INSTRUCTIONS"]);
+    programs.load_preset(presets::NOTHING).set_header(["PROGRAM", "SECTION", "INSTRUCTIONS"]);
     for (name, program) in &object.programs {
-        let instructions = object
-            .functions
-            .get(&program.function_key())
-            .map_or(0, |f| f.instructions.len());
-        programs.add_row([
-            name.clone(),
-            format!("{:?}", program.section),
-            instructions.to_string(),
-        ]);
+        let instructions = object.functions.get(&program.function_key()).map_or(0, |f| f.instructions.len());
+        programs.add_row([name.clone(), format!("{:?}", program.section), instructions.to_string()]);
     }
     let mut maps = Table::new();
-    maps.load_preset(presets::NOTHING)
-        .set_header(["MAP", "KEY", "VALUE", "ENTRIES"]);
+    maps.load_preset(presets::NOTHING).set_header(["MAP", "KEY", "VALUE", "ENTRIES"]);
     let mut sorted: Vec<_> = object.maps.iter().collect();
     sorted.sort_by_key(|(name, _)| name.as_str());
     for (name, map) in sorted {

@@ -31,10 +31,8 @@ pub(crate) fn cargo() -> Command {
 pub(crate) fn run(what: &str, command: &mut Command) -> anyhow::Result<()> {
     eprintln!("==> {what}");
     let start = Instant::now();
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| format!("cannot run {}", line(command)))?;
+    let status =
+        command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {}", line(command)))?;
     if !status.success() {
         bail!("{what} failed ({status}): {}", line(command));
     }
@@ -45,10 +43,7 @@ pub(crate) fn run(what: &str, command: &mut Command) -> anyhow::Result<()> {
 /// What a command printed, trimmed; `None` where it failed or is not there.
 pub(crate) fn output(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Where a program is, in `PATH` or in cargo's own directory.

@@ -25,45 +25,27 @@ pub(crate) fn lint() -> anyhow::Result<()> {
 
     // The agent embeds the object, so even checking it needs one.
     build::build_ebpf()?;
-    let clippy = [
-        "clippy",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--all-features",
-        "--",
-        "-Dwarnings",
-    ];
+    let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--", "-Dwarnings"];
     run("clippy", cargo().args(clippy))?;
-    let mut bpf = bpf_cargo(
-        &tools,
-        if matches!(tools.rustc, BpfRustc::System(_)) {
-            "check"
-        } else {
-            "clippy"
-        },
-    );
+    let mut bpf =
+        bpf_cargo(&tools, if matches!(tools.rustc, BpfRustc::System(_)) { "check" } else { "clippy" });
     if let BpfRustc::System(_) = tools.rustc {
-        bpf.env("RUSTC_WORKSPACE_WRAPPER", SYSTEM_CLIPPY)
-            .env("CLIPPY_CONF_DIR", root());
+        bpf.env("RUSTC_WORKSPACE_WRAPPER", SYSTEM_CLIPPY).env("CLIPPY_CONF_DIR", root());
     }
     let flags = bpf_flags_with_denied_warnings(&bpf);
     bpf.env("CARGO_ENCODED_RUSTFLAGS", flags).arg("--release");
     run("clippy of egress-ebpf for the BPF target", &mut bpf)?;
 
     let mut doc = cargo();
-    doc.env("RUSTDOCFLAGS", "-Dwarnings")
-        .args(["doc", "--locked", "--workspace", "--no-deps", "--quiet"]);
+    doc.env("RUSTDOCFLAGS", "-Dwarnings").args(["doc", "--locked", "--workspace", "--no-deps", "--quiet"]);
     run("docs", &mut doc)?;
     deny()
 }
 
 /// Warnings are denied by a flag that cargo hands to the workspace's crates alone: dependencies have their lints capped.
 fn bpf_flags_with_denied_warnings(command: &Command) -> std::ffi::OsString {
-    let flags = command
-        .get_envs()
-        .find(|(name, _)| *name == "CARGO_ENCODED_RUSTFLAGS")
-        .and_then(|(_, value)| value);
+    let flags =
+        command.get_envs().find(|(name, _)| *name == "CARGO_ENCODED_RUSTFLAGS").and_then(|(_, value)| value);
     let mut flags = flags.unwrap_or_default().to_owned();
     flags.push("\u{1f}-Dwarnings");
     flags
@@ -75,14 +57,6 @@ fn deny() -> anyhow::Result<()> {
         let install = ["install", "cargo-deny", "--locked", "--version", CARGO_DENY];
         run("install cargo-deny (some minutes, once)", cargo().args(install))?;
     }
-    let checks = [
-        "deny",
-        "--offline",
-        "--all-features",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ];
+    let checks = ["deny", "--offline", "--all-features", "check", "bans", "licenses", "sources"];
     run("cargo-deny", cargo().args(checks))
 }

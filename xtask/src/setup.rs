@@ -59,11 +59,8 @@ pub(crate) fn setup(need: Need) -> anyhow::Result<Tools> {
     if need >= Need::Run {
         programs.extend([("nft", "nftables"), ("ip", "iproute2")]);
     }
-    let missing: Vec<_> = programs
-        .into_iter()
-        .filter(|(program, _)| which(program).is_none())
-        .map(|p| p.1)
-        .collect();
+    let missing: Vec<_> =
+        programs.into_iter().filter(|(program, _)| which(program).is_none()).map(|p| p.1).collect();
     if !missing.is_empty() {
         apt(&missing)?;
     }
@@ -77,16 +74,10 @@ pub(crate) fn setup(need: Need) -> anyhow::Result<Tools> {
 }
 
 fn rustc() -> Option<BpfRustc> {
-    let has_source = |sysroot: &str| {
-        Path::new(sysroot)
-            .join("lib/rustlib/src/rust/library/core")
-            .exists()
-    };
+    let has_source = |sysroot: &str| Path::new(sysroot).join("lib/rustlib/src/rust/library/core").exists();
     let toolchains = output(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
-    let nightly = toolchains
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .find(|name| name.starts_with("nightly"));
+    let nightly =
+        toolchains.lines().filter_map(|line| line.split(' ').next()).find(|name| name.starts_with("nightly"));
     if let Some(name) = nightly {
         let sysroot = output(Command::new("rustup").args(["run", name, "rustc", "--print", "sysroot"]));
         if sysroot.is_some_and(|sysroot| has_source(&sysroot)) {
@@ -95,9 +86,7 @@ fn rustc() -> Option<BpfRustc> {
     }
     // An older Debian's rustc has an LLVM that does not go with the linker's.
     let llvm = output(Command::new(SYSTEM_RUSTC).arg("-vV")).unwrap_or_default();
-    let fits = llvm
-        .lines()
-        .any(|line| line.starts_with(&format!("LLVM version: {LLVM}.")));
+    let fits = llvm.lines().any(|line| line.starts_with(&format!("LLVM version: {LLVM}.")));
     let sysroot = output(Command::new(SYSTEM_RUSTC).args(["--print", "sysroot"]));
     (fits && sysroot.is_some_and(|sysroot| has_source(&sysroot)))
         .then(|| BpfRustc::System(SYSTEM_RUSTC.into()))
@@ -108,15 +97,7 @@ fn install_rustc() -> anyhow::Result<BpfRustc> {
         apt(&["rustc-web", "rust-web-src"])?;
     } else if which("rustup").is_some() {
         let mut rustup = Command::new("rustup");
-        rustup.args([
-            "toolchain",
-            "install",
-            "nightly",
-            "--profile",
-            "minimal",
-            "--component",
-            "rust-src",
-        ]);
+        rustup.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]);
         run("install rustup's nightly with its library source", &mut rustup)?;
     }
     rustc().context(
@@ -131,15 +112,8 @@ fn install_linker() -> anyhow::Result<PathBuf> {
         apt(&[&format!("llvm-{LLVM}-dev"), &format!("libpolly-{LLVM}-dev")])?;
     }
     let mut install = cargo();
-    install
-        .env("LLVM_PREFIX", &prefix)
-        .args(["install", "bpf-linker", "--locked", "--no-default-features"]);
-    install.args([
-        "--version",
-        &format!("^{LINKER}"),
-        "--features",
-        &format!("llvm-{LLVM}"),
-    ]);
+    install.env("LLVM_PREFIX", &prefix).args(["install", "bpf-linker", "--locked", "--no-default-features"]);
+    install.args(["--version", &format!("^{LINKER}"), "--features", &format!("llvm-{LLVM}")]);
     run("install bpf-linker (about a minute)", &mut install)?;
     which("bpf-linker")
         .context("bpf-linker was installed but is not found: put cargo's bin directory into PATH")
@@ -162,10 +136,7 @@ pub(crate) fn apt(packages: &[&str]) -> anyhow::Result<()> {
         return Ok(());
     }
     // A new machine has no package lists, an old one outdated ones.
-    run(
-        "update the package lists",
-        Command::new("apt-get").args(["update", "-qq"]),
-    )?;
+    run("update the package lists", Command::new("apt-get").args(["update", "-qq"]))?;
     run(&format!("install {words}"), &mut install)
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
-/// Runs every test. Nothing skips: without root it fails before anything runs.
+/// Runs every test, and the demonstration. Nothing skips: without root it fails before anything runs.
 pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the privileged tests load BPF and make network namespaces: run `sudo -E cargo xtask test`");
@@ -50,13 +50,10 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     run("host tests", &mut filtered(host))?;
     let mut privileged = cargo();
     privileged.args(["test", "--locked", "-p", "egress-topology", "-p", "egress-agent"]);
-    run(
-        "privileged tests against the running kernel",
-        &mut filtered(privileged),
-    )?;
-    eprintln!(
-        "    kernel: {}",
-        command::output(Command::new("uname").arg("-r")).unwrap_or_default()
-    );
+    run("privileged tests against the running kernel", &mut filtered(privileged))?;
+    if args.filter.is_none() {
+        run("the demonstration", cargo().args(["xtask", "demo"]))?;
+    }
+    eprintln!("    kernel: {}", command::output(Command::new("uname").arg("-r")).unwrap_or_default());
     Ok(())
 }

@@ -46,21 +46,10 @@ fn dependencies(package: &str) -> BTreeSet<String> {
         "--package",
         package,
     ];
-    let output = Command::new(env!("CARGO"))
-        .current_dir(root())
-        .args(words)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(env!("CARGO")).current_dir(root()).args(words).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines()
-        .filter_map(|line| line.split(' ').next())
-        .map(str::to_owned)
-        .collect()
+    text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }
 
 #[test]
@@ -68,10 +57,7 @@ fn the_pure_crates_have_no_runtime() {
     let policy = dependencies("egress-policy");
     assert!(policy.contains("egress-common"));
     for forbidden in ["tokio", "aya", "kube", "nix", "libc", "notify", "jiff"] {
-        assert!(
-            !policy.contains(forbidden),
-            "egress-policy must not depend on {forbidden}"
-        );
+        assert!(!policy.contains(forbidden), "egress-policy must not depend on {forbidden}");
     }
     let common = dependencies("egress-common");
     let allowed = BTreeSet::from([
@@ -84,10 +70,7 @@ fn the_pure_crates_have_no_runtime() {
         "syn",
         "unicode-ident",
     ]);
-    let more: Vec<_> = common
-        .iter()
-        .filter(|name| !allowed.contains(name.as_str()))
-        .collect();
+    let more: Vec<_> = common.iter().filter(|name| !allowed.contains(name.as_str())).collect();
     assert!(more.is_empty(), "egress-common depends on {more:?}");
 }
 
@@ -104,10 +87,7 @@ fn files_are_short() {
 #[test]
 fn the_architecture_names_files_and_tests_that_exist() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let sources: String = all_sources()
-        .iter()
-        .map(|path| fs::read_to_string(path).unwrap())
-        .collect();
+    let sources: String = all_sources().iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     let mut checked = 0;
     for word in text.split('`').skip(1).step_by(2) {
         let name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -115,10 +95,7 @@ fn the_architecture_names_files_and_tests_that_exist() {
             assert!(root().join(word).exists(), "ARCHITECTURE.md names {word}");
             checked += 1;
         } else if word.chars().all(name) && word.matches('_').count() > 2 {
-            assert!(
-                sources.contains(&format!("fn {word}()")),
-                "ARCHITECTURE.md names the test {word}"
-            );
+            assert!(sources.contains(&format!("fn {word}()")), "ARCHITECTURE.md names the test {word}");
             checked += 1;
         }
     }

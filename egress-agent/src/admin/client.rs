@@ -23,29 +23,19 @@ struct Answer {
 }
 
 async fn ask(socket: &Path, request: &Request) -> anyhow::Result<Answer> {
-    let unreachable = |error: std::io::Error| Unreachable {
-        socket: socket.to_owned(),
-        reason: error.to_string(),
-    };
-    let (reader, mut writer) = UnixStream::connect(socket)
-        .await
-        .map_err(unreachable)?
-        .into_split();
+    let unreachable =
+        |error: std::io::Error| Unreachable { socket: socket.to_owned(), reason: error.to_string() };
+    let (reader, mut writer) = UnixStream::connect(socket).await.map_err(unreachable)?.into_split();
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     writer.write_all(&line).await.map_err(unreachable)?;
-    Ok(Answer {
-        lines: BufReader::new(reader).lines(),
-        _writer: writer,
-    })
+    Ok(Answer { lines: BufReader::new(reader).lines(), _writer: writer })
 }
 
 impl Answer {
     async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
         match self.lines.next_line().await? {
-            Some(line) => Ok(Some(
-                serde_json::from_str(&line).context("the agent is of another version")?,
-            )),
+            Some(line) => Ok(Some(serde_json::from_str(&line).context("the agent is of another version")?)),
             None => Ok(None),
         }
     }
@@ -87,39 +77,19 @@ fn status_table(status: &Status) -> Table {
         rows.add_row([name.to_owned(), value]);
     };
     row("node", status.node.clone());
-    row(
-        "ready",
-        if status.ready {
-            "yes".to_owned()
-        } else {
-            format!("no: {}", status.pending.join("; "))
-        },
-    );
+    row("ready", if status.ready { "yes".to_owned() } else { format!("no: {}", status.pending.join("; ")) });
     row("version", format!("{}, maps v{}", status.version, status.abi));
     row("revision", status.revision.to_string());
     for hook in &status.hooks {
-        row(
-            "hook",
-            format!("{} (program {}) on {}", hook.program, hook.id, hook.target),
-        );
+        row("hook", format!("{} (program {}) on {}", hook.program, hook.id, hook.target));
     }
-    let endpoints: Vec<_> = status
-        .endpoints
-        .iter()
-        .map(|(state, number)| format!("{number} {state}"))
-        .collect();
-    let known = if endpoints.is_empty() {
-        "none".to_owned()
-    } else {
-        endpoints.join(", ")
-    };
+    let endpoints: Vec<_> =
+        status.endpoints.iter().map(|(state, number)| format!("{number} {state}")).collect();
+    let known = if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(", ") };
     row("endpoints", known);
     row("unknown pods", status.unknown_pods.to_string());
     for fill in &status.maps {
-        row(
-            "map",
-            format!("{} {} of {}", fill.map, fill.entries, fill.capacity),
-        );
+        row("map", format!("{} {} of {}", fill.map, fill.entries, fill.capacity));
     }
     for verdict in &status.verdicts {
         let text = format!(
@@ -129,10 +99,7 @@ fn status_table(status: &Status) -> Table {
         row("verdicts", text);
     }
     row("lost events", status.lost_events.to_string());
-    row(
-        "source",
-        format!("{}, {} objects", status.source.name, status.source.objects),
-    );
+    row("source", format!("{}, {} objects", status.source.name, status.source.objects));
     for (kind, number) in &status.source.ignored {
         row("ignored", format!("{number} {kind}"));
     }
@@ -159,39 +126,15 @@ fn print(table: &Table) -> anyhow::Result<()> {
 /// The agent cannot be reached.
 pub async fn endpoints(args: &ReadArgs) -> anyhow::Result<()> {
     let mut answer = ask(&args.socket.socket, &Request::Endpoints).await?;
-    let mut rows = table(&[
-        "NAMESPACE",
-        "POD",
-        "STATE",
-        "COVERAGE",
-        "ADDRESSES",
-        "CGROUP",
-        "POLICIES",
-    ]);
+    let mut rows = table(&["NAMESPACE", "POD", "STATE", "COVERAGE", "ADDRESSES", "CGROUP", "POLICIES"]);
     while let Some(endpoint) = answer.next::<EndpointStatus>().await? {
         match args.output {
             Output::Json => json(&endpoint)?,
             Output::Table => {
-                let EndpointStatus {
-                    namespace,
-                    name,
-                    state,
-                    coverage,
-                    addresses,
-                    cgroup,
-                    policies,
-                    ..
-                } = endpoint;
+                let EndpointStatus { namespace, name, state, coverage, addresses, cgroup, policies, .. } =
+                    endpoint;
                 let (addresses, policies) = (addresses.join(" "), policies.join(", "));
-                rows.add_row([
-                    namespace,
-                    name,
-                    state,
-                    coverage,
-                    addresses,
-                    cgroup.to_string(),
-                    policies,
-                ]);
+                rows.add_row([namespace, name, state, coverage, addresses, cgroup.to_string(), policies]);
             }
         }
     }
@@ -223,14 +166,8 @@ pub async fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
 }
 
 fn line(flow: &Flow) -> String {
-    let from = flow
-        .pod
-        .clone()
-        .unwrap_or_else(|| format!("cgroup {}", flow.cgroup));
-    let to = flow
-        .destination_name
-        .as_ref()
-        .map_or_else(String::new, |name| format!(" ({name})"));
+    let from = flow.pod.clone().unwrap_or_else(|| format!("cgroup {}", flow.cgroup));
+    let to = flow.destination_name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
     let by = flow.rule.clone().unwrap_or_else(|| flow.policies.join(", "));
     format!(
         "{} {} {} {} {} -> {}{to} {} {by}",

@@ -41,10 +41,7 @@ pub struct FlowLog {
 
 impl Default for FlowLog {
     fn default() -> Self {
-        Self {
-            recent: Arc::default(),
-            live: broadcast::channel(REMEMBERED).0,
-        }
+        Self { recent: Arc::default(), live: broadcast::channel(REMEMBERED).0 }
     }
 }
 
@@ -99,10 +96,7 @@ impl Server {
             UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot restrict {}", path.display()))?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
+        Ok(Self { listener, path: path.to_owned() })
     }
 
     /// Answers until dropped.
@@ -133,9 +127,7 @@ async fn answer(
 ) -> anyhow::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(reader.take(REQUEST_BYTES))
-        .read_line(&mut line)
-        .await?;
+    BufReader::new(reader.take(REQUEST_BYTES)).read_line(&mut line).await?;
     let request: Request = serde_json::from_str(&line).context("not a request")?;
     let now = Arc::clone(&published.borrow());
     match request {

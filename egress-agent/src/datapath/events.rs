@@ -31,9 +31,7 @@ impl Events {
     pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
         // SAFETY: the ring buffer owns its map's descriptor, which stays open and the same as long as it lives.
         let ring = unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) };
-        Ok(Self {
-            ring: ring.map_err(|error| error.into_parts().1)?,
-        })
+        Ok(Self { ring: ring.map_err(|error| error.into_parts().1)? })
     }
 
     /// Waits for records and gives up to `limit` of them to `each`.
@@ -50,10 +48,7 @@ impl Events {
             };
             match parse(&record) {
                 Some(event) => each(event),
-                None => tracing::warn!(
-                    bytes = record.len(),
-                    "a record in the ring buffer is not an event"
-                ),
+                None => tracing::warn!(bytes = record.len(), "a record in the ring buffer is not an event"),
             }
         }
         Ok(())

@@ -105,8 +105,7 @@ impl Maps {
             capacity.insert(name, info.max_entries());
         }
         let mut take = |name: &str| -> anyhow::Result<Map> {
-            ebpf.take_map(name)
-                .with_context(|| format!("the BPF object has no map {name}"))
+            ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
         };
         let mut maps = Self {
             config: take(CONFIG)?.try_into()?,
@@ -125,19 +124,12 @@ impl Maps {
     }
 
     fn read(&self) -> Result<State, MapError> {
-        let cidr = |key: Key<Addr>| Cidr {
-            bits: key.prefix_len(),
-            addr: key.data(),
-        };
+        let cidr = |key: Key<Addr>| Cidr { bits: key.prefix_len(), addr: key.data() };
         Ok(State {
             config: self.config.get(&0, 0)?,
             endpoints: self.endpoints.iter().collect::<Result<_, _>>()?,
             addresses: self.ipcache.iter().collect::<Result<_, _>>()?,
-            cidrs: self
-                .cidrs
-                .iter()
-                .map(|e| e.map(|(k, v)| (cidr(k), v)))
-                .collect::<Result<_, _>>()?,
+            cidrs: self.cidrs.iter().map(|e| e.map(|(k, v)| (cidr(k), v))).collect::<Result<_, _>>()?,
             rows: self.rows.iter().collect::<Result<_, _>>()?,
         })
     }
@@ -153,11 +145,7 @@ impl Maps {
         for step in &plan.steps {
             if let Err(error) = self.step(step) {
                 let stopped = !matches!(step, Step::PutRow(..));
-                errors.push(StepError {
-                    step: Box::new(step.clone()),
-                    error,
-                    stopped,
-                });
+                errors.push(StepError { step: Box::new(step.clone()), error, stopped });
                 if stopped {
                     break;
                 }
@@ -219,13 +207,7 @@ impl Maps {
             (ROWS, observed.rows.len()),
         ];
         let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
-        entries
-            .map(|(map, entries)| Fill {
-                map: map.to_owned(),
-                entries,
-                capacity: capacity(map),
-            })
-            .to_vec()
+        entries.map(|(map, entries)| Fill { map: map.to_owned(), entries, capacity: capacity(map) }).to_vec()
     }
 
     pub(super) fn counters(&self) -> anyhow::Result<Vec<CounterTotal>> {
@@ -236,17 +218,11 @@ impl Maps {
                     .counters
                     .get(&counter_slot(action, reason), 0)
                     .context("cannot read the counters")?;
-                let (packets, bytes) = cpus
-                    .iter()
-                    .fold((0, 0), |sum, c| (sum.0 + c.packets, sum.1 + c.bytes));
+                let (packets, bytes) =
+                    cpus.iter().fold((0, 0), |sum, c| (sum.0 + c.packets, sum.1 + c.bytes));
                 if packets > 0 {
                     let (action, reason) = (action.name().to_owned(), reason.name().to_owned());
-                    totals.push(CounterTotal {
-                        action,
-                        reason,
-                        packets,
-                        bytes,
-                    });
+                    totals.push(CounterTotal { action, reason, packets, bytes });
                 }
             }
         }
@@ -254,12 +230,7 @@ impl Maps {
     }
 
     pub(super) fn lost(&self) -> anyhow::Result<u64> {
-        Ok(self
-            .lost
-            .get(&0, 0)
-            .context("cannot read the count of lost events")?
-            .iter()
-            .sum())
+        Ok(self.lost.get(&0, 0).context("cannot read the count of lost events")?.iter().sum())
     }
 
     pub(super) fn take_events(&mut self) -> Option<RingBuf<MapData>> {

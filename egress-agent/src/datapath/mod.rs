@@ -62,16 +62,9 @@ impl Datapath {
             loader.map_pin_path(name, pins.map(name));
         }
         let mut ebpf = loader.load(OBJECT).context("the kernel refuses the BPF object")?;
-        program(&mut ebpf)?
-            .load()
-            .context("the kernel refuses the BPF program of the socket hook")?;
+        program(&mut ebpf)?.load().context("the kernel refuses the BPF program of the socket hook")?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
-        Ok(Self {
-            pins,
-            ebpf,
-            maps,
-            attached: None,
-        })
+        Ok(Self { pins, ebpf, maps, attached: None })
     }
 
     /// What the maps say now, as of the last read or write.
@@ -108,10 +101,7 @@ impl Datapath {
             .context("the kernel has no BPF links for cgroups (5.7 and later do)")?;
         self.pins.replace_link(SOCKET_PROGRAM, link)?;
         self.pins.remove_other_versions();
-        self.attached = Some(Attached {
-            root: root.clone(),
-            program: id,
-        });
+        self.attached = Some(Attached { root: root.clone(), program: id });
         Ok(())
     }
 

@@ -64,8 +64,7 @@ impl Pins {
             }
             _ => {}
         }
-        link.pin(&fresh)
-            .with_context(|| format!("cannot pin {}", fresh.display()))?;
+        link.pin(&fresh).with_context(|| format!("cannot pin {}", fresh.display()))?;
         fs::rename(&fresh, &pin)
             .with_context(|| format!("cannot move {} to {}", fresh.display(), pin.display()))
     }
@@ -89,11 +88,7 @@ pub fn versions(all: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(all) else {
         return Vec::new();
     };
-    let mut dirs: Vec<_> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
-        .collect();
+    let mut dirs: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     dirs.sort();
     dirs
 }
@@ -114,7 +109,5 @@ pub fn remove(dir: &Path) -> io::Result<()> {
 /// Whether a pin is a link's.
 #[must_use]
 pub fn is_link(path: &Path) -> bool {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| name.starts_with("link_"))
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("link_"))
 }

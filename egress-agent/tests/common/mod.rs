@@ -5,11 +5,7 @@
     unreachable_pub,
     reason = "each test file uses a part, and none is seen from outside"
 )]
-#![expect(
-    clippy::unwrap_used,
-    clippy::needless_pass_by_value,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,24 +55,12 @@ impl Stand {
         );
         let dir = TempDir::with_prefix("egress-test-").unwrap();
         let bpffs = mount_bpffs(&dir.path().join("bpf")).unwrap();
-        let options = Options {
-            prefix: "egress-test".to_owned(),
-            driver,
-            ..Options::default()
-        };
+        let options = Options { prefix: "egress-test".to_owned(), driver, ..Options::default() };
         let topology = Topology::with_options(probe_binary(), options).unwrap();
         let agent = Agent::new(agent_binary(), bpffs.path(), dir.path());
         fs::create_dir_all(agent.objects()).unwrap();
-        let echo = topology
-            .outside_serve(&Exec::probe(["serve-udp", "--port", &UDP.to_string()]))
-            .unwrap();
-        Self {
-            agent,
-            servers: vec![echo],
-            topology,
-            bpffs,
-            dir,
-        }
+        let echo = topology.outside_serve(&Exec::probe(["serve-udp", "--port", &UDP.to_string()])).unwrap();
+        Self { agent, servers: vec![echo], topology, bpffs, dir }
     }
 
     /// A pod with one container, whose object is written.
@@ -89,10 +73,7 @@ impl Stand {
     /// A pod with an echo of UDP.
     pub fn peer(&mut self) -> Container {
         let peer = self.pod(PodSpec::new("default", "peer").label("app", "peer"));
-        self.servers.push(
-            peer.serve(&Exec::probe(["serve-udp", "--port", &UDP.to_string()]))
-                .unwrap(),
-        );
+        self.servers.push(peer.serve(&Exec::probe(["serve-udp", "--port", &UDP.to_string()])).unwrap());
         peer
     }
 
@@ -132,9 +113,7 @@ pub fn policy(more: Value) -> Value {
 /// Sends a datagram and waits for its echo.
 pub fn udp(container: &Container, address: impl ToString) -> Attempt {
     let target = format!("{}:{UDP}", address.to_string());
-    container
-        .attempt(&["udp", &target, "--timeout-ms", "1500"])
-        .unwrap()
+    container.attempt(&["udp", &target, "--timeout-ms", "1500"]).unwrap()
 }
 
 #[track_caller]
@@ -159,10 +138,7 @@ pub fn outside() -> [String; 2] {
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "waited in vain: {what}"
-        );
+        assert!(start.elapsed() < Duration::from_secs(10), "waited in vain: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -170,13 +146,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// Entries of a map, as the agent's status tells.
 pub fn entries(agent: &Agent, map: &str) -> u64 {
     let status = agent.status().unwrap();
-    let fill = status["maps"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|fill| fill["map"] == map)
-        .unwrap()
-        .clone();
+    let fill = status["maps"].as_array().unwrap().iter().find(|fill| fill["map"] == map).unwrap().clone();
     fill["entries"].as_u64().unwrap()
 }
 

@@ -37,20 +37,9 @@ pub struct Maps {
 impl Maps {
     /// One isolated pod that may send TCP to port 443 of one peer.
     pub fn new() -> Self {
-        let endpoint = Endpoint {
-            policy: POLICY,
-            state: STATE_ISOLATED,
-            flags: 0,
-            v4: Addr::v4(V4),
-            v6: Addr(V6),
-        };
-        let ports = Ports {
-            protocol: 6,
-            verdict: VERDICT_ALLOW,
-            rule: 3,
-            low: 443,
-            high: 443,
-        };
+        let endpoint =
+            Endpoint { policy: POLICY, state: STATE_ISOLATED, flags: 0, v4: Addr::v4(V4), v6: Addr(V6) };
+        let ports = Ports { protocol: 6, verdict: VERDICT_ALLOW, rule: 3, low: 443, high: 443 };
         Self {
             config: Some(Config {
                 abi: ABI,
@@ -62,14 +51,7 @@ impl Maps {
             endpoints: [(POD, endpoint)].into(),
             addresses: [(Addr::v4(PEER_V4), PEER), (Addr(PEER_V6), PEER)].into(),
             cidrs: BTreeMap::new(),
-            rows: [(
-                RowKey {
-                    policy: POLICY,
-                    identity: PEER,
-                },
-                Row::new(&[ports]).unwrap(),
-            )]
-            .into(),
+            rows: [(RowKey { policy: POLICY, identity: PEER }, Row::new(&[ports]).unwrap())].into(),
         }
     }
 
@@ -78,8 +60,7 @@ impl Maps {
     }
 
     pub fn set_row(&mut self, policy: u64, identity: u64, ports: &[Ports]) {
-        self.rows
-            .insert(RowKey { policy, identity }, Row::new(ports).unwrap());
+        self.rows.insert(RowKey { policy, identity }, Row::new(ports).unwrap());
     }
 
     /// The verdict of a packet of the pod that leaves by `eth0`.
@@ -88,11 +69,7 @@ impl Maps {
     }
 
     pub fn judge_from(&self, sender: Sender, packet: &[u8], ifindex: u32) -> Decision {
-        let ethertype = if packet.first().is_some_and(|byte| byte >> 4 == 6) {
-            0x86dd
-        } else {
-            0x0800
-        };
+        let ethertype = if packet.first().is_some_and(|byte| byte >> 4 == 6) { 0x86dd } else { 0x0800 };
         decide(self, &sender, packet, Meta { ethertype, ifindex })
     }
 }
@@ -110,18 +87,10 @@ impl View for Maps {
     fn prefix(&self, addr: &Addr) -> Option<u64> {
         let bits = u128::from_be_bytes(addr.0);
         let holds = |cidr: &Cidr| {
-            let mask = if cidr.bits == 0 {
-                0
-            } else {
-                u128::MAX << (128 - cidr.bits)
-            };
+            let mask = if cidr.bits == 0 { 0 } else { u128::MAX << (128 - cidr.bits) };
             bits & mask == u128::from_be_bytes(cidr.addr.0)
         };
-        self.cidrs
-            .iter()
-            .filter(|(cidr, _)| holds(cidr))
-            .max_by_key(|(cidr, _)| cidr.bits)
-            .map(|(_, id)| *id)
+        self.cidrs.iter().filter(|(cidr, _)| holds(cidr)).max_by_key(|(cidr, _)| cidr.bits).map(|(_, id)| *id)
     }
     fn row(&self, key: &RowKey) -> Option<&Row> {
         self.rows.get(key)

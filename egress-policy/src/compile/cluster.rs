@@ -72,10 +72,7 @@ impl<'a> Cluster<'a> {
         };
         for pod in index.pods() {
             let labels = cluster.namespace(&pod.namespace);
-            let gateway = index
-                .gateway_policies()
-                .flat_map(|p| &p.gateways)
-                .filter_map(|g| g.pods.as_ref());
+            let gateway = index.gateway_policies().flat_map(|p| &p.gateways).filter_map(|g| g.pods.as_ref());
             let gateway = gateway.into_iter().any(|peer| peer.matches(pod, labels));
             let member = Member { pod, gateway };
             cluster.members.push(member);
@@ -97,17 +94,11 @@ impl<'a> Cluster<'a> {
             }
         }
         for service in index.services() {
-            let slices = slices
-                .get(&(&*service.namespace, &*service.name))
-                .map_or(&[][..], Vec::as_slice);
+            let slices = slices.get(&(&*service.namespace, &*service.name)).map_or(&[][..], Vec::as_slice);
             let ports: Vec<_> = service.ports.iter().map(|port| resolve(port, slices)).collect();
             for resolved in &ports {
                 for (addr, target) in resolved.targets() {
-                    let front = Front {
-                        namespace: &service.namespace,
-                        port: resolved.port,
-                        target,
-                    };
+                    let front = Front { namespace: &service.namespace, port: resolved.port, target };
                     cluster.fronts.entry(addr).or_default().push(front);
                 }
             }
@@ -121,10 +112,7 @@ impl<'a> Cluster<'a> {
     where
         'a: 'n,
     {
-        NamespaceLabels {
-            name,
-            labels: self.namespaces.get(name).map(|n| &n.labels),
-        }
+        NamespaceLabels { name, labels: self.namespaces.get(name).map(|n| &n.labels) }
     }
 
     /// The enforcement annotation of a namespace.
@@ -157,18 +145,12 @@ impl<'a> Cluster<'a> {
         listed: &Ports,
     ) -> BTreeMap<Addr, BTreeSet<PortRange>> {
         let mut found: BTreeMap<Addr, BTreeSet<PortRange>> = BTreeMap::new();
-        let wanted = self
-            .services
-            .iter()
-            .filter(|(s, _)| *s.namespace == *namespace && *s.name == *name);
+        let wanted = self.services.iter().filter(|(s, _)| *s.namespace == *namespace && *s.name == *name);
         for resolved in wanted.flat_map(|(_, ports)| ports) {
             let ServicePort { protocol, port, .. } = *resolved.port;
             if listed.holds(protocol, port) {
                 for (addr, target) in resolved.targets() {
-                    found
-                        .entry(addr)
-                        .or_default()
-                        .insert(PortRange::one(protocol, target));
+                    found.entry(addr).or_default().insert(PortRange::one(protocol, target));
                 }
             }
         }
@@ -196,10 +178,7 @@ impl<'a> Cluster<'a> {
 }
 
 fn is_dns(service: &Service) -> bool {
-    let label = service
-        .labels
-        .get("k8s-app")
-        .is_some_and(|value| value == "kube-dns");
+    let label = service.labels.get("k8s-app").is_some_and(|value| value == "kube-dns");
     *service.namespace == *"kube-system" && (label || matches!(&*service.name, "kube-dns" | "coredns"))
 }
 
@@ -209,19 +188,13 @@ fn resolve<'a>(port: &'a ServicePort, slices: &[&EndpointSlice]) -> Resolved<'a>
     let chosen = |v4: bool| {
         let (mut ready, mut last_resort) = (Targets::new(), Targets::new());
         for slice in slices {
-            let target = slice
-                .ports
-                .iter()
-                .find(|p| p.name == port.name && p.protocol == port.protocol);
+            let target = slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol);
             let Some(target) = target.map(|p| p.port) else {
                 continue;
             };
             for endpoint in &slice.endpoints {
-                let addresses = endpoint
-                    .addresses
-                    .iter()
-                    .map(|ip| address(*ip))
-                    .filter(|addr| addr.is_v4() == v4);
+                let addresses =
+                    endpoint.addresses.iter().map(|ip| address(*ip)).filter(|addr| addr.is_v4() == v4);
                 let targets = addresses.map(|addr| (addr, target));
                 if endpoint.ready {
                     ready.extend(targets);
@@ -232,9 +205,5 @@ fn resolve<'a>(port: &'a ServicePort, slices: &[&EndpointSlice]) -> Resolved<'a>
         }
         if ready.is_empty() { last_resort } else { ready }
     };
-    Resolved {
-        port,
-        v4: chosen(true),
-        v6: chosen(false),
-    }
+    Resolved { port, v4: chosen(true), v6: chosen(false) }
 }

@@ -12,31 +12,16 @@ use crate::object::{Kind, ObjectRef, Pod, Port, Ports};
 pub(super) fn diagnose(index: &Index, cluster: &Cluster<'_>) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     let mut add = |object: ObjectRef, path: &str, reason: String, severity| {
-        found.push(Diagnostic {
-            object: Some(object),
-            path: path.to_owned(),
-            reason,
-            severity,
-        });
+        found.push(Diagnostic { object: Some(object), path: path.to_owned(), reason, severity });
     };
     for policy in index.gateway_policies() {
         for error in &policy.errors {
-            add(
-                policy.object_ref(),
-                &error.path,
-                error.reason.clone(),
-                Severity::Error,
-            );
+            add(policy.object_ref(), &error.path, error.reason.clone(), Severity::Error);
         }
         if policy.unreadable_subjects {
             let reason =
                 "a subject cannot be read: every pod outside kube-system and egress-enforcer fails closed";
-            add(
-                policy.object_ref(),
-                "spec.subjects",
-                reason.to_owned(),
-                Severity::Error,
-            );
+            add(policy.object_ref(), "spec.subjects", reason.to_owned(), Severity::Error);
         }
         for gateway in &policy.gateways {
             let path = format!("spec.gateways[{}]", gateway.index);
@@ -51,27 +36,18 @@ pub(super) fn diagnose(index: &Index, cluster: &Cluster<'_>) -> Vec<Diagnostic> 
             let Some(peer) = &gateway.pods else { continue };
             let labels = |pod: &Pod| peer.pods.matches_labels(&pod.labels);
             let space = |pod: &Pod| cluster.namespace(&pod.namespace).match_selector(&peer.namespaces);
-            for member in cluster
-                .members
-                .iter()
-                .filter(|m| m.pod.host_network && labels(m.pod) && space(m.pod))
+            for member in
+                cluster.members.iter().filter(|m| m.pod.host_network && labels(m.pod) && space(m.pod))
             {
-                let reason = format!(
-                    "{} is on the host network and no gateway by its labels",
-                    pod_ref(member.pod)
-                );
+                let reason =
+                    format!("{} is on the host network and no gateway by its labels", pod_ref(member.pod));
                 add(policy.object_ref(), &path, reason, Severity::Warning);
             }
         }
     }
     for policy in index.network_policies() {
         for error in &policy.errors {
-            add(
-                policy.object_ref(),
-                &error.path,
-                error.reason.clone(),
-                Severity::Error,
-            );
+            add(policy.object_ref(), &error.path, error.reason.clone(), Severity::Error);
         }
         for rule in &policy.rules {
             let cidr_only = rule
@@ -90,11 +66,7 @@ pub(super) fn diagnose(index: &Index, cluster: &Cluster<'_>) -> Vec<Diagnostic> 
         enforcement(&mut add, policy.object_ref(), policy.enforcement.as_deref());
     }
     for namespace in index.namespaces() {
-        let object = ObjectRef {
-            kind: Kind::Namespace,
-            namespace: None,
-            name: namespace.name.clone(),
-        };
+        let object = ObjectRef { kind: Kind::Namespace, namespace: None, name: namespace.name.clone() };
         enforcement(&mut add, object, namespace.enforcement.as_deref());
     }
     found
@@ -107,11 +79,6 @@ fn enforcement(
 ) {
     if let Some(value) = value.filter(|value| !matches!(*value, "Audit" | "Enforce")) {
         let path = format!("metadata.annotations[{}]", crate::object::ENFORCEMENT_ANNOTATION);
-        add(
-            object,
-            &path,
-            format!("{value:?} is not Audit or Enforce; enforced"),
-            Severity::Warning,
-        );
+        add(object, &path, format!("{value:?} is not Audit or Enforce; enforced"), Severity::Warning);
     }
 }

@@ -82,11 +82,7 @@ fn regions(grants: &[Grant]) -> BTreeMap<Cidr, BTreeSet<usize>> {
     let mut begins: BTreeMap<(Addr, u32), (BTreeSet<usize>, BTreeSet<usize>)> = BTreeMap::new();
     for (i, grant) in grants.iter().enumerate() {
         let Peer::Cidr(peer) = &grant.peer else { continue };
-        begins
-            .entry((peer.cidr.addr, peer.cidr.bits))
-            .or_default()
-            .0
-            .insert(i);
+        begins.entry((peer.cidr.addr, peer.cidr.bits)).or_default().0.insert(i);
         for except in &peer.except {
             begins.entry((except.addr, except.bits)).or_default().1.insert(i);
         }
@@ -96,16 +92,10 @@ fn regions(grants: &[Grant]) -> BTreeMap<Cidr, BTreeSet<usize>> {
     let mut around: Vec<(Cidr, BTreeSet<usize>)> = Vec::new();
     for ((addr, bits), (added, removed)) in begins {
         let cidr = Cidr { bits, addr };
-        while around
-            .last()
-            .is_some_and(|(outer, _)| !cidr_contains(outer, &cidr))
-        {
+        while around.last().is_some_and(|(outer, _)| !cidr_contains(outer, &cidr)) {
             around.pop();
         }
-        let mut here = around
-            .last()
-            .map(|(_, grants)| grants.clone())
-            .unwrap_or_default();
+        let mut here = around.last().map(|(_, grants)| grants.clone()).unwrap_or_default();
         here.extend(added);
         here.retain(|grant| !removed.contains(grant));
         regions.insert(cidr, here.clone());
@@ -156,16 +146,10 @@ impl Builder<'_> {
         // A prefix that says what is said around it says nothing. All of IPv4 is kept apart from IPv6 by its own entry.
         let lengths = Prefixes::new(&cidrs);
         let said = |cidr: &Cidr| {
-            let around = lengths
-                .around(&cidrs, cidr)
-                .map_or(IDENTITY_WORLD, |(_, identity)| *identity);
+            let around = lengths.around(&cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity);
             cidrs.get(cidr) != Some(&around) || *cidr == MAPPED_V4
         };
-        self.out.cidrs = cidrs
-            .iter()
-            .filter(|(cidr, _)| said(cidr))
-            .map(|(cidr, id)| (*cidr, *id))
-            .collect();
+        self.out.cidrs = cidrs.iter().filter(|(cidr, _)| said(cidr)).map(|(cidr, id)| (*cidr, *id)).collect();
     }
 
     fn addresses(&mut self) {
@@ -176,31 +160,20 @@ impl Builder<'_> {
                 let vip = crate::object::address(*vip);
                 let rows = vips.entry(vip).or_default();
                 for resolved in ports {
-                    let behind = rows
-                        .entry((resolved.port.protocol, resolved.port.port))
-                        .or_default();
+                    let behind = rows.entry((resolved.port.protocol, resolved.port.port)).or_default();
                     for (addr, target) in resolved.of_family(vip.is_v4()) {
                         behind.extend(self.at(addr).iter().map(|identity| (*identity, *target)));
                     }
                 }
             }
         }
-        let mut all: BTreeSet<Addr> = cluster
-            .owners
-            .keys()
-            .chain(cluster.nodes.keys())
-            .copied()
-            .collect();
+        let mut all: BTreeSet<Addr> = cluster.owners.keys().chain(cluster.nodes.keys()).copied().collect();
         all.extend(self.by_address.keys().chain(vips.keys()));
         let lengths = Prefixes::new(&self.out.cidrs);
         for addr in all {
             let owned = cluster.owners.contains_key(&addr) || cluster.nodes.contains_key(&addr);
             let ports = vips.remove(&addr);
-            let owners = if owned || ports.is_none() {
-                self.at(&addr).clone()
-            } else {
-                BTreeSet::new()
-            };
+            let owners = if owned || ports.is_none() { self.at(&addr).clone() } else { BTreeSet::new() };
             let several = cluster.owners.get(&addr).is_some_and(|pods| pods.len() > 1);
             let several =
                 several || (cluster.owners.contains_key(&addr) && cluster.nodes.contains_key(&addr));
@@ -209,14 +182,10 @@ impl Builder<'_> {
             }
             let identity = match (ports, owners.first()) {
                 (None, Some(only)) if owners.len() == 1 => *only,
-                (ports, _) => self.composite(Composite {
-                    owners,
-                    ports: ports.unwrap_or_default(),
-                }),
+                (ports, _) => self.composite(Composite { owners, ports: ports.unwrap_or_default() }),
             };
-            let otherwise = lengths
-                .lookup(&self.out.cidrs, &addr)
-                .map_or(IDENTITY_WORLD, |(_, identity)| *identity);
+            let otherwise =
+                lengths.lookup(&self.out.cidrs, &addr).map_or(IDENTITY_WORLD, |(_, identity)| *identity);
             if identity != otherwise {
                 self.out.addresses.insert(addr, identity);
             }
@@ -256,21 +225,16 @@ impl Builder<'_> {
         for (i, grant) in self.grants.iter().enumerate() {
             let leads = match (&grant.peer, owner) {
                 (Peer::Node(name), _) => {
-                    node && self
-                        .cluster
-                        .nodes
-                        .get(addr)
-                        .is_some_and(|names| names.contains(&**name))
+                    node && self.cluster.nodes.get(addr).is_some_and(|names| names.contains(&**name))
                 }
                 (Peer::Cluster, owner) => node || owner.is_some(),
                 (Peer::InCluster, Some(member)) => !member.gateway,
                 (Peer::Pods(scope, pods), Some(member)) => {
                     let in_scope = match scope {
                         crate::object::PodScope::Namespace(name) => *name == member.pod.namespace,
-                        crate::object::PodScope::Matching(selector) => self
-                            .cluster
-                            .namespace(&member.pod.namespace)
-                            .match_selector(selector),
+                        crate::object::PodScope::Matching(selector) => {
+                            self.cluster.namespace(&member.pod.namespace).match_selector(selector)
+                        }
                     };
                     in_scope && pods.matches_labels(&member.pod.labels)
                 }
@@ -294,11 +258,8 @@ impl Builder<'_> {
     fn ports_at(&self, i: usize, grant: &Grant, addr: &Addr, member: Member<'_>, found: &mut Matches) {
         let mut ports = BTreeSet::new();
         for (protocol, name) in grant.named() {
-            let named = member
-                .pod
-                .named_ports
-                .iter()
-                .filter(|port| port.protocol == protocol && port.name == *name);
+            let named =
+                member.pod.named_ports.iter().filter(|port| port.protocol == protocol && port.name == *name);
             ports.extend(named.map(|port| PortRange::one(protocol, port.port)));
         }
         if matches!(grant.peer, Peer::Gateway(_)) && grant.ports != Ports::All {
@@ -320,10 +281,8 @@ impl Builder<'_> {
         if matches.is_empty() {
             return IDENTITY_WORLD;
         }
-        let mut sorted: Vec<_> = matches
-            .iter()
-            .filter_map(|(grant, ports)| Some((self.digests.get(*grant)?, ports)))
-            .collect();
+        let mut sorted: Vec<_> =
+            matches.iter().filter_map(|(grant, ports)| Some((self.digests.get(*grant)?, ports))).collect();
         sorted.sort();
         let mut out = Encoder::new("identity");
         out.list(sorted.len());
@@ -354,9 +313,8 @@ impl Builder<'_> {
     /// Base identities by their digests, so that the number does not depend on numbers.
     fn encode(&self, out: &mut Encoder, identities: impl Iterator<Item = (u64, u16)>) {
         let digest = |identity| self.identity_digests.get(&identity).copied().unwrap_or_default();
-        let sorted: BTreeSet<(Digest, u16)> = identities
-            .map(|(identity, port)| (digest(identity), port))
-            .collect();
+        let sorted: BTreeSet<(Digest, u16)> =
+            identities.map(|(identity, port)| (digest(identity), port)).collect();
         out.list(sorted.len());
         for (digest, port) in sorted {
             out.bytes(&digest);

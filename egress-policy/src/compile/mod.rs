@@ -87,12 +87,8 @@ pub fn compile(index: &Index, node: &Node<'_>) -> Compiled {
     let mut out = Compiled::default();
     out.diagnostics.extend(diagnose::diagnose(index, &cluster));
     let config = &mut out.desired.config;
-    *config = Config {
-        abi: ABI,
-        pod_root_level: node.pod_root_level,
-        unknown: UNKNOWN_DENY,
-        ..Config::default()
-    };
+    *config =
+        Config { abi: ABI, pod_root_level: node.pod_root_level, unknown: UNKNOWN_DENY, ..Config::default() };
 
     let mut policies = Policies::default();
     match node.unknown_pods {
@@ -109,15 +105,9 @@ pub fn compile(index: &Index, node: &Node<'_>) -> Compiled {
     }
     rows(&mut out, &cluster, &policies.contents);
     for (number, content) in &policies.contents {
-        let objects = content
-            .tiers
-            .iter()
-            .flat_map(|tier| tier.policies.clone())
-            .collect();
+        let objects = content.tiers.iter().flat_map(|tier| tier.policies.clone()).collect();
         let rules = content.rules().map(|rule| rule.info.clone()).collect();
-        out.provenance
-            .policies
-            .insert(*number, PolicyInfo { objects, rules });
+        out.provenance.policies.insert(*number, PolicyInfo { objects, rules });
     }
     out.provenance.addresses = names(&cluster);
     out.diagnostics.sort();
@@ -151,28 +141,22 @@ fn local_pods<'n, 'c>(
     for member in &cluster.members {
         by_uid.entry(&member.pod.uid).or_default().push(*member);
         // Anybody may write the annotation; it counts for pods of this node only, and after the UID.
-        if let (Some(hash), Some(true)) = (
-            &member.pod.static_hash,
-            member.pod.node.as_ref().map(|n| **n == *node.name),
-        ) {
+        if let (Some(hash), Some(true)) =
+            (&member.pod.static_hash, member.pod.node.as_ref().map(|n| **n == *node.name))
+        {
             by_hash.entry(hash).or_default().push(*member);
         }
     }
     let mut found = Vec::new();
     for local in node.pods.iter().filter(|local| !local.uid.is_empty()) {
-        let of = by_uid
-            .get(local.uid.as_str())
-            .or_else(|| by_hash.get(local.uid.as_str()));
+        let of = by_uid.get(local.uid.as_str()).or_else(|| by_hash.get(local.uid.as_str()));
         match of.map(Vec::as_slice) {
             None | Some([]) => {}
             Some([member]) => found.push((local, *member)),
             Some([member, ..]) => diagnostics.push(Diagnostic {
                 object: Some(pod_ref(member.pod)),
                 path: "metadata.uid".to_owned(),
-                reason: format!(
-                    "{} is claimed by several pods; its cgroup stays unknown",
-                    local.uid
-                ),
+                reason: format!("{} is claimed by several pods; its cgroup stays unknown", local.uid),
                 severity: Severity::Error,
             }),
         }
@@ -181,11 +165,7 @@ fn local_pods<'n, 'c>(
 }
 
 fn pod_ref(pod: &Pod) -> ObjectRef {
-    ObjectRef {
-        kind: Kind::Pod,
-        namespace: Some(pod.namespace.clone()),
-        name: pod.name.clone(),
-    }
+    ObjectRef { kind: Kind::Pod, namespace: Some(pod.namespace.clone()), name: pod.name.clone() }
 }
 
 /// Writes the endpoint of a local pod.
@@ -204,13 +184,7 @@ fn endpoint(out: &mut Compiled, policies: &mut Policies, cgroup: u64, pod: &Pod,
         first
     };
     let flags = if pod.host_network { FLAG_HOST_NETWORK } else { 0 };
-    let mut entry = Endpoint {
-        policy: 0,
-        state: STATE_INVALID,
-        flags,
-        v4: family(true),
-        v6: family(false),
-    };
+    let mut entry = Endpoint { policy: 0, state: STATE_INVALID, flags, v4: family(true), v6: family(false) };
     let (state, objects) = match selection {
         Selection::Unselected => {
             entry.state = STATE_UNSELECTED;
@@ -219,11 +193,7 @@ fn endpoint(out: &mut Compiled, policies: &mut Policies, cgroup: u64, pod: &Pod,
         Selection::Invalid { policies, reasons } => (PodState::Invalid { reasons }, policies),
         Selection::Isolated(content) => {
             let audit = content.audit();
-            let objects = content
-                .tiers
-                .iter()
-                .flat_map(|tier| tier.policies.clone())
-                .collect();
+            let objects = content.tiers.iter().flat_map(|tier| tier.policies.clone()).collect();
             entry.state = STATE_ISOLATED;
             entry.flags |= if audit { FLAG_AUDIT } else { 0 };
             entry.policy = policies.number(content);
@@ -246,23 +216,12 @@ fn endpoint(out: &mut Compiled, policies: &mut Policies, cgroup: u64, pod: &Pod,
 
 /// Writes the addresses, the prefixes, and a row for every policy and every identity that an address can have.
 fn rows(out: &mut Compiled, cluster: &Cluster<'_>, policies: &BTreeMap<u64, Content>) {
-    let grants: BTreeSet<&Grant> = policies
-        .values()
-        .flat_map(Content::rules)
-        .flat_map(|rule| &rule.grants)
-        .collect();
-    let grants: Vec<Grant> = grants
-        .into_iter()
-        .filter(|grant| grant.interned())
-        .cloned()
-        .collect();
+    let grants: BTreeSet<&Grant> =
+        policies.values().flat_map(Content::rules).flat_map(|rule| &rule.grants).collect();
+    let grants: Vec<Grant> = grants.into_iter().filter(|grant| grant.interned()).cloned().collect();
     let identities = identity::identities(cluster, &grants);
-    let used: BTreeSet<u64> = identities
-        .addresses
-        .values()
-        .chain(identities.cidrs.values())
-        .copied()
-        .collect();
+    let used: BTreeSet<u64> =
+        identities.addresses.values().chain(identities.cidrs.values()).copied().collect();
     for (number, content) in policies {
         let policy = row::prepare(content, |grant| grants.binary_search(grant).ok());
         let mut cells = BTreeMap::new();
@@ -271,12 +230,7 @@ fn rows(out: &mut Compiled, cluster: &Cluster<'_>, policies: &BTreeMap<u64, Cont
                 cells.insert(*identity, row::base(&policy, matches));
             }
         }
-        for identity in used
-            .iter()
-            .copied()
-            .chain([IDENTITY_WORLD])
-            .collect::<BTreeSet<_>>()
-        {
+        for identity in used.iter().copied().chain([IDENTITY_WORLD]).collect::<BTreeSet<_>>() {
             let (row, dropped) = match identities.meanings.get(&identity) {
                 Some(Meaning::Composite(meaning)) => {
                     row::row(&row::composite(meaning, |base| cells.get(&base)))
@@ -285,12 +239,7 @@ fn rows(out: &mut Compiled, cluster: &Cluster<'_>, policies: &BTreeMap<u64, Cont
             };
             if dropped > 0 {
                 out.diagnostics.push(Diagnostic {
-                    object: content
-                        .tiers
-                        .iter()
-                        .flat_map(|tier| &tier.policies)
-                        .next()
-                        .cloned(),
+                    object: content.tiers.iter().flat_map(|tier| &tier.policies).next().cloned(),
                     path: String::new(),
                     reason: format!(
                         "more than {ROW_ENTRIES} port ranges to one destination; {dropped} are denied"
@@ -299,23 +248,13 @@ fn rows(out: &mut Compiled, cluster: &Cluster<'_>, policies: &BTreeMap<u64, Cont
                 });
             }
             if let Some(row) = row {
-                out.desired.rows.insert(
-                    RowKey {
-                        policy: *number,
-                        identity,
-                    },
-                    row,
-                );
+                out.desired.rows.insert(RowKey { policy: *number, identity }, row);
             }
         }
     }
     for addr in &identities.shared {
         out.diagnostics.push(Diagnostic {
-            object: cluster
-                .owners
-                .get(addr)
-                .and_then(|pods| pods.first())
-                .map(|member| pod_ref(member.pod)),
+            object: cluster.owners.get(addr).and_then(|pods| pods.first()).map(|member| pod_ref(member.pod)),
             path: String::new(),
             reason: format!(
                 "{} has several owners; what is allowed to each of them is allowed",
@@ -346,9 +285,7 @@ fn names(cluster: &Cluster<'_>) -> BTreeMap<Addr, String> {
         names.extend(nodes.first().map(|node| (*addr, format!("node {node}"))));
     }
     for (addr, members) in &cluster.owners {
-        let name = members
-            .first()
-            .map(|m| (*addr, format!("pod {}/{}", m.pod.namespace, m.pod.name)));
+        let name = members.first().map(|m| (*addr, format!("pod {}/{}", m.pod.namespace, m.pod.name)));
         names.extend(name);
     }
     names

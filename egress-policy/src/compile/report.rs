@@ -126,8 +126,6 @@ impl Provenance {
     /// Whose address this is: `pod ns/name`, `service ns/name` or `node name`.
     #[must_use]
     pub fn address(&self, ip: IpAddr) -> Option<&str> {
-        self.addresses
-            .get(&address(ip.to_canonical()))
-            .map(String::as_str)
+        self.addresses.get(&address(ip.to_canonical())).map(String::as_str)
     }
 }

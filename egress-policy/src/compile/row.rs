@@ -52,14 +52,9 @@ pub(super) fn prepare<'a>(
             number += 1;
             grants.extend(rule.grants.iter().map(|grant| (rule_number, place(grant), grant)));
         }
-        CompiledTier {
-            audit: tier.audit,
-            grants,
-        }
+        CompiledTier { audit: tier.audit, grants }
     };
-    Compiled {
-        tiers: content.tiers.iter().map(&mut tier).collect(),
-    }
+    Compiled { tiers: content.tiers.iter().map(&mut tier).collect() }
 }
 
 /// What a tier allows: everything by a rule, and ranges by rules.
@@ -78,8 +73,7 @@ impl CompiledTier<'_> {
             if found.is_none() && !anywhere {
                 continue;
             }
-            out.ranges
-                .extend(found.into_iter().flatten().map(|range| (*range, *rule)));
+            out.ranges.extend(found.into_iter().flatten().map(|range| (*range, *rule)));
             if grant.resolved_only() {
                 continue;
             }
@@ -106,25 +100,15 @@ impl Allowed {
         }
         let mut events: BTreeMap<u32, Vec<(bool, u16)>> = BTreeMap::from([(0, Vec::new())]);
         for (range, rule) in self.ranges.iter().filter(|(range, _)| range.protocol == protocol) {
-            events
-                .entry(u32::from(range.low))
-                .or_default()
-                .push((true, *rule));
-            events
-                .entry(u32::from(range.high) + 1)
-                .or_default()
-                .push((false, *rule));
+            events.entry(u32::from(range.low)).or_default().push((true, *rule));
+            events.entry(u32::from(range.high) + 1).or_default().push((false, *rule));
         }
         let mut active: BTreeMap<u16, usize> = BTreeMap::new();
         let mut out = BTreeMap::new();
         for (port, changes) in events {
             for (begins, rule) in changes {
                 let count = active.entry(rule).or_default();
-                *count = if begins {
-                    *count + 1
-                } else {
-                    count.saturating_sub(1)
-                };
+                *count = if begins { *count + 1 } else { count.saturating_sub(1) };
                 if *count == 0 {
                     active.remove(&rule);
                 }
@@ -154,62 +138,31 @@ fn at<T: Copy>(from: &BTreeMap<u16, Option<T>>, port: u16) -> Option<T> {
 
 /// The verdicts for a base identity.
 pub(super) fn base(policy: &Compiled<'_>, matches: &Matches) -> Cells {
-    let allowed: Vec<_> = policy
-        .tiers
-        .iter()
-        .map(|tier| (tier.audit, tier.allowed(matches)))
-        .collect();
+    let allowed: Vec<_> = policy.tiers.iter().map(|tier| (tier.audit, tier.allowed(matches))).collect();
     let mut ports = BTreeMap::new();
     for protocol in PROTOCOLS {
-        let swept: Vec<_> = allowed
-            .iter()
-            .map(|(audit, allowed)| (*audit, allowed.sweep(protocol)))
-            .collect();
+        let swept: Vec<_> =
+            allowed.iter().map(|(audit, allowed)| (*audit, allowed.sweep(protocol))).collect();
         let starts: BTreeSet<u16> = swept.iter().flat_map(|(_, from)| from.keys().copied()).collect();
-        let cell = |port| {
-            verdict(
-                &swept
-                    .iter()
-                    .map(|(audit, from)| (*audit, at(from, port)))
-                    .collect::<Vec<_>>(),
-            )
-        };
-        ports.insert(
-            protocol,
-            starts.into_iter().map(|port| (port, cell(port))).collect(),
-        );
+        let cell =
+            |port| verdict(&swept.iter().map(|(audit, from)| (*audit, at(from, port))).collect::<Vec<_>>());
+        ports.insert(protocol, starts.into_iter().map(|port| (port, cell(port))).collect());
     }
-    let other: Vec<_> = allowed
-        .iter()
-        .map(|(audit, allowed)| (*audit, allowed.any))
-        .collect();
+    let other: Vec<_> = allowed.iter().map(|(audit, allowed)| (*audit, allowed.any)).collect();
     // An auditing tier that allows nothing here must not take from the other what it allows on ports: a tier alone
     // decides about protocols without ports as about any port.
-    Cells {
-        ports,
-        other: verdict(&other),
-    }
+    Cells { ports, other: verdict(&other) }
 }
 
 /// Both must let it pass; one that audits makes it an audit.
 fn both(a: Cell, b: Cell) -> Cell {
     let ((a, rule), (b, _)) = (a?, b?);
-    Some((
-        if a == VERDICT_AUDIT || b == VERDICT_AUDIT {
-            VERDICT_AUDIT
-        } else {
-            VERDICT_ALLOW
-        },
-        rule,
-    ))
+    Some((if a == VERDICT_AUDIT || b == VERDICT_AUDIT { VERDICT_AUDIT } else { VERDICT_ALLOW }, rule))
 }
 
 /// The verdicts for a composite identity, from those of the identities behind it.
 pub(super) fn composite<'c>(composite: &Composite, cells: impl Fn(u64) -> Option<&'c Cells>) -> Cells {
-    let nothing = Cells {
-        ports: PROTOCOLS.map(|p| (p, BTreeMap::from([(0, None)]))).into(),
-        other: None,
-    };
+    let nothing = Cells { ports: PROTOCOLS.map(|p| (p, BTreeMap::from([(0, None)]))).into(), other: None };
     let mut owners = composite.owners.iter().map(|owner| cells(*owner));
     let mut out = owners.next().flatten().unwrap_or(&nothing).clone();
     for owner in owners {
@@ -220,10 +173,7 @@ pub(super) fn composite<'c>(composite: &Composite, cells: impl Fn(u64) -> Option
                 continue;
             };
             let starts: BTreeSet<u16> = from.keys().chain(of_owner.keys()).copied().collect();
-            *from = starts
-                .into_iter()
-                .map(|port| (port, both(at(from, port), at(of_owner, port))))
-                .collect();
+            *from = starts.into_iter().map(|port| (port, both(at(from, port), at(of_owner, port)))).collect();
         }
     }
     for ((protocol, port), backends) in &composite.ports {
@@ -231,9 +181,7 @@ pub(super) fn composite<'c>(composite: &Composite, cells: impl Fn(u64) -> Option
             continue;
         };
         let target = |(identity, target): &(u64, u16)| {
-            cells(*identity)
-                .and_then(|cells| cells.ports.get(protocol))
-                .and_then(|from| at(from, *target))
+            cells(*identity).and_then(|cells| cells.ports.get(protocol)).and_then(|from| at(from, *target))
         };
         let mut parts: Vec<Cell> = backends.iter().map(target).collect();
         if parts.is_empty() {
@@ -255,12 +203,7 @@ pub(super) fn composite<'c>(composite: &Composite, cells: impl Fn(u64) -> Option
 /// The shortest row with these verdicts, `None` for an empty one; and how many ranges did not fit and are denied.
 pub(super) fn row(cells: &Cells) -> (Option<Row>, usize) {
     // An entry for any protocol would also catch what is denied.
-    let any = cells.other.filter(|_| {
-        cells
-            .ports
-            .values()
-            .all(|from| from.values().all(Option::is_some))
-    });
+    let any = cells.other.filter(|_| cells.ports.values().all(|from| from.values().all(Option::is_some)));
     let mut entries: Vec<Entry> = Vec::new();
     for (protocol, from) in &cells.ports {
         let ends = from.keys().skip(1).map(|next| next - 1).chain([u16::MAX]);
@@ -269,48 +212,25 @@ pub(super) fn row(cells: &Cells) -> (Option<Row>, usize) {
             if any == *cell {
                 continue;
             }
-            push(
-                &mut entries,
-                Entry {
-                    protocol: *protocol,
-                    verdict,
-                    rule,
-                    low: *low,
-                    high,
-                },
-                |a, b| a.rule == b.rule,
-            );
+            push(&mut entries, Entry { protocol: *protocol, verdict, rule, low: *low, high }, |a, b| {
+                a.rule == b.rule
+            });
         }
     }
     if entries.len() + usize::from(any.is_some()) > ROW_ENTRIES {
         // Rather a less exact rule number than a port that is denied.
         let exact = std::mem::take(&mut entries);
-        for entry in exact
-            .into_iter()
-            .filter(|entry| any.is_none_or(|(verdict, _)| verdict != entry.verdict))
+        for entry in exact.into_iter().filter(|entry| any.is_none_or(|(verdict, _)| verdict != entry.verdict))
         {
             push(&mut entries, entry, |_, _| true);
         }
     }
     if let Some((verdict, rule)) = any {
-        entries.push(Entry {
-            protocol: PROTOCOL_ANY,
-            verdict,
-            rule,
-            low: 0,
-            high: u16::MAX,
-        });
+        entries.push(Entry { protocol: PROTOCOL_ANY, verdict, rule, low: 0, high: u16::MAX });
     }
     let dropped = entries.len().saturating_sub(ROW_ENTRIES);
     entries.truncate(ROW_ENTRIES);
-    (
-        if entries.is_empty() {
-            None
-        } else {
-            Row::new(&entries)
-        },
-        dropped,
-    )
+    (if entries.is_empty() { None } else { Row::new(&entries) }, dropped)
 }
 
 /// Appends an entry, to the last one where they are adjacent and alike.

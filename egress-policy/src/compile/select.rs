@@ -16,10 +16,7 @@ use crate::object::{
 pub(super) enum Selection {
     Unselected,
     Isolated(Content),
-    Invalid {
-        policies: Vec<ObjectRef>,
-        reasons: Vec<String>,
-    },
+    Invalid { policies: Vec<ObjectRef>, reasons: Vec<String> },
 }
 
 /// Collects a tier while policies are looked at.
@@ -31,11 +28,7 @@ struct Collected {
 
 impl Collected {
     fn policy(&mut self, object: &ObjectRef, audit: bool, rules: Vec<Rule>) {
-        let tier = self.tier.get_or_insert(Tier {
-            audit: true,
-            policies: Vec::new(),
-            rules: Vec::new(),
-        });
+        let tier = self.tier.get_or_insert(Tier { audit: true, policies: Vec::new(), rules: Vec::new() });
         tier.audit &= audit;
         if tier.policies.last() != Some(object) {
             tier.policies.push(object.clone());
@@ -45,8 +38,7 @@ impl Collected {
 
     fn invalid(&mut self, object: &ObjectRef, errors: &[ObjectError]) {
         self.policy(object, false, Vec::new());
-        self.reasons
-            .extend(errors.iter().map(|error| format!("{object}: {error}")));
+        self.reasons.extend(errors.iter().map(|error| format!("{object}: {error}")));
     }
 }
 
@@ -67,11 +59,7 @@ pub(super) fn select(index: &Index, cluster: &Cluster<'_>, member: Member<'_>) -
             reasons,
         };
     }
-    if tiers.is_empty() {
-        Selection::Unselected
-    } else {
-        Selection::Isolated(Content { tiers })
-    }
+    if tiers.is_empty() { Selection::Unselected } else { Selection::Isolated(Content { tiers }) }
 }
 
 /// Whether a policy locks a pod down that is no gateway.
@@ -84,10 +72,7 @@ pub(super) fn is_subject(policy: &EgressGatewayPolicy, pod: &Pod, namespace: Nam
 
 fn lock_downs(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Collected {
     let mut found = Collected::default();
-    for policy in index
-        .gateway_policies()
-        .filter(|policy| is_subject(policy, pod, namespace))
-    {
+    for policy in index.gateway_policies().filter(|policy| is_subject(policy, pod, namespace)) {
         let object = policy.object_ref();
         if policy.errors.is_empty() {
             found.policy(&object, policy.audit, lock_down(&object, policy, pod, namespace));
@@ -100,20 +85,12 @@ fn lock_downs(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Colle
 
 /// A grant of `allow`, which never leads to a gateway.
 fn allowed(peer: Peer, ports: Ports) -> Grant {
-    Grant {
-        peer,
-        ports,
-        spare_gateways: true,
-    }
+    Grant { peer, ports, spare_gateways: true }
 }
 
 /// A grant that means gateways as well as others.
 fn granted(peer: Peer, ports: Ports) -> Grant {
-    Grant {
-        peer,
-        ports,
-        spare_gateways: false,
-    }
+    Grant { peer, ports, spare_gateways: false }
 }
 
 fn lock_down(
@@ -122,13 +99,7 @@ fn lock_down(
     pod: &Pod,
     namespace: NamespaceLabels<'_>,
 ) -> Vec<Rule> {
-    let rule = |path: String, grants| Rule {
-        info: RuleInfo {
-            object: object.clone(),
-            path,
-        },
-        grants,
-    };
+    let rule = |path: String, grants| Rule { info: RuleInfo { object: object.clone(), path }, grants };
     let mut rules = Vec::new();
     for gateway in &policy.gateways {
         let client = |clients: &Vec<object::Grantee>| clients.iter().any(|c| c.matches(pod, namespace));
@@ -142,20 +113,13 @@ fn lock_down(
         for cidr in &gateway.addresses {
             grants.push(granted(Peer::Cidr(cidr.clone()), gateway.ports.clone()));
         }
-        let name = if gateway.name.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", gateway.name)
-        };
+        let name = if gateway.name.is_empty() { String::new() } else { format!(" ({})", gateway.name) };
         rules.push(rule(format!("spec.gateways[{}]{name}", gateway.index), grants));
     }
     let allow = &policy.allow;
     let mut simple = |wanted: bool, field: &str, peer: Peer| {
         if wanted {
-            rules.push(rule(
-                format!("spec.allow.{field}"),
-                vec![allowed(peer, Ports::All)],
-            ));
+            rules.push(rule(format!("spec.allow.{field}"), vec![allowed(peer, Ports::All)]));
         }
     };
     simple(allow.dns, "dns", Peer::Dns);
@@ -170,10 +134,7 @@ fn lock_down(
             ToPeer::Cidr(cidr) => Peer::Cidr(cidr.clone()),
             ToPeer::Service { namespace, name } => Peer::Service(namespace.clone(), name.clone()),
         };
-        rules.push(rule(
-            format!("spec.allow.to[{i}]"),
-            vec![allowed(peer, to.ports.clone())],
-        ));
+        rules.push(rule(format!("spec.allow.to[{i}]"), vec![allowed(peer, to.ports.clone())]));
     }
     rules
 }
@@ -184,11 +145,7 @@ fn destinations(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Col
     for policy in index.gateway_policies() {
         let object = policy.object_ref();
         for gateway in &policy.gateways {
-            if !gateway
-                .pods
-                .as_ref()
-                .is_some_and(|peer| peer.matches(pod, namespace))
-            {
+            if !gateway.pods.as_ref().is_some_and(|peer| peer.matches(pod, namespace)) {
                 continue;
             }
             let path = format!("spec.gateways[{}]", gateway.index);
@@ -196,13 +153,8 @@ fn destinations(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Col
                 Destinations::Unrestricted => {}
                 Destinations::Unreadable => found.invalid(&object, &policy.errors),
                 Destinations::Only(listed) => {
-                    let rule = |path, grants| Rule {
-                        info: RuleInfo {
-                            object: object.clone(),
-                            path,
-                        },
-                        grants,
-                    };
+                    let rule =
+                        |path, grants| Rule { info: RuleInfo { object: object.clone(), path }, grants };
                     let listed = listed.iter().enumerate().map(|(i, (peer, ports))| {
                         let grant = granted(Peer::Cidr(peer.clone()), ports.clone());
                         rule(format!("{path}.destinations[{i}]"), vec![grant])
@@ -211,9 +163,8 @@ fn destinations(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Col
                         .into_iter()
                         .map(|peer| granted(peer, Ports::All))
                         .collect();
-                    let rules = listed
-                        .chain([rule(format!("{path} (inside the cluster)"), inside)])
-                        .collect();
+                    let rules =
+                        listed.chain([rule(format!("{path} (inside the cluster)"), inside)]).collect();
                     found.policy(&object, policy.audit, rules);
                 }
             }
@@ -239,25 +190,15 @@ fn network_policies(index: &Index, cluster: &Cluster<'_>, pod: &Pod) -> Collecte
             continue;
         }
         // The policy's own word counts before its namespace's.
-        let enforcement = policy
-            .enforcement
-            .as_deref()
-            .or(cluster.enforcement(&policy.namespace));
+        let enforcement = policy.enforcement.as_deref().or(cluster.enforcement(&policy.namespace));
         let rules = policy.rules.iter().enumerate().map(|(i, rule)| {
             let grants = match &rule.to {
                 None => vec![granted(Peer::Any, rule.ports.clone())],
-                Some(peers) => peers
-                    .iter()
-                    .map(|peer| granted(network_peer(peer), rule.ports.clone()))
-                    .collect(),
+                Some(peers) => {
+                    peers.iter().map(|peer| granted(network_peer(peer), rule.ports.clone())).collect()
+                }
             };
-            Rule {
-                info: RuleInfo {
-                    object: object.clone(),
-                    path: format!("spec.egress[{i}]"),
-                },
-                grants,
-            }
+            Rule { info: RuleInfo { object: object.clone(), path: format!("spec.egress[{i}]") }, grants }
         });
         found.policy(&object, enforcement == Some("Audit"), rules.collect());
     }
@@ -273,16 +214,9 @@ fn network_peer(peer: &object::Peer) -> Peer {
 
 /// What unknown pods may reach: pods and services of this cluster, its DNS and its API server, but no gateway.
 pub(super) fn unknown_pods(node: &str) -> Content {
-    let object = ObjectRef {
-        kind: Kind::Node,
-        namespace: None,
-        name: Arc::from(node),
-    };
+    let object = ObjectRef { kind: Kind::Node, namespace: None, name: Arc::from(node) };
     let rule = |what: &str, peer| Rule {
-        info: RuleInfo {
-            object: object.clone(),
-            path: format!("unknown pods: {what}"),
-        },
+        info: RuleInfo { object: object.clone(), path: format!("unknown pods: {what}") },
         grants: vec![allowed(peer, Ports::All)],
     };
     let rules = vec![
@@ -290,11 +224,5 @@ pub(super) fn unknown_pods(node: &str) -> Content {
         rule("dns", Peer::Dns),
         rule("api server", Peer::ApiServer),
     ];
-    Content {
-        tiers: vec![Tier {
-            audit: false,
-            policies: Vec::new(),
-            rules,
-        }],
-    }
+    Content { tiers: vec![Tier { audit: false, policies: Vec::new(), rules }] }
 }

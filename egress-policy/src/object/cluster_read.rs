@@ -157,11 +157,7 @@ pub(super) fn read(
     match kind {
         Kind::Namespace => {
             let enforcement = annotations.get(super::ENFORCEMENT_ANNOTATION).cloned();
-            Ok(Object::Namespace(Namespace {
-                name,
-                labels,
-                enforcement,
-            }))
+            Ok(Object::Namespace(Namespace { name, labels, enforcement }))
         }
         Kind::Service => service(parse(value, "")?, namespace, name, labels).map(Object::Service),
         Kind::EndpointSlice => slice(parse(value, "")?, namespace, name, &labels).map(Object::EndpointSlice),
@@ -169,10 +165,8 @@ pub(super) fn read(
         Kind::Pod | Kind::NetworkPolicy | Kind::EgressGatewayPolicy => {
             let mut pod = pod(parse(value, "")?, namespace, name, labels)?;
             pod.uid = metadata.uid.unwrap_or_default();
-            pod.static_hash = annotations
-                .get(CONFIG_HASH_ANNOTATION)
-                .filter(|hash| !hash.is_empty())
-                .cloned();
+            pod.static_hash =
+                annotations.get(CONFIG_HASH_ANNOTATION).filter(|hash| !hash.is_empty()).cloned();
             Ok(Object::Pod(pod))
         }
     }
@@ -185,13 +179,8 @@ fn pod(raw: RawPod, namespace: Arc<str>, name: Arc<str>, labels: Labels) -> Resu
     // An init container that restarts always is a sidecar: it runs beside the others.
     let sidecars = spec.init_containers.unwrap_or_default().into_iter();
     let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    for port in spec
-        .containers
-        .unwrap_or_default()
-        .into_iter()
-        .chain(sidecars)
-        .filter_map(|c| c.ports)
-        .flatten()
+    for port in
+        spec.containers.unwrap_or_default().into_iter().chain(sidecars).filter_map(|c| c.ports).flatten()
     {
         let path = "spec.containers[].ports[]";
         if let Some(name) = port.name.filter(|name| !name.is_empty()) {
@@ -203,11 +192,7 @@ fn pod(raw: RawPod, namespace: Arc<str>, name: Arc<str>, labels: Labels) -> Resu
         }
     }
     let mut addresses = Vec::new();
-    let listed = status
-        .pod_ips
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|entry| entry.ip);
+    let listed = status.pod_ips.unwrap_or_default().into_iter().filter_map(|entry| entry.ip);
     for text in listed.chain(status.pod_ip) {
         let Some(ip) = ip(&text, "status.podIPs")? else {
             continue;
@@ -224,10 +209,7 @@ fn pod(raw: RawPod, namespace: Arc<str>, name: Arc<str>, labels: Labels) -> Resu
         static_hash: None,
         labels,
         service_account: Arc::from(account.as_deref().unwrap_or("default")),
-        node: spec
-            .node_name
-            .filter(|name| !name.is_empty())
-            .map(|name| Arc::from(name.as_str())),
+        node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),
         host_network: spec.host_network.unwrap_or(false),
         addresses,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
@@ -243,32 +225,14 @@ fn service(
 ) -> Result<Service, ObjectError> {
     let spec = raw.spec.unwrap_or_default();
     let mut vips = Vec::new();
-    let ingress = raw
-        .status
-        .unwrap_or_default()
-        .load_balancer
-        .unwrap_or_default()
-        .ingress
-        .unwrap_or_default();
-    let balancers = ingress
-        .into_iter()
-        .filter(|e| e.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|e| e.ip);
-    let cluster = spec
-        .cluster_ips
-        .unwrap_or_default()
-        .into_iter()
-        .chain(spec.cluster_ip);
+    let ingress =
+        raw.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress.unwrap_or_default();
+    let balancers =
+        ingress.into_iter().filter(|e| e.ip_mode.as_deref() != Some("Proxy")).filter_map(|e| e.ip);
+    let cluster = spec.cluster_ips.unwrap_or_default().into_iter().chain(spec.cluster_ip);
     let cluster = cluster.filter(|ip| ip != "None");
-    for text in cluster
-        .chain(spec.external_ips.unwrap_or_default())
-        .chain(balancers)
-    {
-        let Some(ip) = ip(
-            &text,
-            "spec.clusterIPs, spec.externalIPs or status.loadBalancer.ingress",
-        )?
-        else {
+    for text in cluster.chain(spec.external_ips.unwrap_or_default()).chain(balancers) {
+        let Some(ip) = ip(&text, "spec.clusterIPs, spec.externalIPs or status.loadBalancer.ingress")? else {
             continue;
         };
         if !vips.contains(&ip) {
@@ -276,13 +240,7 @@ fn service(
         }
     }
     let ports = ports(spec.ports, "spec.ports")?;
-    Ok(Service {
-        namespace,
-        name,
-        labels,
-        vips,
-        ports,
-    })
+    Ok(Service { namespace, name, labels, vips, ports })
 }
 
 fn slice(
@@ -293,11 +251,7 @@ fn slice(
 ) -> Result<EndpointSlice, ObjectError> {
     let mut endpoints = Vec::new();
     // A name instead of addresses is nothing that a packet can be sent to.
-    let raw_endpoints = if raw.address_type == "FQDN" {
-        None
-    } else {
-        raw.endpoints
-    };
+    let raw_endpoints = if raw.address_type == "FQDN" { None } else { raw.endpoints };
     for raw in raw_endpoints.unwrap_or_default() {
         let mut addresses = Vec::new();
         for text in raw.addresses {
@@ -306,22 +260,10 @@ fn slice(
         let conditions = raw.conditions.unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
         let last_resort = conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false);
-        endpoints.push(Endpoint {
-            addresses,
-            ready,
-            last_resort,
-        });
+        endpoints.push(Endpoint { addresses, ready, last_resort });
     }
-    let service = labels
-        .get(SERVICE_NAME_LABEL)
-        .map(|name| Arc::from(name.as_str()));
-    Ok(EndpointSlice {
-        namespace,
-        name,
-        service,
-        ports: ports(raw.ports, "ports")?,
-        endpoints,
-    })
+    let service = labels.get(SERVICE_NAME_LABEL).map(|name| Arc::from(name.as_str()));
+    Ok(EndpointSlice { namespace, name, service, ports: ports(raw.ports, "ports")?, endpoints })
 }
 
 fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {

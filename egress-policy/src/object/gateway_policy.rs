@@ -34,11 +34,7 @@ impl EgressGatewayPolicy {
     /// What names it.
     #[must_use]
     pub fn object_ref(&self) -> ObjectRef {
-        ObjectRef {
-            kind: Kind::EgressGatewayPolicy,
-            namespace: None,
-            name: self.name.clone(),
-        }
+        ObjectRef { kind: Kind::EgressGatewayPolicy, namespace: None, name: self.name.clone() }
     }
 }
 
@@ -138,13 +134,7 @@ pub struct Allow {
 
 impl Default for Allow {
     fn default() -> Self {
-        Self {
-            dns: true,
-            in_cluster: true,
-            api_server: false,
-            node: false,
-            to: Vec::new(),
-        }
+        Self { dns: true, in_cluster: true, api_server: false, node: false, to: Vec::new() }
     }
 }
 

@@ -114,9 +114,7 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
     let null = Value::Null;
     let spec = value.get("spec").unwrap_or(&null);
     let Some(fields) = spec.as_object() else {
-        policy
-            .errors
-            .push(ObjectError::new("spec", "missing or not an object"));
+        policy.errors.push(ObjectError::new("spec", "missing or not an object"));
         policy.unreadable_subjects = !spec.is_null();
         return policy;
     };
@@ -124,10 +122,9 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
     for field in fields.keys() {
         match field.as_str() {
             "enforcement" | "subjects" | "gateways" | "allow" => {}
-            "proxy" => errors.push(ObjectError::new(
-                "spec.proxy",
-                "spec.proxy is not supported by this version",
-            )),
+            "proxy" => {
+                errors.push(ObjectError::new("spec.proxy", "spec.proxy is not supported by this version"))
+            }
             _ => errors.push(ObjectError::new(join("spec", field), "unknown field")),
         }
     }
@@ -185,10 +182,7 @@ fn entries<'v>(spec: &'v Value, field: &str, errors: &mut Vec<ObjectError>) -> (
 /// Like [`parse`], but null is not the same as absent: it is nothing that was meant.
 fn strict<T: DeserializeOwned>(value: &Value, path: &str) -> Result<T, ObjectError> {
     match find_null(value, path) {
-        Some(path) => Err(ObjectError::new(
-            path,
-            "null; leave the field out, or write [] for nothing",
-        )),
+        Some(path) => Err(ObjectError::new(path, "null; leave the field out, or write [] for nothing")),
         None => parse(value, path),
     }
 }
@@ -196,10 +190,9 @@ fn strict<T: DeserializeOwned>(value: &Value, path: &str) -> Result<T, ObjectErr
 fn find_null(value: &Value, path: &str) -> Option<String> {
     match value {
         Value::Null => Some(path.to_owned()),
-        Value::Array(items) => items
-            .iter()
-            .enumerate()
-            .find_map(|(i, v)| find_null(v, &format!("{path}[{i}]"))),
+        Value::Array(items) => {
+            items.iter().enumerate().find_map(|(i, v)| find_null(v, &format!("{path}[{i}]")))
+        }
         Value::Object(fields) => fields.iter().find_map(|(k, v)| find_null(v, &join(path, k))),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
     }
@@ -216,10 +209,7 @@ fn read_subject(value: &Value, path: &str) -> Result<Subject, ObjectError> {
         pods: selector(raw.pods, path, "pods")?,
         service_accounts: raw.service_accounts.unwrap_or_default().into_iter().collect(),
     };
-    Ok(Subject {
-        who,
-        system_namespaces: raw.system_namespaces.unwrap_or(false),
-    })
+    Ok(Subject { who, system_namespaces: raw.system_namespaces.unwrap_or(false) })
 }
 
 /// Pods by labels; `None` where neither field is there.
@@ -232,10 +222,7 @@ fn pod_peer(
         return Ok(None);
     }
     let namespaces = selector(namespaces, path, "namespaces")?;
-    Ok(Some(PodPeer {
-        namespaces,
-        pods: selector(pods, path, "pods")?,
-    }))
+    Ok(Some(PodPeer { namespaces, pods: selector(pods, path, "pods")? }))
 }
 
 fn read_gateway(value: &Value, index: usize) -> Result<Gateway, ObjectError> {
@@ -253,10 +240,7 @@ fn read_gateway(value: &Value, index: usize) -> Result<Gateway, ObjectError> {
     let mut clients = raw.clients.map(|_| Vec::new());
     if let Some(clients) = &mut clients {
         // Read again as values, for the paths of their errors.
-        let listed = value
-            .get("clients")
-            .and_then(Value::as_array)
-            .map_or(&[][..], Vec::as_slice);
+        let listed = value.get("clients").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         for (i, client) in listed.iter().enumerate() {
             let path = &format!("{path}.clients[{i}]");
             let raw: RawClient = strict(client, path)?;
@@ -280,27 +264,14 @@ fn read_gateway(value: &Value, index: usize) -> Result<Gateway, ObjectError> {
         }
     };
     let name = raw.name.unwrap_or_default();
-    Ok(Gateway {
-        index,
-        name,
-        pods,
-        addresses,
-        ports: read_ports(raw.ports, path)?,
-        clients,
-        destinations,
-    })
+    Ok(Gateway { index, name, pods, addresses, ports: read_ports(raw.ports, path)?, clients, destinations })
 }
 
 /// The pods of a gateway that cannot be read otherwise; they fail closed unless their destinations can.
 fn salvage_gateway(value: &Value, index: usize) -> Option<Gateway> {
     let path = &format!("spec.gateways[{index}]");
-    let field = |name: &str| {
-        value
-            .get(name)
-            .map(|v| strict::<RawSelector>(v, &join(path, name)))
-            .transpose()
-            .ok()
-    };
+    let field =
+        |name: &str| value.get(name).map(|v| strict::<RawSelector>(v, &join(path, name))).transpose().ok();
     let pods = pod_peer(field("namespaces")?, field("pods")?, path).ok()??;
     let destinations = if value.get("destinations").is_some() {
         Destinations::Unreadable
@@ -364,10 +335,7 @@ fn read_allow(raw: RawAllow) -> Result<Allow, ObjectError> {
                 ));
             }
         };
-        allow.to.push(To {
-            peer,
-            ports: read_ports(raw.ports, path)?,
-        });
+        allow.to.push(To { peer, ports: read_ports(raw.ports, path)? });
     }
     Ok(allow)
 }

@@ -184,10 +184,7 @@ pub struct ObjectError {
 
 impl ObjectError {
     pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            reason: reason.into(),
-        }
+        Self { path: path.into(), reason: reason.into() }
     }
 }
 
@@ -223,15 +220,8 @@ impl Read {
         use crate::index::Event;
         match self {
             Self::Object(object) => Some(Event::Upsert(object)),
-            Self::Invalid {
-                stand_in: Some(object),
-                ..
-            } => Some(Event::Upsert(*object)),
-            Self::Invalid {
-                stand_in: None,
-                object,
-                ..
-            } => Some(Event::Delete(object)),
+            Self::Invalid { stand_in: Some(object), .. } => Some(Event::Upsert(*object)),
+            Self::Invalid { stand_in: None, object, .. } => Some(Event::Delete(object)),
             Self::Ignored { .. } => None,
         }
     }
@@ -254,10 +244,7 @@ pub(crate) struct Metadata {
 ///
 /// Only where `value`, or an item of the list, is not an object with `apiVersion`, `kind` and `metadata.name`, so that
 /// it cannot even be named.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "what was read is not of use to the caller any more"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "what was read is not of use to the caller any more")]
 pub fn read(value: Value) -> Result<Vec<Read>, ObjectError> {
     let mut found = Vec::new();
     read_into(&value, "", None, &mut found)?;
@@ -276,10 +263,7 @@ fn read_into(
         _ => None,
     };
     if !value.is_object() {
-        return Err(ObjectError::new(
-            if path.is_empty() { "." } else { path },
-            "not an object",
-        ));
+        return Err(ObjectError::new(if path.is_empty() { "." } else { path }, "not an object"));
     }
     // Items of a typed list, as the API server answers it, carry neither.
     let kind = text("kind").or(of_list.map(|(_, kind)| kind));
@@ -299,37 +283,24 @@ fn read_into(
     };
     found.push(match known(version, kind) {
         Some(known) => read_known(known, version, name, value),
-        None => Read::Ignored {
-            kind: kind.to_owned(),
-            name: name.to_owned(),
-        },
+        None => Read::Ignored { kind: kind.to_owned(), name: name.to_owned() },
     });
     Ok(())
 }
 
 /// The kind, where kind and API group are one of ours; the version is judged later.
 fn known(version: &str, kind: &str) -> Option<Kind> {
-    let group = |version: &str| {
-        version
-            .split_once('/')
-            .map_or(String::new(), |(group, _)| group.to_owned())
-    };
+    let group = |version: &str| version.split_once('/').map_or(String::new(), |(group, _)| group.to_owned());
     let kind = Kind::ALL.into_iter().find(|k| k.name() == kind)?;
     (group(version) == group(kind.api_version())).then_some(kind)
 }
 
 fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
-    let namespace = kind
-        .namespaced()
-        .then(|| match value.pointer("/metadata/namespace") {
-            Some(Value::String(namespace)) if !namespace.is_empty() => Arc::from(namespace.as_str()),
-            _ => Arc::from("default"),
-        });
-    let object = ObjectRef {
-        kind,
-        namespace: namespace.clone(),
-        name: Arc::from(name),
-    };
+    let namespace = kind.namespaced().then(|| match value.pointer("/metadata/namespace") {
+        Some(Value::String(namespace)) if !namespace.is_empty() => Arc::from(namespace.as_str()),
+        _ => Arc::from("default"),
+    });
+    let object = ObjectRef { kind, namespace: namespace.clone(), name: Arc::from(name) };
     let namespace = namespace.unwrap_or_default();
     let mut errors = Vec::new();
     if version != kind.api_version() {
@@ -340,10 +311,7 @@ fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
         Ok(metadata) => metadata,
         Err(error) => {
             errors.push(error);
-            Metadata {
-                name: name.to_owned(),
-                ..Metadata::default()
-            }
+            Metadata { name: name.to_owned(), ..Metadata::default() }
         }
     };
     match kind {
@@ -364,11 +332,7 @@ fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
             };
             match read {
                 Ok(object) => Read::Object(object),
-                Err(error) => Read::Invalid {
-                    object,
-                    stand_in: None,
-                    error,
-                },
+                Err(error) => Read::Invalid { object, stand_in: None, error },
             }
         }
     }
@@ -377,11 +341,7 @@ fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
 fn policy_read(object: ObjectRef, policy: Object, error: Option<ObjectError>) -> Read {
     match error {
         None => Read::Object(policy),
-        Some(error) => Read::Invalid {
-            object,
-            stand_in: Some(Box::new(policy)),
-            error,
-        },
+        Some(error) => Read::Invalid { object, stand_in: Some(Box::new(policy)), error },
     }
 }
 
@@ -389,11 +349,7 @@ fn policy_read(object: ObjectRef, policy: Object, error: Option<ObjectError>) ->
 pub(crate) fn parse<T: DeserializeOwned>(value: &Value, path: &str) -> Result<T, ObjectError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let inner = error.path().to_string();
-        let path = if inner == "." {
-            path.to_owned()
-        } else {
-            join(path, &inner)
-        };
+        let path = if inner == "." { path.to_owned() } else { join(path, &inner) };
         ObjectError::new(path, error.into_inner().to_string())
     })
 }

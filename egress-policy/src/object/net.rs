@@ -11,10 +11,7 @@ use ipnet::IpNet;
 use super::{ObjectError, join};
 
 /// Every IPv4 address, `::ffff:0:0/96`.
-pub const MAPPED_V4: Cidr = Cidr {
-    bits: 96,
-    addr: Addr::v4([0; 4]),
-};
+pub const MAPPED_V4: Cidr = Cidr { bits: 96, addr: Addr::v4([0; 4]) };
 
 /// The map form of an address.
 #[must_use]
@@ -30,10 +27,7 @@ pub fn address(ip: IpAddr) -> Addr {
 pub fn masked(addr: Addr, bits: u32) -> Cidr {
     let bits = bits.min(128);
     let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-    Cidr {
-        bits,
-        addr: Addr((u128::from_be_bytes(addr.0) & mask).to_be_bytes()),
-    }
+    Cidr { bits, addr: Addr((u128::from_be_bytes(addr.0) & mask).to_be_bytes()) }
 }
 
 /// Whether every address of `inner` is in `outer`.
@@ -56,19 +50,13 @@ impl CidrPeer {
     /// Reads a prefix and its exceptions.
     pub(super) fn read(cidr: &str, except: &[String], path: &str) -> Result<Self, ObjectError> {
         let outer = net(cidr, &join(path, "cidr"))?;
-        let mut peer = Self {
-            cidr: outer,
-            except: BTreeSet::new(),
-        };
+        let mut peer = Self { cidr: outer, except: BTreeSet::new() };
         for (i, text) in except.iter().enumerate() {
             let path = join(path, &format!("except[{i}]"));
             let inner = net(text, &path)?;
             let same_family = cidr_contains(&MAPPED_V4, &inner) == cidr_contains(&MAPPED_V4, &outer);
             if !same_family || inner == outer || !cidr_contains(&outer, &inner) {
-                return Err(ObjectError::new(
-                    path,
-                    format!("{text} is not strictly within {cidr}"),
-                ));
+                return Err(ObjectError::new(path, format!("{text} is not strictly within {cidr}")));
             }
             peer.except.insert(inner);
         }
@@ -89,10 +77,7 @@ fn net(text: &str, path: &str) -> Result<Cidr, ObjectError> {
         return invalid("has host bits set");
     }
     match net {
-        IpNet::V4(net) => Ok(masked(
-            Addr::v4(net.network().octets()),
-            u32::from(net.prefix_len()) + 96,
-        )),
+        IpNet::V4(net) => Ok(masked(Addr::v4(net.network().octets()), u32::from(net.prefix_len()) + 96)),
         IpNet::V6(net) => {
             let cidr = masked(Addr(net.network().octets()), u32::from(net.prefix_len()));
             if cidr_contains(&MAPPED_V4, &cidr) {
@@ -118,11 +103,7 @@ impl PortRange {
     /// One port.
     #[must_use]
     pub const fn one(protocol: u8, port: u16) -> Self {
-        Self {
-            protocol,
-            low: port,
-            high: port,
-        }
+        Self { protocol, low: port, high: port }
     }
 }
 
@@ -164,10 +145,7 @@ pub(super) fn read_protocol(text: Option<&str>, path: &str) -> Result<u8, Object
         None | Some("TCP") => Ok(protocol::TCP),
         Some("UDP") => Ok(protocol::UDP),
         Some("SCTP") => Ok(protocol::SCTP),
-        Some(other) => Err(ObjectError::new(
-            path,
-            format!("{other:?} is not TCP, UDP or SCTP"),
-        )),
+        Some(other) => Err(ObjectError::new(path, format!("{other:?} is not TCP, UDP or SCTP"))),
     }
 }
 
@@ -186,10 +164,7 @@ pub fn protocol_name(number: u8) -> &'static str {
 pub(super) fn read_port(number: i64, path: &str) -> Result<u16, ObjectError> {
     match u16::try_from(number) {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err(ObjectError::new(
-            path,
-            format!("{number} is not a port (1 to 65535)"),
-        )),
+        _ => Err(ObjectError::new(path, format!("{number} is not a port (1 to 65535)"))),
     }
 }
 
@@ -206,10 +181,7 @@ pub(super) fn read_range(
         Some(end) => read_port(end, &join(path, "endPort"))?,
     };
     if high < low {
-        return Err(ObjectError::new(
-            join(path, "endPort"),
-            format!("{high} is below port {low}"),
-        ));
+        return Err(ObjectError::new(join(path, "endPort"), format!("{high} is below port {low}")));
     }
     Ok(PortRange { protocol, low, high })
 }

@@ -120,29 +120,19 @@ pub(super) fn read(
     let mut policy = NetworkPolicy {
         namespace,
         name: Arc::from(metadata.name.as_str()),
-        enforcement: metadata
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get(ENFORCEMENT_ANNOTATION).cloned()),
+        enforcement: metadata.annotations.as_ref().and_then(|a| a.get(ENFORCEMENT_ANNOTATION).cloned()),
         egress: true,
         pods: Selector::default(),
         rules: Vec::new(),
         errors,
     };
     let Some(fields) = spec.as_object() else {
-        policy
-            .errors
-            .push(ObjectError::new("spec", "missing or not an object"));
+        policy.errors.push(ObjectError::new("spec", "missing or not an object"));
         return policy;
     };
     for field in fields.keys() {
-        if !matches!(
-            field.as_str(),
-            "podSelector" | "policyTypes" | "ingress" | "egress"
-        ) {
-            policy
-                .errors
-                .push(ObjectError::new(join("spec", field), "unknown field"));
+        if !matches!(field.as_str(), "podSelector" | "policyTypes" | "ingress" | "egress") {
+            policy.errors.push(ObjectError::new(join("spec", field), "unknown field"));
         }
     }
     let selector = spec.get("podSelector").unwrap_or(&null);
@@ -192,11 +182,7 @@ fn policy_types(value: &Value, has_rules: bool) -> Result<bool, ObjectError> {
             ));
         }
     }
-    Ok(if types.is_empty() {
-        has_rules
-    } else {
-        types.iter().any(|one| one == "Egress")
-    })
+    Ok(if types.is_empty() { has_rules } else { types.iter().any(|one| one == "Egress") })
 }
 
 fn read_rule(value: &Value, namespace: &Arc<str>, path: &str) -> Result<EgressRule, ObjectError> {
@@ -211,41 +197,27 @@ fn read_rule(value: &Value, namespace: &Arc<str>, path: &str) -> Result<EgressRu
     }
     Ok(EgressRule {
         to: if to.is_empty() { None } else { Some(to) },
-        ports: if ports.is_empty() {
-            Ports::All
-        } else {
-            Ports::Listed(ports)
-        },
+        ports: if ports.is_empty() { Ports::All } else { Ports::Listed(ports) },
     })
 }
 
 fn read_peer(raw: RawPeer, namespace: &Arc<str>, path: &str) -> Result<Peer, ObjectError> {
-    let pods = raw
-        .pod_selector
-        .map(|s| s.validate(&join(path, "podSelector")))
-        .transpose()?;
-    let namespaces = raw
-        .namespace_selector
-        .map(|s| s.validate(&join(path, "namespaceSelector")))
-        .transpose()?;
+    let pods = raw.pod_selector.map(|s| s.validate(&join(path, "podSelector"))).transpose()?;
+    let namespaces =
+        raw.namespace_selector.map(|s| s.validate(&join(path, "namespaceSelector"))).transpose()?;
     match (raw.ip_block, namespaces, pods) {
         (Some(block), None, None) => {
             let except = block.except.unwrap_or_default();
             CidrPeer::read(&block.cidr, &except, &join(path, "ipBlock")).map(Peer::Cidr)
         }
-        (Some(_), _, _) => Err(ObjectError::new(
-            path,
-            "ipBlock cannot be combined with selectors",
-        )),
-        (None, None, None) => Err(ObjectError::new(
-            path,
-            "one of podSelector, namespaceSelector, ipBlock is needed",
-        )),
+        (Some(_), _, _) => Err(ObjectError::new(path, "ipBlock cannot be combined with selectors")),
+        (None, None, None) => {
+            Err(ObjectError::new(path, "one of podSelector, namespaceSelector, ipBlock is needed"))
+        }
         (None, None, Some(pods)) => Ok(Peer::Pods(PodScope::Namespace(namespace.clone()), pods)),
-        (None, Some(namespaces), pods) => Ok(Peer::Pods(
-            PodScope::Matching(namespaces),
-            pods.unwrap_or_default(),
-        )),
+        (None, Some(namespaces), pods) => {
+            Ok(Peer::Pods(PodScope::Matching(namespaces), pods.unwrap_or_default()))
+        }
     }
 }
 
@@ -255,19 +227,12 @@ fn read_rule_port(raw: RawPort, path: &str) -> Result<Port, ObjectError> {
         (Some(RawPortNumber::Number(port)), end) => read_range(protocol, port, end, path).map(Port::Range),
         (_, Some(_)) => Err(ObjectError::new(join(path, "endPort"), "needs a port by number")),
         // Without a port: all of the protocol. Port 0 is nowhere else to be written and belongs to "all".
-        (None, None) => Ok(Port::Range(super::PortRange {
-            protocol,
-            low: 0,
-            high: u16::MAX,
-        })),
+        (None, None) => Ok(Port::Range(super::PortRange { protocol, low: 0, high: u16::MAX })),
         (Some(RawPortNumber::Name(name)), None) => {
             if is_port_name(&name) {
                 Ok(Port::Named(protocol, Arc::from(name.as_str())))
             } else {
-                Err(ObjectError::new(
-                    join(path, "port"),
-                    format!("{name:?} is not a port's name"),
-                ))
+                Err(ObjectError::new(join(path, "port"), format!("{name:?} is not a port's name")))
             }
         }
     }
@@ -276,9 +241,7 @@ fn read_rule_port(raw: RawPort, path: &str) -> Result<Port, ObjectError> {
 /// A service name of RFC 6335, section 5.1, in lower case.
 fn is_port_name(name: &str) -> bool {
     name.len() <= 15
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && name.bytes().any(|b| b.is_ascii_lowercase())
         && !name.starts_with('-')
         && !name.ends_with('-')

@@ -96,10 +96,7 @@ impl RawSelector {
             let values: BTreeSet<String> = raw.values.unwrap_or_default().into_iter().collect();
             let wants_values = matches!(raw.operator.as_str(), "In" | "NotIn");
             if wants_values && values.is_empty() {
-                return Err(ObjectError::new(
-                    join(&path, "values"),
-                    "must not be empty for In and NotIn",
-                ));
+                return Err(ObjectError::new(join(&path, "values"), "must not be empty for In and NotIn"));
             }
             if !wants_values && !values.is_empty() {
                 return Err(ObjectError::new(
@@ -123,9 +120,5 @@ impl RawSelector {
 }
 
 fn check_key(key: &str, path: &str) -> Result<(), ObjectError> {
-    if key.is_empty() {
-        Err(ObjectError::new(path, "a label key must not be empty"))
-    } else {
-        Ok(())
-    }
+    if key.is_empty() { Err(ObjectError::new(path, "a label key must not be empty")) } else { Ok(()) }
 }

@@ -21,16 +21,8 @@ use crate::digest::{Encoder, number};
 pub(super) fn steps(desired: &State, observed: &State) -> Vec<Step> {
     // Without a configuration that is read, nothing passes until there is one.
     let live = observed.config.abi == ABI;
-    let cgroups: BTreeSet<u64> = observed
-        .endpoints
-        .keys()
-        .chain(desired.endpoints.keys())
-        .copied()
-        .collect();
-    let unknown = (
-        Judgement::of_unknown(&observed.config),
-        Judgement::of_unknown(&desired.config),
-    );
+    let cgroups: BTreeSet<u64> = observed.endpoints.keys().chain(desired.endpoints.keys()).copied().collect();
+    let unknown = (Judgement::of_unknown(&observed.config), Judgement::of_unknown(&desired.config));
     let changes: BTreeSet<(Judgement, Judgement)> = cgroups
         .iter()
         .map(|cgroup| (Judgement::of(observed, *cgroup), Judgement::of(desired, *cgroup)))
@@ -38,20 +30,12 @@ pub(super) fn steps(desired: &State, observed: &State) -> Vec<Step> {
         .filter(|(old, new)| old != new)
         .collect();
     let (addresses, cidrs) = pairs(observed.layout(), desired.layout());
-    let moved: BTreeSet<(u64, u64)> = addresses
-        .values()
-        .chain(cidrs.values())
-        .filter(|(old, new)| old != new)
-        .copied()
-        .collect();
+    let moved: BTreeSet<(u64, u64)> =
+        addresses.values().chain(cidrs.values()).filter(|(old, new)| old != new).copied().collect();
     let mut rows = desired.rows.clone();
     let mut steps = Vec::new();
     if !live
-        || changes.iter().all(|change| {
-            moved
-                .iter()
-                .all(|pair| harmless(desired, observed, *change, *pair))
-        })
+        || changes.iter().all(|change| moved.iter().all(|pair| harmless(desired, observed, *change, *pair)))
     {
         put_rows(&rows, &observed.rows, &mut steps);
         moves(observed.layout(), desired.layout(), &mut steps);
@@ -61,29 +45,16 @@ pub(super) fn steps(desired: &State, observed: &State) -> Vec<Step> {
         rows.extend(bridge.rows);
         put_rows(&rows, &observed.rows, &mut steps);
         let before = steps.len();
-        let mut now = State {
-            config: observed.config,
-            endpoints: observed.endpoints.clone(),
-            ..State::default()
-        };
+        let mut now =
+            State { config: observed.config, endpoints: observed.endpoints.clone(), ..State::default() };
         bridge_endpoints(&bridge.policies, desired, observed, &cgroups, &mut steps);
         steps.iter().skip(before).for_each(|step| now.apply(step));
         let lead = |(old, new): (u64, u64)| {
-            if old == new {
-                old
-            } else {
-                bridge.aliases.get(&new).copied().unwrap_or(new)
-            }
+            if old == new { old } else { bridge.aliases.get(&new).copied().unwrap_or(new) }
         };
-        let addresses = addresses
-            .into_iter()
-            .map(|(addr, pair)| (addr, lead(pair)))
-            .collect();
+        let addresses = addresses.into_iter().map(|(addr, pair)| (addr, lead(pair))).collect();
         let cidrs = cidrs.into_iter().map(|(cidr, pair)| (cidr, lead(pair))).collect();
-        let between = Layout {
-            addresses: &addresses,
-            cidrs: &cidrs,
-        };
+        let between = Layout { addresses: &addresses, cidrs: &cidrs };
         moves(observed.layout(), between, &mut steps);
         endpoints(desired, &now, live, &mut steps);
         moves(between, desired.layout(), &mut steps);
@@ -93,11 +64,7 @@ pub(super) fn steps(desired: &State, observed: &State) -> Vec<Step> {
         ..desired.config
     }));
     let gone: BTreeSet<RowKey> = observed.rows.keys().chain(rows.keys()).copied().collect();
-    steps.extend(
-        gone.into_iter()
-            .filter(|key| !desired.rows.contains_key(key))
-            .map(Step::DeleteRow),
-    );
+    steps.extend(gone.into_iter().filter(|key| !desired.rows.contains_key(key)).map(Step::DeleteRow));
     steps
 }
 
@@ -108,22 +75,14 @@ fn put_rows(rows: &BTreeMap<RowKey, Row>, observed: &BTreeMap<RowKey, Row>, step
 
 /// Pods as desired; what is deleted becomes unknown, so the configuration comes before that. Its revision waits.
 fn endpoints(desired: &State, now: &State, live: bool, steps: &mut Vec<Step>) {
-    let changed = desired
-        .endpoints
-        .iter()
-        .filter(|(cgroup, endpoint)| now.endpoints.get(cgroup) != Some(endpoint));
+    let changed =
+        desired.endpoints.iter().filter(|(cgroup, endpoint)| now.endpoints.get(cgroup) != Some(endpoint));
     steps.extend(changed.map(|(cgroup, endpoint)| Step::PutEndpoint(*cgroup, *endpoint)));
-    let settings = Config {
-        revision: now.config.revision,
-        ..desired.config
-    };
+    let settings = Config { revision: now.config.revision, ..desired.config };
     if live && settings != now.config {
         steps.push(Step::PutConfig(settings));
     }
-    let gone = now
-        .endpoints
-        .keys()
-        .filter(|cgroup| !desired.endpoints.contains_key(cgroup));
+    let gone = now.endpoints.keys().filter(|cgroup| !desired.endpoints.contains_key(cgroup));
     steps.extend(gone.map(|cgroup| Step::DeleteEndpoint(*cgroup)));
 }
 
@@ -161,15 +120,9 @@ fn bridge_endpoints(
             (None, _) => {}
         }
     }
-    let unknown = (
-        Judgement::of_unknown(&observed.config),
-        Judgement::of_unknown(&desired.config),
-    );
+    let unknown = (Judgement::of_unknown(&observed.config), Judgement::of_unknown(&desired.config));
     if let Some(unknown_policy) = policy_of(unknown.0, unknown.1) {
-        steps.push(Step::PutConfig(Config {
-            unknown_policy,
-            ..observed.config
-        }));
+        steps.push(Step::PutConfig(Config { unknown_policy, ..observed.config }));
     }
 }
 
@@ -192,11 +145,7 @@ impl Bridge {
         let mut used = used(desired);
         used.extend(self::used(observed));
         let old_identities = observed.layout().identities();
-        let mut bridge = Self {
-            policies: BTreeMap::new(),
-            aliases: BTreeMap::new(),
-            rows: BTreeMap::new(),
-        };
+        let mut bridge = Self { policies: BTreeMap::new(), aliases: BTreeMap::new(), rows: BTreeMap::new() };
         for (_, new) in moved {
             if old_identities.contains(new) && !bridge.aliases.contains_key(new) {
                 bridge.aliases.insert(*new, fresh(&mut used, "identity", &[*new]));
@@ -213,26 +162,13 @@ impl Bridge {
             bridge.policies.insert((old, *new), policy);
             bridge.policy_rows(desired, observed, (old, *new), policy, &old_identities, moved);
         }
-        let mut kept: BTreeSet<u64> = desired
-            .endpoints
-            .values()
-            .filter(|e| e.state == STATE_ISOLATED)
-            .map(|e| e.policy)
-            .collect();
+        let mut kept: BTreeSet<u64> =
+            desired.endpoints.values().filter(|e| e.state == STATE_ISOLATED).map(|e| e.policy).collect();
         kept.extend((desired.config.unknown == UNKNOWN_POLICY).then_some(desired.config.unknown_policy));
         for (identity, alias) in &bridge.aliases {
             for policy in &kept {
-                if let Some(row) = desired.rows.get(&RowKey {
-                    policy: *policy,
-                    identity: *identity,
-                }) {
-                    bridge.rows.insert(
-                        RowKey {
-                            policy: *policy,
-                            identity: *alias,
-                        },
-                        *row,
-                    );
+                if let Some(row) = desired.rows.get(&RowKey { policy: *policy, identity: *identity }) {
+                    bridge.rows.insert(RowKey { policy: *policy, identity: *alias }, *row);
                 }
             }
         }
@@ -250,30 +186,15 @@ impl Bridge {
         moved: &BTreeSet<(u64, u64)>,
     ) {
         for identity in old_identities {
-            if let Some(row) = observed.rows.get(&RowKey {
-                policy: old,
-                identity: *identity,
-            }) {
-                self.rows.insert(
-                    RowKey {
-                        policy,
-                        identity: *identity,
-                    },
-                    *row,
-                );
+            if let Some(row) = observed.rows.get(&RowKey { policy: old, identity: *identity }) {
+                self.rows.insert(RowKey { policy, identity: *identity }, *row);
             }
         }
         for (_, to) in moved {
             let row = match new {
                 Judgement::Pass => Some(everything()),
                 Judgement::Closed => None,
-                Judgement::Rows(policy) => desired
-                    .rows
-                    .get(&RowKey {
-                        policy,
-                        identity: *to,
-                    })
-                    .copied(),
+                Judgement::Rows(policy) => desired.rows.get(&RowKey { policy, identity: *to }).copied(),
             };
             let identity = self.aliases.get(to).copied().unwrap_or(*to);
             if let Some(row) = row {
@@ -287,10 +208,7 @@ impl Bridge {
 fn used(state: &State) -> BTreeSet<u64> {
     let rows = state.rows.keys().flat_map(|key| [key.policy, key.identity]);
     let endpoints = state.endpoints.values().map(|endpoint| endpoint.policy);
-    rows.chain(endpoints)
-        .chain(state.layout().identities())
-        .chain([0, state.config.unknown_policy])
-        .collect()
+    rows.chain(endpoints).chain(state.layout().identities()).chain([0, state.config.unknown_policy]).collect()
 }
 
 /// A number that is not used yet.

@@ -41,22 +41,13 @@ impl Judgement {
     }
 
     pub(super) fn of(state: &State, cgroup: u64) -> Self {
-        state
-            .endpoints
-            .get(&cgroup)
-            .map_or_else(|| Self::of_unknown(&state.config), Self::of_endpoint)
+        state.endpoints.get(&cgroup).map_or_else(|| Self::of_unknown(&state.config), Self::of_endpoint)
     }
 }
 
 /// A row that lets everything pass.
 pub(super) fn everything() -> Row {
-    let any = Ports {
-        protocol: PROTOCOL_ANY,
-        verdict: VERDICT_ALLOW,
-        rule: NO_RULE,
-        low: 0,
-        high: u16::MAX,
-    };
+    let any = Ports { protocol: PROTOCOL_ANY, verdict: VERDICT_ALLOW, rule: NO_RULE, low: 0, high: u16::MAX };
     Row::new(&[any]).unwrap_or_default()
 }
 
@@ -70,10 +61,7 @@ pub(super) fn harmless(
     let Judgement::Rows(policy) = old else { return true };
     let key = |policy, identity| RowKey { policy, identity };
     let before = observed.rows.get(&key(policy, from));
-    let between = desired
-        .rows
-        .get(&key(policy, to))
-        .or_else(|| observed.rows.get(&key(policy, to)));
+    let between = desired.rows.get(&key(policy, to)).or_else(|| observed.rows.get(&key(policy, to)));
     let everything = everything();
     let after = match new {
         Judgement::Pass => Some(&everything),
@@ -84,30 +72,14 @@ pub(super) fn harmless(
         return true;
     }
     let mut points = BTreeSet::from([(protocol::ICMP, 0)]);
-    for entry in [before, between, after]
-        .into_iter()
-        .flatten()
-        .flat_map(Row::ports)
-    {
+    for entry in [before, between, after].into_iter().flatten().flat_map(Row::ports) {
         for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
-            points.extend([
-                (protocol, 0),
-                (protocol, entry.low),
-                (protocol, entry.high.saturating_add(1)),
-            ]);
+            points.extend([(protocol, 0), (protocol, entry.low), (protocol, entry.high.saturating_add(1))]);
         }
     }
     points.into_iter().all(|point| {
-        let (before, between, after) = (
-            passes(before, point),
-            passes(between, point),
-            passes(after, point),
-        );
-        if between {
-            before || after
-        } else {
-            !(before && after)
-        }
+        let (before, between, after) = (passes(before, point), passes(between, point), passes(after, point));
+        if between { before || after } else { !(before && after) }
     })
 }
 

@@ -96,22 +96,13 @@ pub struct Plan {
 /// The plan's last configuration has the observed revision plus one.
 #[must_use]
 pub fn diff(desired: &State, observed: &State) -> Plan {
-    let settings = Config {
-        revision: observed.config.revision,
-        ..desired.config
-    };
+    let settings = Config { revision: observed.config.revision, ..desired.config };
     let same = settings == observed.config
         && desired.endpoints == observed.endpoints
         && desired.addresses == observed.addresses
         && desired.cidrs == observed.cidrs
         && desired.rows == observed.rows;
-    if same {
-        Plan::default()
-    } else {
-        Plan {
-            steps: bridge::steps(desired, observed),
-        }
-    }
+    if same { Plan::default() } else { Plan { steps: bridge::steps(desired, observed) } }
 }
 
 impl Serialize for Step {
@@ -132,22 +123,14 @@ impl fmt::Display for Step {
             Self::PutRow(key, row) => {
                 write!(f, "put row {:016x}/{:016x}:", key.policy, key.identity)?;
                 row.ports().iter().try_for_each(|entry| {
-                    let word = if entry.verdict == VERDICT_ALLOW {
-                        "allow"
-                    } else {
-                        "audit"
-                    };
+                    let word = if entry.verdict == VERDICT_ALLOW { "allow" } else { "audit" };
                     write!(f, " {word} {}", protocol_name(entry.protocol))?;
                     match (entry.protocol, entry.low, entry.high) {
                         (PROTOCOL_ANY, _, _) => {}
                         (_, low, high) if low == high => write!(f, "/{low}")?,
                         (_, low, high) => write!(f, "/{low}-{high}")?,
                     }
-                    if entry.rule == u16::MAX {
-                        Ok(())
-                    } else {
-                        write!(f, " (rule {})", entry.rule)
-                    }
+                    if entry.rule == u16::MAX { Ok(()) } else { write!(f, " (rule {})", entry.rule) }
                 })
             }
             Self::PutAddress(addr, identity) => write!(f, "put address {} -> {identity:016x}", ip(addr)),
@@ -164,16 +147,10 @@ impl fmt::Display for Step {
                     f.write_str(", host network")?;
                 }
                 let own = [endpoint.v4, endpoint.v6];
-                own.iter()
-                    .filter(|addr| !addr.is_zero())
-                    .try_for_each(|addr| write!(f, ", {}", ip(addr)))
+                own.iter().filter(|addr| !addr.is_zero()).try_for_each(|addr| write!(f, ", {}", ip(addr)))
             }
             Self::PutConfig(config) => {
-                write!(
-                    f,
-                    "put config: revision {}, abi {}, ",
-                    config.revision, config.abi
-                )?;
+                write!(f, "put config: revision {}, abi {}, ", config.revision, config.abi)?;
                 write!(f, "pod root at level {}, unknown pods ", config.pod_root_level)?;
                 match config.unknown {
                     UNKNOWN_ALLOW => f.write_str("pass"),

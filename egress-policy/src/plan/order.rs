@@ -21,22 +21,14 @@ pub(super) struct Layout<'a> {
 
 impl State {
     pub(super) fn layout(&self) -> Layout<'_> {
-        Layout {
-            addresses: &self.addresses,
-            cidrs: &self.cidrs,
-        }
+        Layout { addresses: &self.addresses, cidrs: &self.cidrs }
     }
 }
 
 impl Layout<'_> {
     /// Every identity that an address can have.
     pub(super) fn identities(&self) -> BTreeSet<u64> {
-        self.addresses
-            .values()
-            .chain(self.cidrs.values())
-            .copied()
-            .chain([IDENTITY_WORLD])
-            .collect()
+        self.addresses.values().chain(self.cidrs.values()).copied().chain([IDENTITY_WORLD]).collect()
     }
 }
 
@@ -48,31 +40,19 @@ pub(super) fn pairs(old: Layout<'_>, new: Layout<'_>) -> (Pairs<Addr>, Pairs<Cid
     let (old_prefixes, new_prefixes) = (Prefixes::new(old.cidrs), Prefixes::new(new.cidrs));
     let exact = |layout: Layout<'_>, prefixes: &Prefixes, addr: &Addr| match layout.addresses.get(addr) {
         Some(identity) => *identity,
-        None => prefixes
-            .lookup(layout.cidrs, addr)
-            .map_or(IDENTITY_WORLD, |(_, identity)| *identity),
+        None => prefixes.lookup(layout.cidrs, addr).map_or(IDENTITY_WORLD, |(_, identity)| *identity),
     };
     let region = |layout: Layout<'_>, prefixes: &Prefixes, cidr: &Cidr| {
-        prefixes
-            .within(layout.cidrs, cidr)
-            .map_or(IDENTITY_WORLD, |(_, identity)| *identity)
+        prefixes.within(layout.cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity)
     };
-    let addresses: BTreeSet<Addr> = old
-        .addresses
-        .keys()
-        .chain(new.addresses.keys())
-        .copied()
-        .collect();
+    let addresses: BTreeSet<Addr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
     let addresses = addresses.into_iter().map(|addr| {
         let pair = (exact(old, &old_prefixes, &addr), exact(new, &new_prefixes, &addr));
         (addr, pair)
     });
     let cidrs: BTreeSet<Cidr> = old.cidrs.keys().chain(new.cidrs.keys()).copied().collect();
     let cidrs = cidrs.into_iter().map(|cidr| {
-        let pair = (
-            region(old, &old_prefixes, &cidr),
-            region(new, &new_prefixes, &cidr),
-        );
+        let pair = (region(old, &old_prefixes, &cidr), region(new, &new_prefixes, &cidr));
         (cidr, pair)
     });
     (addresses.collect(), cidrs.collect())
@@ -92,14 +72,8 @@ pub(super) fn moves(old: Layout<'_>, new: Layout<'_>, steps: &mut Vec<Step>) {
         }
     }
     steps.extend(
-        old.cidrs
-            .keys()
-            .filter(|cidr| !new.cidrs.contains_key(cidr))
-            .map(|cidr| Step::DeleteCidr(*cidr)),
+        old.cidrs.keys().filter(|cidr| !new.cidrs.contains_key(cidr)).map(|cidr| Step::DeleteCidr(*cidr)),
     );
-    let gone = old
-        .addresses
-        .keys()
-        .filter(|addr| !new.addresses.contains_key(addr));
+    let gone = old.addresses.keys().filter(|addr| !new.addresses.contains_key(addr));
     steps.extend(gone.map(|addr| Step::DeleteAddress(*addr)));
 }

@@ -16,9 +16,7 @@ impl Prefixes {
     /// The lengths in a map.
     pub(crate) fn new<T>(cidrs: &BTreeMap<Cidr, T>) -> Self {
         let lengths: BTreeSet<u32> = cidrs.keys().map(|cidr| cidr.bits).collect();
-        Self {
-            lengths: lengths.into_iter().rev().collect(),
-        }
+        Self { lengths: lengths.into_iter().rev().collect() }
     }
 
     /// The longest prefix that holds an address.
@@ -27,9 +25,7 @@ impl Prefixes {
         cidrs: &'m BTreeMap<Cidr, T>,
         addr: &Addr,
     ) -> Option<(&'m Cidr, &'m T)> {
-        self.lengths
-            .iter()
-            .find_map(|bits| cidrs.get_key_value(&masked(*addr, *bits)))
+        self.lengths.iter().find_map(|bits| cidrs.get_key_value(&masked(*addr, *bits)))
     }
 
     /// The longest prefix that holds all of a prefix, itself included.
@@ -39,9 +35,7 @@ impl Prefixes {
         cidr: &Cidr,
     ) -> Option<(&'m Cidr, &'m T)> {
         let lengths = self.lengths.iter().filter(|bits| **bits <= cidr.bits);
-        lengths
-            .into_iter()
-            .find_map(|bits| cidrs.get_key_value(&masked(cidr.addr, *bits)))
+        lengths.into_iter().find_map(|bits| cidrs.get_key_value(&masked(cidr.addr, *bits)))
     }
 
     /// The longest prefix that holds all of a prefix and more.
@@ -51,8 +45,6 @@ impl Prefixes {
         cidr: &Cidr,
     ) -> Option<(&'m Cidr, &'m T)> {
         let lengths = self.lengths.iter().filter(|bits| **bits < cidr.bits);
-        lengths
-            .into_iter()
-            .find_map(|bits| cidrs.get_key_value(&masked(cidr.addr, *bits)))
+        lengths.into_iter().find_map(|bits| cidrs.get_key_value(&masked(cidr.addr, *bits)))
     }
 }

@@ -21,9 +21,7 @@ impl View for State {
 
     /// Looks through all prefix lengths in use; for tests and tools, not for packets.
     fn prefix(&self, addr: &Addr) -> Option<u64> {
-        Prefixes::new(&self.cidrs)
-            .lookup(&self.cidrs, addr)
-            .map(|(_, identity)| *identity)
+        Prefixes::new(&self.cidrs).lookup(&self.cidrs, addr).map(|(_, identity)| *identity)
     }
 
     fn row(&self, key: &RowKey) -> Option<&Row> {

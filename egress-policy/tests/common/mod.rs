@@ -49,17 +49,11 @@ pub fn world(objects: impl IntoIterator<Item = Value>) -> World {
 impl World {
     pub fn add(&mut self, object: Value) -> &mut Self {
         if object["kind"] == "Pod" && object["spec"]["nodeName"] == NODE {
-            let name = format!(
-                "{}/{}",
-                text(&object["metadata"]["namespace"]),
-                text(&object["metadata"]["name"])
-            );
+            let name =
+                format!("{}/{}", text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
             if !self.names.contains(&name) {
                 let cgroup = 1000 + self.local.len() as u64;
-                self.local.push(LocalPod {
-                    uid: text(&object["metadata"]["uid"]),
-                    cgroup,
-                });
+                self.local.push(LocalPod { uid: text(&object["metadata"]["uid"]), cgroup });
                 self.names.push(name);
             }
         }
@@ -85,20 +79,12 @@ impl World {
     }
 
     pub fn compile(&self) -> Compiled {
-        let node = Node {
-            name: NODE,
-            pod_root_level: 2,
-            unknown_pods: self.unknown,
-            pods: &self.local,
-        };
+        let node = Node { name: NODE, pod_root_level: 2, unknown_pods: self.unknown, pods: &self.local };
         compile(&self.index, &node)
     }
 
     pub fn cgroup(&self, name: &str) -> u64 {
-        self.names
-            .iter()
-            .position(|n| n == name)
-            .map_or(1, |i| self.local[i].cgroup)
+        self.names.iter().position(|n| n == name).map_or(1, |i| self.local[i].cgroup)
     }
 
     pub fn verdict(&self, from: &str, to: &str, port: &str) -> Verdict {
@@ -121,11 +107,7 @@ impl World {
     pub fn rule(&self, from: &str, to: &str, port: &str) -> String {
         let compiled = self.compile();
         let verdict = judge(&compiled.desired, self.cgroup(from), to, port);
-        let policy = compiled
-            .desired
-            .endpoints
-            .get(&self.cgroup(from))
-            .map_or(0, |e| e.policy);
+        let policy = compiled.desired.endpoints.get(&self.cgroup(from)).map_or(0, |e| e.policy);
         compiled
             .provenance
             .rule(policy, verdict.rule)
@@ -133,11 +115,7 @@ impl World {
     }
 
     pub fn diagnostics(&self) -> String {
-        self.compile()
-            .diagnostics
-            .iter()
-            .map(|d| format!("{d}\n"))
-            .collect()
+        self.compile().diagnostics.iter().map(|d| format!("{d}\n")).collect()
     }
 }
 
@@ -145,21 +123,8 @@ impl World {
 pub fn judge(state: &State, cgroup: u64, to: &str, port: &str) -> Verdict {
     let endpoint = state.endpoints.get(&cgroup).copied().unwrap_or_default();
     let packet = packet(&endpoint, to.parse().unwrap(), port);
-    let ethertype = if to.contains(':') {
-        ETHERTYPE_IPV6
-    } else {
-        ETHERTYPE_IPV4
-    };
-    decide(
-        state,
-        &InCgroup(cgroup),
-        packet.as_slice(),
-        Meta {
-            ethertype,
-            ifindex: 2,
-        },
-    )
-    .verdict
+    let ethertype = if to.contains(':') { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+    decide(state, &InCgroup(cgroup), packet.as_slice(), Meta { ethertype, ifindex: 2 }).verdict
 }
 
 struct InCgroup(u64);
@@ -248,10 +213,8 @@ pub fn service(name: &str, vip: &str, ports: Value) -> Value {
 pub fn slice(service: &str, addresses: &[&str], ports: Value) -> Value {
     let (namespace, name) = service.split_once('/').unwrap();
     let v6 = addresses.iter().any(|a| a.contains(':'));
-    let endpoints: Vec<Value> = addresses
-        .iter()
-        .map(|a| json!({"addresses": [a], "conditions": {"ready": true}}))
-        .collect();
+    let endpoints: Vec<Value> =
+        addresses.iter().map(|a| json!({"addresses": [a], "conditions": {"ready": true}})).collect();
     json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"namespace": namespace, "name": format!("{name}-{}", if v6 { 6 } else { 4 }),
             "labels": {"kubernetes.io/service-name": name}},
@@ -286,16 +249,8 @@ pub fn mesh() -> World {
         pod("other/free", "10.0.1.3", json!({"app": "free"})),
         pod("gw/gate", "10.0.2.1", json!({"istio": "egressgateway"})),
         pod("kube-system/dns", "10.0.3.1", json!({"k8s-app": "kube-dns"})),
-        service(
-            "gw/gate",
-            "10.96.0.9",
-            json!([{"name": "https", "port": 443, "protocol": "TCP"}]),
-        ),
-        slice(
-            "gw/gate",
-            &["10.0.2.1"],
-            json!([{"name": "https", "port": 8443, "protocol": "TCP"}]),
-        ),
+        service("gw/gate", "10.96.0.9", json!([{"name": "https", "port": 443, "protocol": "TCP"}])),
+        slice("gw/gate", &["10.0.2.1"], json!([{"name": "https", "port": 8443, "protocol": "TCP"}])),
         service(
             "kube-system/kube-dns",
             "10.96.0.10",
@@ -308,16 +263,8 @@ pub fn mesh() -> World {
             json!([{"name": "dns", "port": 5353, "protocol": "UDP"}, {"name": "dns-tcp", "port": 5353},
                 {"name": "metrics", "port": 9153}]),
         ),
-        service(
-            "default/kubernetes",
-            "10.96.0.1",
-            json!([{"name": "https", "port": 443}]),
-        ),
-        slice(
-            "default/kubernetes",
-            &["192.168.0.9"],
-            json!([{"name": "https", "port": 6443}]),
-        ),
+        service("default/kubernetes", "10.96.0.1", json!([{"name": "https", "port": 443}])),
+        slice("default/kubernetes", &["192.168.0.9"], json!([{"name": "https", "port": 6443}])),
     ])
 }
 

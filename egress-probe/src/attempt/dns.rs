@@ -22,21 +22,15 @@ fn query(name: &str, kind: TYPE, server: SocketAddr, budget: Budget) -> Result<V
     let id = socket.local_addr().during("local address")?.port();
     let mut packet = Packet::new_query(id);
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
-    let question = Question::new(
-        Name::new(name).map_err(dns_error)?,
-        QTYPE::TYPE(kind),
-        CLASS::IN.into(),
-        false,
-    );
+    let question =
+        Question::new(Name::new(name).map_err(dns_error)?, QTYPE::TYPE(kind), CLASS::IN.into(), false);
     packet.questions.push(question);
     let bytes = packet.build_bytes_vec().map_err(dns_error)?;
     let mut buffer = [0_u8; 4096];
     loop {
         socket.send(&bytes).during("send query")?;
         // Asked again every second, as resolvers do: a single lost datagram is no verdict.
-        let wait = budget
-            .left("wait for the DNS answer")?
-            .min(Duration::from_secs(1));
+        let wait = budget.left("wait for the DNS answer")?.min(Duration::from_secs(1));
         socket.set_read_timeout(Some(wait)).during("set time limit")?;
         let count = match socket.recv(&mut buffer) {
             Ok(count) => count,

@@ -29,9 +29,7 @@ pub(crate) fn udp_packet(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) ->
     };
     let (header, checksum) = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let total = length
-                .checked_add(20)
-                .ok_or_else(|| Failure::other("the payload is too long"))?;
+            let total = length.checked_add(20).ok_or_else(|| Failure::other("the payload is too long"))?;
             let mut header = vec![0x45, 0];
             header.extend_from_slice(&total.to_be_bytes());
             header.extend_from_slice(&[0, 1, 0x40, 0, 64, libc::IPPROTO_UDP as u8, 0, 0]);
@@ -50,9 +48,7 @@ pub(crate) fn udp_packet(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) ->
             (header, pseudo(&from.octets(), &to.octets()))
         }
         _ => {
-            return Err(Failure::other(format!(
-                "{from} and {to} are of different families"
-            )));
+            return Err(Failure::other(format!("{from} and {to} are of different families")));
         }
     };
     udp[6..8].copy_from_slice(&checksum.to_be_bytes());
@@ -65,9 +61,7 @@ pub(crate) fn send(to: Ipv4Addr, from: Ipv4Addr, port: u16, payload: &str) -> Re
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
         .during("open raw socket")?;
     socket.set_header_included_v4(true).during("IP_HDRINCL")?;
-    socket
-        .send_to(&packet, &SocketAddr::new(to.into(), 0).into())
-        .during("send")?;
+    socket.send_to(&packet, &SocketAddr::new(to.into(), 0).into()).during("send")?;
     Ok(Success {
         detail: format!("sent {} bytes from {from} to {to}", packet.len()),
         status: None,
@@ -81,28 +75,14 @@ mod tests {
 
     #[test]
     fn checksums_of_packets_come_out_right() {
-        let packet = udp_packet(
-            "10.0.0.1".parse().unwrap(),
-            "10.0.0.2".parse().unwrap(),
-            53,
-            b"odd",
-        )
-        .unwrap();
+        let packet =
+            udp_packet("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap(), 53, b"odd").unwrap();
         assert_eq!(packet.len(), 31);
         assert_eq!(internet_checksum(&[&packet[..20]]), 0);
         let pseudo = [0, 17, 0, 11];
         assert_eq!(internet_checksum(&[&packet[12..20], &pseudo, &packet[20..]]), 0);
-        let packet = udp_packet(
-            "fd00::1".parse().unwrap(),
-            "fd00::2".parse().unwrap(),
-            53,
-            b"even",
-        )
-        .unwrap();
-        assert_eq!(
-            internet_checksum(&[&packet[8..40], &[0, 17, 0, 12], &packet[40..]]),
-            0
-        );
+        let packet = udp_packet("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), 53, b"even").unwrap();
+        assert_eq!(internet_checksum(&[&packet[8..40], &[0, 17, 0, 12], &packet[40..]]), 0);
         assert!(udp_packet("10.0.0.1".parse().unwrap(), "fd00::2".parse().unwrap(), 53, b"").is_err());
     }
 }

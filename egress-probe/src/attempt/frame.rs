@@ -69,11 +69,7 @@ impl PacketSocket {
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if bound < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(Self { fd })
-        }
+        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { fd }) }
     }
 
     /// Sends one frame.
@@ -123,9 +119,7 @@ fn gateway(interface: &str) -> io::Result<Option<Ipv4Addr>> {
         match columns.as_slice() {
             // The kernel prints the address as a number of the machine's byte order.
             [name, "00000000", gateway, ..] if *name == interface && *gateway != "00000000" => {
-                u32::from_str_radix(gateway, 16)
-                    .ok()
-                    .map(|number| Ipv4Addr::from(number.to_ne_bytes()))
+                u32::from_str_radix(gateway, 16).ok().map(|number| Ipv4Addr::from(number.to_ne_bytes()))
             }
             _ => None,
         }
@@ -160,10 +154,7 @@ fn ask_hardware_address(
             return Ok([*a, *b, *c, *d, *e, *f]);
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::TimedOut,
-        format!("no ARP answer by {wanted}"),
-    ))
+    Err(io::Error::new(io::ErrorKind::TimedOut, format!("no ARP answer by {wanted}")))
 }
 
 fn ethernet(destination: [u8; 6], source: [u8; 6], ethertype: i32) -> Vec<u8> {
@@ -181,12 +172,7 @@ pub(crate) fn send(
     destination: Option<[u8; 6]>,
 ) -> Result<Success, Failure> {
     let (hardware, addresses) = own_addresses(interface).during("read interface")?;
-    let own = |wanted_v4: bool| {
-        addresses
-            .iter()
-            .copied()
-            .find(|address| address.is_ipv4() == wanted_v4)
-    };
+    let own = |wanted_v4: bool| addresses.iter().copied().find(|address| address.is_ipv4() == wanted_v4);
     let from = flow
         .from
         .or_else(|| own(flow.target.is_ipv4()))
@@ -200,31 +186,16 @@ pub(crate) fn send(
             ask_hardware_address(interface, hardware, own, gateway).during("ask by ARP")?
         }
         (None, _) => {
-            return Err(Failure::other(format!(
-                "no IPv4 address on {interface}; give --destination-mac"
-            )));
+            return Err(Failure::other(format!("no IPv4 address on {interface}; give --destination-mac")));
         }
     };
-    let ethertype = if flow.target.is_ipv4() {
-        libc::ETH_P_IP
-    } else {
-        libc::ETH_P_IPV6
-    };
+    let ethertype = if flow.target.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
     let mut frame = ethernet(destination, hardware, ethertype);
-    frame.extend(forged::udp_packet(
-        from,
-        flow.target,
-        flow.port,
-        flow.payload.as_bytes(),
-    )?);
+    frame.extend(forged::udp_packet(from, flow.target, flow.port, flow.payload.as_bytes())?);
     let socket = PacketSocket::open(interface, ethertype).during("open packet socket")?;
     socket.send(&frame).during("send")?;
     Ok(Success {
-        detail: format!(
-            "sent a frame of {} bytes from {from} to {}",
-            frame.len(),
-            flow.target
-        ),
+        detail: format!("sent a frame of {} bytes from {from} to {}", frame.len(), flow.target),
         status: None,
         body: None,
     })

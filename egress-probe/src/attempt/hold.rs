@@ -22,9 +22,7 @@ pub(crate) fn run(options: &HoldOptions) -> anyhow::Result<()> {
         net::print_line(&Beat {
             sequence,
             outcome: result.as_ref().map_or_else(outcome_of, |()| Outcome::Ok),
-            detail: result
-                .as_ref()
-                .map_or_else(ToString::to_string, |()| String::new()),
+            detail: result.as_ref().map_or_else(ToString::to_string, |()| String::new()),
             at_ms: milliseconds(start.elapsed()),
             elapsed_ms: milliseconds(began.elapsed()),
         })
@@ -48,10 +46,7 @@ pub(crate) fn run(options: &HoldOptions) -> anyhow::Result<()> {
         let began = Instant::now();
         let result = beat(&stream, &mut reader, &mut line, sequence, began + interval);
         report(sequence, began, &result)?;
-        if result
-            .as_ref()
-            .is_err_and(|error| outcome_of(error) != Outcome::Timeout)
-        {
+        if result.as_ref().is_err_and(|error| outcome_of(error) != Outcome::Timeout) {
             return Ok(());
         }
         thread::sleep((began + interval).saturating_duration_since(Instant::now()));
@@ -78,10 +73,7 @@ fn beat(
         stream.set_read_timeout(Some(left))?;
         // After a time-out `line` keeps what has come of an unfinished line, and the next beat reads on from there.
         if reader.read_line(line)? == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "closed by the other side",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the other side"));
         }
         let ours = *line == sent;
         line.clear();

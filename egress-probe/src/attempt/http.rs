@@ -22,30 +22,19 @@ struct Url<'a> {
 
 fn parse(url: &str) -> Result<Url<'_>, Failure> {
     let bad = |why: &str| Failure::other(format!("{url:?}: {why}"));
-    let rest = url
-        .strip_prefix("http://")
-        .ok_or_else(|| bad("must begin with http://"))?;
+    let rest = url.strip_prefix("http://").ok_or_else(|| bad("must begin with http://"))?;
     let (authority, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
     let (host, port) = if let Some(bracketed) = authority.strip_prefix('[') {
-        let (host, after) = bracketed
-            .split_once(']')
-            .ok_or_else(|| bad("no closing bracket"))?;
+        let (host, after) = bracketed.split_once(']').ok_or_else(|| bad("no closing bracket"))?;
         (host, after.strip_prefix(':'))
     } else {
-        authority
-            .split_once(':')
-            .map_or((authority, None), |(host, port)| (host, Some(port)))
+        authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)))
     };
     let port = port.map_or(Ok(80), |port| port.parse().map_err(|_| bad("bad port")))?;
     if host.is_empty() {
         return Err(bad("no host"));
     }
-    Ok(Url {
-        authority,
-        host,
-        port,
-        path,
-    })
+    Ok(Url { authority, host, port, path })
 }
 
 /// Resolves, connects, asks, and reads the answer, all within the budget.
@@ -57,10 +46,7 @@ pub(crate) fn get(url: &str, dns: Option<SocketAddr>, budget: Budget) -> Result<
             .first()
             .ok_or_else(|| Failure::other(format!("{} has no addresses", url.host)))?,
         (Err(_), None) => {
-            return Err(Failure::other(format!(
-                "{} is a name, and no --dns is given",
-                url.host
-            )));
+            return Err(Failure::other(format!("{} is a name, and no --dns is given", url.host)));
         }
     };
     let target = SocketAddr::new(address, url.port);
@@ -69,9 +55,7 @@ pub(crate) fn get(url: &str, dns: Option<SocketAddr>, budget: Budget) -> Result<
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: egress-probe\r\nConnection: close\r\n\r\n",
         url.path, url.authority
     );
-    stream
-        .set_write_timeout(Some(budget.left("write request")?))
-        .during("set time limit")?;
+    stream.set_write_timeout(Some(budget.left("write request")?)).during("set time limit")?;
     (&stream).write_all(request.as_bytes()).during("write request")?;
     let head = net::read_head(&stream, |stream| stream.set_read_timeout(Some(budget.left_io()?)))
         .during("read answer")?;
@@ -83,9 +67,7 @@ pub(crate) fn get(url: &str, dns: Option<SocketAddr>, budget: Budget) -> Result<
     let mut body = head.rest;
     let mut buffer = [0_u8; 4096];
     while body.len() < length.unwrap_or(BODY_LIMIT).min(BODY_LIMIT) {
-        stream
-            .set_read_timeout(Some(budget.left("read body")?))
-            .during("set time limit")?;
+        stream.set_read_timeout(Some(budget.left("read body")?)).during("set time limit")?;
         match (&stream).read(&mut buffer).during("read body")? {
             0 => break,
             count => body.extend_from_slice(&buffer[..count]),
@@ -107,10 +89,7 @@ mod tests {
         let url = parse("http://shop.example:8080/a/b?c").unwrap();
         assert_eq!((url.host, url.port, url.path), ("shop.example", 8080, "/a/b?c"));
         let url = parse("http://[fd00::1]:81").unwrap();
-        assert_eq!(
-            (url.authority, url.host, url.port, url.path),
-            ("[fd00::1]:81", "fd00::1", 81, "/")
-        );
+        assert_eq!((url.authority, url.host, url.port, url.path), ("[fd00::1]:81", "fd00::1", 81, "/"));
         assert_eq!(parse("http://10.0.0.1/").unwrap().port, 80);
         for bad in ["https://a/", "http://", "http://[::1", "http://a:b/", "http:///x"] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -35,17 +35,11 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn other(detail: impl Into<String>) -> Self {
-        Self {
-            outcome: Outcome::Error,
-            detail: detail.into(),
-        }
+        Self { outcome: Outcome::Error, detail: detail.into() }
     }
 
     fn timeout(step: &str) -> Self {
-        Self {
-            outcome: Outcome::Timeout,
-            detail: format!("{step}: time is up"),
-        }
+        Self { outcome: Outcome::Timeout, detail: format!("{step}: time is up") }
     }
 }
 
@@ -56,10 +50,7 @@ pub(crate) trait During<T> {
 
 impl<T> During<T> for io::Result<T> {
     fn during(self, step: &str) -> Result<T, Failure> {
-        self.map_err(|error| Failure {
-            outcome: outcome_of(&error),
-            detail: format!("{step}: {error}"),
-        })
+        self.map_err(|error| Failure { outcome: outcome_of(&error), detail: format!("{step}: {error}") })
     }
 }
 
@@ -81,19 +72,13 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(milliseconds: u64) -> Self {
-        Self {
-            end: Instant::now() + Duration::from_millis(milliseconds),
-        }
+        Self { end: Instant::now() + Duration::from_millis(milliseconds) }
     }
 
     /// What is left, or the failure that nothing is.
     pub(crate) fn left(self, step: &str) -> Result<Duration, Failure> {
         let left = self.end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(Failure::timeout(step))
-        } else {
-            Ok(left)
-        }
+        if left.is_zero() { Err(Failure::timeout(step)) } else { Ok(left) }
     }
 
     /// What is left, as a socket's time limit.
@@ -107,67 +92,30 @@ pub(crate) fn run(command: &AttemptCommand) -> Attempt {
     let start = Instant::now();
     let result = match command {
         AttemptCommand::Get { url, timeout_ms, dns } => http::get(url, *dns, Budget::new(*timeout_ms)),
-        AttemptCommand::Udp {
-            target,
-            payload,
-            timeout_ms,
-        } => socket::udp(*target, payload, Budget::new(*timeout_ms)),
+        AttemptCommand::Udp { target, payload, timeout_ms } => {
+            socket::udp(*target, payload, Budget::new(*timeout_ms))
+        }
         AttemptCommand::Ping { target, timeout_ms } => ping::ping(*target, Budget::new(*timeout_ms)),
         AttemptCommand::Tcp { target, timeout_ms } => socket::tcp(*target, Budget::new(*timeout_ms)),
-        AttemptCommand::Resolve {
-            name,
-            dns,
-            timeout_ms,
-        } => dns::resolve(name, *dns, Budget::new(*timeout_ms)).map(|addresses| Success {
-            detail: format!("{} addresses", addresses.len()),
-            status: None,
-            body: Some(
-                addresses
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(","),
-            ),
-        }),
-        AttemptCommand::Raw {
-            target,
-            from,
-            port,
-            payload,
-        } => forged::send(*target, *from, *port, payload),
-        AttemptCommand::Packet {
-            target,
-            interface,
-            from,
-            port,
-            payload,
-            destination_mac,
-        } => {
-            let flow = frame::Flow {
-                target: *target,
-                from: *from,
-                port: *port,
-                payload,
-            };
+        AttemptCommand::Resolve { name, dns, timeout_ms } => {
+            dns::resolve(name, *dns, Budget::new(*timeout_ms)).map(|addresses| Success {
+                detail: format!("{} addresses", addresses.len()),
+                status: None,
+                body: Some(addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+            })
+        }
+        AttemptCommand::Raw { target, from, port, payload } => forged::send(*target, *from, *port, payload),
+        AttemptCommand::Packet { target, interface, from, port, payload, destination_mac } => {
+            let flow = frame::Flow { target: *target, from: *from, port: *port, payload };
             frame::send(interface, &flow, *destination_mac)
         }
     };
     let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     match result {
-        Ok(Success { detail, status, body }) => Attempt {
-            outcome: Outcome::Ok,
-            detail,
-            status,
-            body,
-            elapsed_ms,
-        },
-        Err(Failure { outcome, detail }) => Attempt {
-            outcome,
-            detail,
-            status: None,
-            body: None,
-            elapsed_ms,
-        },
+        Ok(Success { detail, status, body }) => {
+            Attempt { outcome: Outcome::Ok, detail, status, body, elapsed_ms }
+        }
+        Err(Failure { outcome, detail }) => Attempt { outcome, detail, status: None, body: None, elapsed_ms },
     }
 }
 

@@ -41,14 +41,8 @@ pub(crate) fn internet_checksum(parts: &[&[u8]]) -> u16 {
 /// Sends one echo request and waits for its reply.
 pub(crate) fn ping(target: IpAddr, budget: Budget) -> Result<Success, Failure> {
     let (mut socket, kind) = open(target).during("open socket")?;
-    socket
-        .connect(&SocketAddr::new(target, 0).into())
-        .during("connect")?;
-    let (request, reply) = if target.is_ipv4() {
-        (8_u8, 0_u8)
-    } else {
-        (128, 129)
-    };
+    socket.connect(&SocketAddr::new(target, 0).into()).during("connect")?;
+    let (request, reply) = if target.is_ipv4() { (8_u8, 0_u8) } else { (128, 129) };
     let [high, low] = (std::process::id() as u16).to_be_bytes();
     let mut message = vec![request, 0, 0, 0, high, low, 0, 1];
     message.extend_from_slice(PAYLOAD);
@@ -59,9 +53,7 @@ pub(crate) fn ping(target: IpAddr, budget: Budget) -> Result<Success, Failure> {
     socket.write_all(&message).during("send")?;
     let mut buffer = [0_u8; 2048];
     loop {
-        socket
-            .set_read_timeout(Some(budget.left("receive")?))
-            .during("set time limit")?;
+        socket.set_read_timeout(Some(budget.left("receive")?)).during("set time limit")?;
         let count = socket.read(&mut buffer).during("receive")?;
         let mut answer = &buffer[..count];
         if target.is_ipv4() && kind == Type::RAW {

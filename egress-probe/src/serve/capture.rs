@@ -55,18 +55,9 @@ fn read_v4(packet: &[u8]) -> Option<Captured> {
     let dst: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
     let header = usize::from(packet[0] & 0x0f) * 4;
     let first_fragment = word(packet, 6)? & 0x1fff == 0;
-    let payload = if first_fragment {
-        packet.get(header..).unwrap_or_default()
-    } else {
-        &[]
-    };
+    let payload = if first_fragment { packet.get(header..).unwrap_or_default() } else { &[] };
     let addresses = (Ipv4Addr::from(src).into(), Ipv4Addr::from(dst).into());
-    Some(describe(
-        addresses,
-        i32::from(packet[9]),
-        payload,
-        usize::from(word(packet, 2)?),
-    ))
+    Some(describe(addresses, i32::from(packet[9]), payload, usize::from(word(packet, 2)?)))
 }
 
 fn read_v6(packet: &[u8]) -> Option<Captured> {
@@ -77,12 +68,7 @@ fn read_v6(packet: &[u8]) -> Option<Captured> {
         return None;
     }
     let addresses = (Ipv6Addr::from(src).into(), Ipv6Addr::from(dst).into());
-    Some(describe(
-        addresses,
-        protocol,
-        payload,
-        40 + usize::from(word(packet, 4)?),
-    ))
+    Some(describe(addresses, protocol, payload, 40 + usize::from(word(packet, 4)?)))
 }
 
 /// Neighbour discovery, or multicast listener discovery with its hop-by-hop header.
@@ -91,9 +77,7 @@ fn is_link_chatter(protocol: i32, payload: &[u8]) -> bool {
         libc::IPPROTO_ICMPV6 => matches!(payload.first(), Some(130..=137 | 143)),
         libc::IPPROTO_HOPOPTS => {
             let inner = payload.get(1).map_or(0, |length| (usize::from(*length) + 1) * 8);
-            payload
-                .first()
-                .is_some_and(|next| i32::from(*next) == libc::IPPROTO_ICMPV6)
+            payload.first().is_some_and(|next| i32::from(*next) == libc::IPPROTO_ICMPV6)
                 && matches!(payload.get(inner), Some(130..=132 | 143))
         }
         _ => false,
@@ -110,14 +94,7 @@ fn describe((src, dst): (IpAddr, IpAddr), protocol: i32, payload: &[u8], len: us
     };
     let has_ports = matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP);
     let port = |at| if has_ports { word(payload, at) } else { None };
-    Captured {
-        src,
-        dst,
-        protocol: name,
-        sport: port(0),
-        dport: port(2),
-        len,
-    }
+    Captured { src, dst, protocol: name, sport: port(0), dport: port(2), len }
 }
 
 #[cfg(test)]
@@ -135,10 +112,7 @@ mod tests {
             let packet = udp_packet(from.parse().unwrap(), to.parse().unwrap(), 53, b"x").unwrap();
             let read = read_frame(&frame(ethertype, &packet)).unwrap();
             assert_eq!((read.src, read.dst), (from.parse().unwrap(), to.parse().unwrap()));
-            assert_eq!(
-                (read.protocol.as_str(), read.dport, read.len),
-                ("UDP", Some(53), packet.len())
-            );
+            assert_eq!((read.protocol.as_str(), read.dport, read.len), ("UDP", Some(53), packet.len()));
         }
     }
 
@@ -162,12 +136,7 @@ mod tests {
         assert_eq!(read_frame(&v6(58, &[135, 0, 0, 0])), None);
         assert_eq!(read_frame(&v6(0, &[58, 0, 5, 2, 0, 0, 1, 0, 143, 0])), None);
         assert_eq!(read_frame(&v6(58, &[128, 0, 0, 0])).unwrap().protocol, "ICMPv6");
-        assert_eq!(
-            read_frame(&v6(0, &[58, 0, 5, 2, 0, 0, 1, 0, 128, 0]))
-                .unwrap()
-                .protocol,
-            "0"
-        );
+        assert_eq!(read_frame(&v6(0, &[58, 0, 5, 2, 0, 0, 1, 0, 128, 0])).unwrap().protocol, "0");
         assert_eq!(read_frame(&frame(0x0806, &[0; 28])), None);
     }
 }

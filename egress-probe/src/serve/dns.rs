@@ -28,10 +28,7 @@ impl FromStr for Record {
         let (name, addresses) = text.split_once('=').ok_or("must be NAME=ADDR[,ADDR]...")?;
         let addresses: Result<Vec<IpAddr>, _> = addresses.split(',').map(str::parse).collect();
         let addresses = addresses.map_err(|error| format!("{text:?}: {error}"))?;
-        Ok(Self {
-            name: normal(name),
-            addresses,
-        })
+        Ok(Self { name: normal(name), addresses })
     }
 }
 
@@ -44,23 +41,18 @@ fn normal(name: &str) -> String {
 pub(crate) fn run(listen: &Listen, records: &[Record]) -> anyhow::Result<()> {
     let mut table: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     for record in records {
-        table
-            .entry(record.name.clone())
-            .or_default()
-            .extend(&record.addresses);
+        table.entry(record.name.clone()).or_default().extend(&record.addresses);
     }
     let socket = net::listen_udp(listen.bind, listen.port)?;
     net::announce_ready()?;
     let mut buffer = vec![0_u8; 4096];
     loop {
         let served =
-            socket
-                .recv_from(&mut buffer)
-                .and_then(|(count, peer)| match reply(&buffer[..count], &table) {
-                    Ok(Some(bytes)) => socket.send_to(&bytes, peer),
-                    Ok(None) => Ok(0),
-                    Err(error) => Err(std::io::Error::other(error.to_string())),
-                });
+            socket.recv_from(&mut buffer).and_then(|(count, peer)| match reply(&buffer[..count], &table) {
+                Ok(Some(bytes)) => socket.send_to(&bytes, peer),
+                Ok(None) => Ok(0),
+                Err(error) => Err(std::io::Error::other(error.to_string())),
+            });
         if let Err(error) = served {
             eprintln!("egress-probe: dns: {error}");
             thread::sleep(Duration::from_millis(5));
@@ -109,12 +101,7 @@ mod tests {
         let record: Record = "Shop.Example.=10.0.0.1,10.0.0.2,fd00::1".parse().unwrap();
         let table = BTreeMap::from([(record.name, record.addresses)]);
         let mut query = Packet::new_query(7);
-        query.questions.push(Question::new(
-            Name::new(name).unwrap(),
-            kind.into(),
-            CLASS::IN.into(),
-            false,
-        ));
+        query.questions.push(Question::new(Name::new(name).unwrap(), kind.into(), CLASS::IN.into(), false));
         let bytes = reply(&query.build_bytes_vec().unwrap(), &table).unwrap().unwrap();
         let reply = Packet::parse(&bytes).unwrap();
         assert_eq!(reply.id(), 7);

@@ -13,9 +13,8 @@ pub(crate) fn run_udp(listen: &Listen) -> anyhow::Result<()> {
     net::announce_ready()?;
     let mut buffer = vec![0_u8; 65536];
     loop {
-        let echoed = socket
-            .recv_from(&mut buffer)
-            .and_then(|(count, peer)| socket.send_to(&buffer[..count], peer));
+        let echoed =
+            socket.recv_from(&mut buffer).and_then(|(count, peer)| socket.send_to(&buffer[..count], peer));
         if let Err(error) = echoed {
             // An answer that is denied or refused concerns one peer only.
             eprintln!("egress-probe: echo: {error}");
@@ -28,9 +27,7 @@ pub(crate) fn run_udp(listen: &Listen) -> anyhow::Result<()> {
 pub(crate) fn run_tcp(listen: &Listen) -> anyhow::Result<()> {
     let listener = net::listen_tcp(listen.bind, listen.port)?;
     net::serve_connections(&listener, |stream, peer| {
-        let echoed = stream
-            .set_nodelay(true)
-            .and_then(|()| io::copy(&mut &stream, &mut &stream));
+        let echoed = stream.set_nodelay(true).and_then(|()| io::copy(&mut &stream, &mut &stream));
         if let Err(error) = echoed {
             eprintln!("egress-probe: {peer}: {error}");
         }

@@ -23,12 +23,7 @@ fn forward(mut client: &TcpStream, options: &GatewayOptions) -> io::Result<()> {
     let limit = Duration::from_secs(5);
     let head = net::read_head(client, |stream| stream.set_read_timeout(Some(limit)))?;
     if !head.first_line.starts_with("CONNECT ") {
-        return net::answer(
-            client,
-            "405 Method Not Allowed",
-            "text/plain",
-            "only CONNECT is served here",
-        );
+        return net::answer(client, "405 Method Not Allowed", "text/plain", "only CONNECT is served here");
     }
     match connect(head.second_word(), options) {
         Ok(upstream) => {

@@ -23,15 +23,7 @@ pub(crate) fn run(listen: &Listen, name: &str) -> anyhow::Result<()> {
 fn answer(stream: &TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
     let limit = Duration::from_secs(5);
     let head = net::read_head(stream, |stream| stream.set_read_timeout(Some(limit)))?;
-    let reply = HttpReply {
-        server: name.to_owned(),
-        peer: peer.to_string(),
-        path: head.second_word().to_owned(),
-    };
-    net::answer(
-        stream,
-        "200 OK",
-        "application/json",
-        &serde_json::to_string(&reply)?,
-    )
+    let reply =
+        HttpReply { server: name.to_owned(), peer: peer.to_string(), path: head.second_word().to_owned() };
+    net::answer(stream, "200 OK", "application/json", &serde_json::to_string(&reply)?)
 }

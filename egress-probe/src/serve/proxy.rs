@@ -45,10 +45,7 @@ fn forward(client: &TcpStream, options: &ProxyOptions) -> io::Result<()> {
     if destination == net::canonical(client.local_addr()?) {
         return Err(io::Error::other("not redirected: this would proxy to itself"));
     }
-    let in_mesh = options
-        .mesh
-        .iter()
-        .any(|network| network.contains(&destination.ip()));
+    let in_mesh = options.mesh.iter().any(|network| network.contains(&destination.ip()));
     let limit = Duration::from_millis(options.connect_timeout_ms);
     let upstream = if in_mesh {
         TcpStream::connect_timeout(&destination, limit).map(|stream| (stream, Vec::new()))
@@ -80,19 +77,11 @@ fn by_gateway(
     limit: Duration,
 ) -> io::Result<(TcpStream, Vec<u8>)> {
     let stream = TcpStream::connect_timeout(&gateway, limit)?;
-    write!(
-        &stream,
-        "CONNECT {destination} HTTP/1.1\r\nHost: {destination}\r\n\r\n"
-    )?;
-    let head = net::read_head(&stream, |stream| {
-        stream.set_read_timeout(Some(limit + GATEWAY_GRACE))
-    })?;
+    write!(&stream, "CONNECT {destination} HTTP/1.1\r\nHost: {destination}\r\n\r\n")?;
+    let head = net::read_head(&stream, |stream| stream.set_read_timeout(Some(limit + GATEWAY_GRACE)))?;
     if head.second_word() == "200" {
         Ok((stream, head.rest))
     } else {
-        Err(io::Error::other(format!(
-            "gateway {gateway}: {}",
-            head.first_line
-        )))
+        Err(io::Error::other(format!("gateway {gateway}: {}", head.first_line)))
     }
 }

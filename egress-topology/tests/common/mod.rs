@@ -13,9 +13,7 @@ pub(crate) fn probe() -> PathBuf {
     let probe = profile.join("egress-probe");
     if !probe.exists() {
         let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--package", "egress-probe", "--target-dir"])
-            .arg(profile.parent().unwrap());
+        build.args(["build", "--package", "egress-probe", "--target-dir"]).arg(profile.parent().unwrap());
         if profile.ends_with("release") {
             build.arg("--release");
         }
@@ -26,14 +24,7 @@ pub(crate) fn probe() -> PathBuf {
 
 /// A topology whose cgroup tree has this prefix.
 pub(crate) fn topology(prefix: &str, driver: CgroupDriver) -> Topology {
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "these tests need root: network namespaces, veths, cgroups"
-    );
-    let options = Options {
-        prefix: prefix.to_owned(),
-        driver,
-        ..Options::default()
-    };
+    assert!(nix::unistd::geteuid().is_root(), "these tests need root: network namespaces, veths, cgroups");
+    let options = Options { prefix: prefix.to_owned(), driver, ..Options::default() };
     Topology::with_options(probe(), options).unwrap()
 }

@@ -113,13 +113,7 @@ pub(crate) fn demo(args: &Args) -> anyhow::Result<()> {
     bookinfo.write_objects(&topology, &objects)?;
     let mut capture = topology.outside_exec(&Exec::probe(["capture"]))?;
     capture.wait_ready(Duration::from_secs(5))?;
-    let mut stage = Stage {
-        topology,
-        bookinfo,
-        capture,
-        objects,
-        interrupted,
-    };
+    let mut stage = Stage { topology, bookinfo, capture, objects, interrupted };
     stage.write_policy(POLICY)?;
 
     let mut agent = Agent::new(binaries.join("egress-agent"), bpffs.path(), dir.path());
@@ -143,9 +137,7 @@ pub(crate) fn demo(args: &Args) -> anyhow::Result<()> {
 
 fn print(lines: &[Line]) {
     let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .set_header(["WHEN", "WHO", "HOW", "EXPECTED", "GOT", ""]);
+    table.load_preset(presets::NOTHING).set_header(["WHEN", "WHO", "HOW", "EXPECTED", "GOT", ""]);
     let mut last = "";
     for line in lines {
         let when = if line.when == last { "" } else { line.when };
@@ -168,21 +160,14 @@ fn keep(stage: &Stage, agent: &mut Agent, dir: &Path) -> anyhow::Result<()> {
     println!("  {binary} status --socket {socket}");
     println!("  {binary} endpoints --socket {socket}");
     println!("  {binary} flows --follow --socket {socket}");
-    println!(
-        "  $EDITOR {}/mesh.yaml          # the agent follows",
-        dir.join("objects").display()
-    );
+    println!("  $EDITOR {}/mesh.yaml          # the agent follows", dir.join("objects").display());
     println!("A shell in productpage's application container, past the sidecar:");
     println!(
         "  sh -c 'echo $$ > {}/cgroup.procs; exec nsenter -t {me} -m nsenter --net={} setpriv --reuid 1337 --clear-groups sh'",
         page.app.cgroup().display(),
         page.pod.netns().path().display(),
     );
-    println!(
-        "  {} get http://{}/",
-        stage.topology.probe().display(),
-        egress_topology::OUTSIDE_V4
-    );
+    println!("  {} get http://{}/", stage.topology.probe().display(), egress_topology::OUTSIDE_V4);
     println!("Ctrl-C takes it down.");
     while stage.check().is_ok() {
         std::thread::sleep(Duration::from_millis(200));

@@ -36,36 +36,17 @@ pub(crate) fn play(stage: &mut Stage, agent: &mut Agent, policy: &str) -> anyhow
     let audit = policy.replace("enforcement: Enforce", "enforcement: Audit");
     anyhow::ensure!(audit != policy, "the policy of the guide does not enforce");
     stage.write_policy(&audit)?;
-    agent.wait("the policy audits", |status| {
-        status["endpoints"]["Isolated (audit)"] == 2
-    })?;
-    lines.extend(tries::run(
-        stage,
-        Some(agent),
-        "policy audits",
-        &direct(stage, Expect::Audited),
-    )?);
+    agent.wait("the policy audits", |status| status["endpoints"]["Isolated (audit)"] == 2)?;
+    lines.extend(tries::run(stage, Some(agent), "policy audits", &direct(stage, Expect::Audited))?);
 
     fs::remove_file(stage.policy())?;
-    agent.wait("no policy is left", |status| {
-        status["endpoints"]["Isolated (audit)"].is_null()
-    })?;
-    lines.extend(tries::run(
-        stage,
-        Some(agent),
-        "policy removed",
-        &direct(stage, Expect::Works),
-    )?);
+    agent.wait("no policy is left", |status| status["endpoints"]["Isolated (audit)"].is_null())?;
+    lines.extend(tries::run(stage, Some(agent), "policy removed", &direct(stage, Expect::Works))?);
 
     agent.stop()?;
     agent.cleanup(&stage.topology)?;
     lines.push(nothing_left(agent, &ours_before)?);
-    lines.extend(tries::run(
-        stage,
-        None,
-        "cleaned up",
-        &direct(stage, Expect::Works),
-    )?);
+    lines.extend(tries::run(stage, None, "cleaned up", &direct(stage, Expect::Works))?);
     Ok(lines)
 }
 
@@ -76,28 +57,12 @@ fn enforced(stage: &Stage) -> Vec<Try> {
     let by_name = format!("http://{OUTSIDE_NAME}/");
     let gateway: IpAddr = GATEWAY_VIP.parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let mut all = vec![
-        get(
-            &page.app,
-            None,
-            "http by name, through sidecar and gateway",
-            &by_name,
-            Expect::Works,
-        ),
-        get(
-            &reviews.app,
-            None,
-            "http by name, through sidecar and gateway",
-            &by_name,
-            Expect::Refused,
-        ),
+        get(&page.app, None, "http by name, through sidecar and gateway", &by_name, Expect::Works),
+        get(&reviews.app, None, "http by name, through sidecar and gateway", &by_name, Expect::Refused),
     ];
     all.extend(direct(stage, Expect::Denied));
     all.push(Try {
-        target: Some(Target {
-            address: gateway,
-            protocol: "TCP",
-            port: 443,
-        }),
+        target: Some(Target { address: gateway, protocol: "TCP", port: 443 }),
         ..words(
             &reviews.app,
             Some(SIDECAR_USER),
@@ -111,27 +76,9 @@ fn enforced(stage: &Stage) -> Vec<Try> {
     let pod6 = format!("http://[{}]:9080/", reviews.pod.v6());
     let outside = format!("http://{OUTSIDE_V4}/");
     all.extend([
-        get(
-            &page.app,
-            None,
-            "in the cluster: reviews by service",
-            &vip,
-            Expect::Works,
-        ),
-        get(
-            &page.app,
-            Some(SIDECAR_USER),
-            "in the cluster: reviews by pod address",
-            &pod,
-            Expect::Works,
-        ),
-        get(
-            &page.app,
-            Some(SIDECAR_USER),
-            "in the cluster: reviews by IPv6",
-            &pod6,
-            Expect::Works,
-        ),
+        get(&page.app, None, "in the cluster: reviews by service", &vip, Expect::Works),
+        get(&page.app, Some(SIDECAR_USER), "in the cluster: reviews by pod address", &pod, Expect::Works),
+        get(&page.app, Some(SIDECAR_USER), "in the cluster: reviews by IPv6", &pod6, Expect::Works),
         words(
             &page.app,
             None,
@@ -139,20 +86,8 @@ fn enforced(stage: &Stage) -> Vec<Try> {
             &["resolve", OUTSIDE_NAME, "--dns", DNS_VIP],
             Expect::Works,
         ),
-        get(
-            &stage.bookinfo.gateway,
-            None,
-            "outside, as the gateway",
-            &outside,
-            Expect::Works,
-        ),
-        get(
-            &stage.bookinfo.free,
-            None,
-            "outside, as a pod without policy",
-            &outside,
-            Expect::Works,
-        ),
+        get(&stage.bookinfo.gateway, None, "outside, as the gateway", &outside, Expect::Works),
+        get(&stage.bookinfo.free, None, "outside, as a pod without policy", &outside, Expect::Works),
     ]);
     all
 }
@@ -165,13 +100,7 @@ fn direct(stage: &Stage, expect: Expect) -> Vec<Try> {
 
 fn around(app: &App, expect: Expect) -> Vec<Try> {
     let (v4, v6) = (IpAddr::from(OUTSIDE_V4), IpAddr::from(OUTSIDE_V6));
-    let to = |address, protocol, port| {
-        Some(Target {
-            address,
-            protocol,
-            port,
-        })
-    };
+    let to = |address, protocol, port| Some(Target { address, protocol, port });
     let [http, other] = OUTSIDE_HTTP;
     let proxy_user = Some(SIDECAR_USER);
     let (url, url6) = (format!("http://{v4}:{http}/"), format!("http://[{v6}]:{http}/"));
@@ -179,83 +108,39 @@ fn around(app: &App, expect: Expect) -> Vec<Try> {
     let echo = format!("{v4}:{OUTSIDE_UDP}");
     let (ping, ping6) = (v4.to_string(), v6.to_string());
     vec![
-        Try {
-            target: to(v4, "TCP", http),
-            ..get(&app.app, proxy_user, "direct, as UID 1337", &url, expect)
-        },
+        Try { target: to(v4, "TCP", http), ..get(&app.app, proxy_user, "direct, as UID 1337", &url, expect) },
         Try {
             target: to(v6, "TCP", http),
             ..get(&app.app, proxy_user, "direct by IPv6, as UID 1337", &url6, expect)
         },
         Try {
             target: to(v4, "TCP", other),
-            ..get(
-                &app.debug,
-                proxy_user,
-                "direct, from a debug container",
-                &debug_url,
-                expect,
-            )
+            ..get(&app.debug, proxy_user, "direct, from a debug container", &debug_url, expect)
         },
         Try {
             target: to(v4, "UDP", OUTSIDE_UDP),
-            ..words(
-                &app.app,
-                None,
-                "direct by UDP",
-                &["udp", &echo, "--timeout-ms", DENIED_MS],
-                expect,
-            )
+            ..words(&app.app, None, "direct by UDP", &["udp", &echo, "--timeout-ms", DENIED_MS], expect)
         },
         Try {
             target: to(v4, "ICMP", 0),
-            ..words(
-                &app.app,
-                None,
-                "direct by ICMP",
-                &["ping", &ping, "--timeout-ms", DENIED_MS],
-                expect,
-            )
+            ..words(&app.app, None, "direct by ICMP", &["ping", &ping, "--timeout-ms", DENIED_MS], expect)
         },
         Try {
             target: to(v6, "ICMPv6", 0),
-            ..words(
-                &app.app,
-                None,
-                "direct by ICMPv6",
-                &["ping", &ping6, "--timeout-ms", DENIED_MS],
-                expect,
-            )
+            ..words(&app.app, None, "direct by ICMPv6", &["ping", &ping6, "--timeout-ms", DENIED_MS], expect)
         },
     ]
 }
 
 fn get(container: &Container, user: Option<u32>, how: &'static str, url: &str, expect: Expect) -> Try {
     // What works may take its time on a busy machine.
-    let timeout = if expect == Expect::Denied {
-        DENIED_MS
-    } else {
-        "5000"
-    };
-    words(
-        container,
-        user,
-        how,
-        &["get", url, "--dns", DNS_VIP, "--timeout-ms", timeout],
-        expect,
-    )
+    let timeout = if expect == Expect::Denied { DENIED_MS } else { "5000" };
+    words(container, user, how, &["get", url, "--dns", DNS_VIP, "--timeout-ms", timeout], expect)
 }
 
 fn words(container: &Container, user: Option<u32>, how: &'static str, words: &[&str], expect: Expect) -> Try {
     let words = words.iter().map(|&word| word.to_owned()).collect();
-    Try {
-        container: container.clone(),
-        user,
-        how,
-        words,
-        expect,
-        target: None,
-    }
+    Try { container: container.clone(), user, how, words, expect, target: None }
 }
 
 /// What was denied while no agent ran waits in the kernel for the next one.
@@ -282,10 +167,7 @@ fn ours() -> anyhow::Result<BTreeSet<(&'static str, u32)>> {
     let mut ours = BTreeSet::new();
     for program in aya::programs::loaded_programs() {
         let program = program.context("cannot list the kernel's programs")?;
-        if program
-            .name_as_str()
-            .is_some_and(|name| name.starts_with("egress_"))
-        {
+        if program.name_as_str().is_some_and(|name| name.starts_with("egress_")) {
             ours.insert(("program", program.id()));
         }
     }

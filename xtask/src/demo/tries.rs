@@ -80,17 +80,9 @@ impl Try {
     /// The action and reason of this try's line in the flow log.
     pub(crate) fn reported(&self, flows: &[Value]) -> Option<String> {
         let target = self.target.as_ref()?;
-        let pod = format!(
-            "{}/{}",
-            self.container.pod().namespace(),
-            self.container.pod().name()
-        );
+        let pod = format!("{}/{}", self.container.pod().namespace(), self.container.pod().name());
         let address = std::net::SocketAddr::new(target.address, target.port).to_string();
-        let action = if self.expect == Expect::Audited {
-            "audit"
-        } else {
-            "deny"
-        };
+        let action = if self.expect == Expect::Audited { "audit" } else { "deny" };
         let flow = flows.iter().find(|flow| {
             flow["pod"] == pod.as_str()
                 && flow["destination"] == address.as_str()
@@ -116,11 +108,7 @@ pub(crate) fn run(
         let running: Vec<_> = tries.iter().map(|one| scope.spawn(|| one.attempt())).collect();
         running
             .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow::anyhow!("a try panicked")))
-            })
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a try panicked"))))
             .collect()
     });
     stage.check()?;
@@ -142,12 +130,7 @@ fn flows_since(agent: &Agent, before: usize, tries: &[Try]) -> anyhow::Result<Ve
     loop {
         let flows: Vec<_> = agent.flows()?.into_iter().skip(before).collect();
         let wanted = |one: &&Try| matches!(one.expect, Expect::Denied | Expect::Audited);
-        if tries
-            .iter()
-            .filter(wanted)
-            .all(|one| one.reported(&flows).is_some())
-            || start.elapsed() > REPORT
-        {
+        if tries.iter().filter(wanted).all(|one| one.reported(&flows).is_some()) || start.elapsed() > REPORT {
             return Ok(flows);
         }
         thread::sleep(Duration::from_millis(50));
@@ -182,23 +165,9 @@ fn judge(
     };
     let mut got = vec![client];
     if matches!(one.expect, Expect::Denied | Expect::Audited) {
-        got.push(
-            if arrived {
-                "seen outside"
-            } else {
-                "nothing outside"
-            }
-            .to_owned(),
-        );
+        got.push(if arrived { "seen outside" } else { "nothing outside" }.to_owned());
         got.extend(report.or_else(|| agent.then(|| "not reported".to_owned())));
     }
     let (who, how) = (one.who(), one.how.to_owned());
-    Line {
-        when,
-        who,
-        how,
-        expected,
-        got: got.join(", "),
-        as_expected,
-    }
+    Line { when, who, how, expected, got: got.join(", "), as_expected }
 }

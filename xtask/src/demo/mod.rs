@@ -25,6 +25,9 @@ use crate::setup::{self, Need};
 /// The policy of the guide, as in `deploy/examples`.
 const POLICY: &str = include_str!("../../../deploy/examples/mesh.yaml");
 
+/// How the directory of a demonstration begins, before the process id of its owner.
+const DIRECTORY: &str = "egress-demo-";
+
 /// Arguments of `demo`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -101,7 +104,8 @@ pub(crate) fn demo(args: &Args) -> anyhow::Result<()> {
         "==> set the stage: a node with productpage, reviews, an egress gateway and DNS; a server outside"
     );
     let binaries = target().join("debug");
-    let dir = tempfile::Builder::new().prefix("egress-demo-").tempdir()?;
+    sweep_directories();
+    let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{}-", std::process::id())).tempdir()?;
     let bpffs = mount_bpffs(&dir.path().join("bpf"))?;
     // Where the sidecar's user can start it, wherever this checkout is.
     let probe = dir.path().join("egress-probe");
@@ -133,6 +137,19 @@ pub(crate) fn demo(args: &Args) -> anyhow::Result<()> {
     }
     println!("\n{} lines, all as expected", lines.len());
     Ok(())
+}
+
+/// Removes the directories of demonstrations that were killed; nothing is mounted there any more.
+fn sweep_directories() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(DIRECTORY).and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn print(lines: &[Line]) {

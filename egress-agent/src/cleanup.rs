@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,10 @@ pub fn cleanup(bpffs: &Path, socket: &Path, lock: Lock) -> anyhow::Result<()> {
     let path = lock.path().to_owned();
     fs::remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     lock.release();
-    match fs::remove_file(socket) {
+    Lock::sweep();
+    // An agent with its pins elsewhere may answer there.
+    let left = if UnixStream::connect(socket).is_ok() { Ok(()) } else { fs::remove_file(socket) };
+    match left {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot remove {}", socket.display()));
         }

@@ -10,13 +10,15 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use egress_policy::compile::UnknownPods;
+use egress_policy::explain::Target;
 
-use crate::{admin, cleanup, lock, preflight, run};
+use crate::offline::Sender;
+use crate::{admin, cleanup, lock, offline, preflight, run};
 
 /// The exit codes, as `--help` shows them.
 pub const EXIT_CODES: &str = "Exit codes:
   0   fine
-  1   failed; the reason is on stderr
+  1   failed; the reason is on stderr (explain: the flow is denied)
   2   wrong usage
   3   the agent cannot be reached
   77  this node lacks something the agent needs; one sentence on stderr says what and how to provide it";
@@ -44,6 +46,12 @@ pub enum Command {
     Endpoints(ReadArgs),
     /// Show denied and audited packets, newest last.
     Flows(FlowsArgs),
+    /// Tell the verdict of one flow and everything that leads to it, from objects alone.
+    Explain(ExplainArgs),
+    /// Tell the verdict of each of many flows, and what a policy that is not applied yet would change.
+    Simulate(SimulateArgs),
+    /// Print the map writes that would bring a node from nothing to the desired state.
+    Plan(PlanArgs),
     /// Remove every link, program, map and pin of the enforcer from this node: nothing is enforced afterwards.
     Cleanup(CleanupArgs),
 }
@@ -131,6 +139,64 @@ pub struct CleanupArgs {
     pub socket: SocketArgs,
 }
 
+/// Arguments of `explain`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// The sender: NS/POD or NS/POD/CONTAINER.
+    #[arg(long, env = "EGRESS_FROM", value_name = "NS/POD")]
+    pub from: Sender,
+    /// The destination: ADDR:PORT/PROTO, or ADDR/ICMP.
+    #[arg(long, env = "EGRESS_TO", value_name = "ADDR:PORT/PROTO", value_parser = offline::target)]
+    pub to: Target,
+    /// Where the objects are: `file:DIR`.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
+    pub source: Source,
+    /// What pods may send that the objects do not have.
+    #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
+    pub unknown_pods: Unknown,
+    /// How to print.
+    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Arguments of `simulate`.
+#[derive(Clone, Debug, Args)]
+pub struct SimulateArgs {
+    /// The flows: CSV with the header `from,to,port,protocol`, or JSON lines with those keys; `-` for standard input.
+    /// `from` is NS/POD or NS/POD/CONTAINER; `to` is an address, NS/POD or svc:NS/NAME.
+    #[arg(long, env = "EGRESS_FLOWS", value_name = "FILE")]
+    pub flows: PathBuf,
+    /// A file of objects that are not applied yet: prints the flows whose verdict would change.
+    #[arg(long, env = "EGRESS_WITH", value_name = "FILE")]
+    pub with: Option<PathBuf>,
+    /// Where the objects are: `file:DIR`.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
+    pub source: Source,
+    /// What pods may send that the objects do not have.
+    #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
+    pub unknown_pods: Unknown,
+    /// How to print.
+    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Arguments of `plan`.
+#[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    /// Where the objects are: `file:DIR`.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
+    pub source: Source,
+    /// The node; its pods are numbered from 1 by name, in place of their cgroups.
+    #[arg(long, env = "EGRESS_NODE_NAME", value_name = "NAME")]
+    pub node_name: String,
+    /// What pods may send that the agent does not know.
+    #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
+    pub unknown_pods: Unknown,
+    /// How to print.
+    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
 /// How read commands print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -192,7 +258,7 @@ pub fn main(cli: Cli) -> ExitCode {
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     match dispatch(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Such as `egress-agent flows | head`: the reader has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -218,7 +284,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> anyhow::Result<()> {
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -227,13 +293,20 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             .context("cannot start the async runtime")
     };
     match command {
-        Command::Run(args) => runtime()?.block_on(run::run(args)),
-        Command::Status(args) => runtime()?.block_on(admin::client::status(&args)),
-        Command::Endpoints(args) => runtime()?.block_on(admin::client::endpoints(&args)),
-        Command::Flows(args) => runtime()?.block_on(admin::client::flows(&args)),
+        Command::Run(args) => runtime()?.block_on(run::run(args))?,
+        Command::Status(args) => runtime()?.block_on(admin::client::status(&args))?,
+        Command::Endpoints(args) => runtime()?.block_on(admin::client::endpoints(&args))?,
+        Command::Flows(args) => runtime()?.block_on(admin::client::flows(&args))?,
+        Command::Explain(args) => {
+            let passes = offline::explain(&args)?;
+            return Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Simulate(args) => offline::simulate(&args)?,
+        Command::Plan(args) => offline::plan(&args)?,
         Command::Cleanup(args) => {
             let lock = lock::Lock::bpffs(&args.bpffs.bpffs)?;
-            cleanup::cleanup(&args.bpffs.bpffs, &args.socket.socket, lock)
+            cleanup::cleanup(&args.bpffs.bpffs, &args.socket.socket, lock)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

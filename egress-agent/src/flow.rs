@@ -108,7 +108,13 @@ mod tests {
 
     #[test]
     fn what_has_no_name_is_shown_as_a_number() {
-        let node = Node { name: "n", pod_root_level: 1, unknown_pods: UnknownPods::Deny, pods: &[] };
+        let node = Node {
+            name: "n",
+            pod_root_level: 1,
+            unknown_pods: UnknownPods::Deny,
+            incomplete: false,
+            pods: &[],
+        };
         let compiled = compile(&Index::default(), &node);
         let event = FlowEvent {
             time: 5_000_000_000,

@@ -6,11 +6,13 @@
 //! Tested by `tests/` with the real kernel: real cgroups, real network namespaces, real packets.
 
 pub mod admin;
+mod agent;
 pub mod cleanup;
 pub mod cli;
 pub mod datapath;
 pub mod flow;
 pub mod lock;
+pub mod offline;
 pub mod pods;
 pub mod preflight;
 pub mod run;

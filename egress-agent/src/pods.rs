@@ -58,10 +58,16 @@ impl PodRoot {
                     mounts.iter().filter(|mount| real.starts_with(mount)).max_by_key(|m| m.as_os_str().len());
                 Self::at(mount.ok_or_else(not)?, real)
             }
-            None => mounts.iter().find_map(|mount| Some((mount, search(mount, 3)?))).map_or_else(
-                || Err(Missing::PodRoot { path: first.clone() }),
-                |(mount, path)| Self::at(mount, path),
-            ),
+            None => {
+                let mut found = Vec::new();
+                search(first, 3, &mut found);
+                match &found[..] {
+                    [] => Err(Missing::PodRoot { path: first.clone() }),
+                    [path] => Self::at(first, path.clone()),
+                    // Such as what another cgroup driver left: guessing wrong would enforce nothing.
+                    _ => Err(Missing::PodRoots { paths: found }),
+                }
+            }
         }
     }
 
@@ -90,12 +96,19 @@ impl PodRoot {
     /// The pod root cannot be read. Directories that vanish while we look are no error.
     pub fn scan(&self) -> io::Result<Scan> {
         let mut scan = Scan { pods: Vec::new(), directories: vec![self.path.clone()] };
+        // Where the pod root itself comes and goes.
+        scan.directories.extend(self.path.parent().map(Path::to_owned));
         for (name, path, id) in children(&self.path)? {
             if let Some(uid) = pod_uid(&name) {
                 scan.pods.push(LocalPod { uid, cgroup: id });
             } else {
                 // A QoS class; its pods are one level further down.
-                for (name, _, id) in children(&path).unwrap_or_default() {
+                let below = match children(&path) {
+                    // It went while we looked.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    below => below?,
+                };
+                for (name, _, id) in below {
                     if let Some(uid) = pod_uid(&name) {
                         scan.pods.push(LocalPod { uid, cgroup: id });
                     }
@@ -117,14 +130,17 @@ pub struct Scan {
     pub directories: Vec<PathBuf>,
 }
 
-fn search(dir: &Path, depth: usize) -> Option<PathBuf> {
-    let children = children(dir).ok()?;
+/// Collects what kubelet may have named as its pod root, down to `depth` levels below `dir`.
+fn search(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let is_root =
         |name: &str| name == "kubepods.slice" || name == "kubepods" || name.ends_with("-kubepods.slice");
-    if let Some((_, path, _)) = children.iter().find(|(name, ..)| is_root(name)) {
-        return Some(path.clone());
+    for (name, path, _) in children(dir).unwrap_or_default() {
+        if is_root(&name) {
+            found.push(path);
+        } else if depth > 1 {
+            search(&path, depth - 1, found);
+        }
     }
-    children.iter().filter(|_| depth > 1).find_map(|(_, path, _)| search(path, depth - 1))
 }
 
 fn children(dir: &Path) -> io::Result<Vec<(String, PathBuf, u64)>> {
@@ -182,6 +198,23 @@ mod tests {
         ] {
             assert_eq!(pod_uid(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn every_candidate_for_the_pod_root_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            "kubepods",
+            "kubepods.slice/kubepods-burstable.slice",
+            "kubelet.slice/kubelet-kubepods.slice",
+            "x/y",
+        ] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let mut found = Vec::new();
+        super::search(dir.path(), 3, &mut found);
+        let names = ["kubelet.slice/kubelet-kubepods.slice", "kubepods", "kubepods.slice"];
+        assert_eq!(found, names.map(|name| dir.path().join(name)));
     }
 
     #[test]

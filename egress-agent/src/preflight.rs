@@ -4,8 +4,11 @@
 //! Tested by `tests/preflight.rs`, which takes each away.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use nix::sys::statfs::{self, FsType};
 
 /// `BPF_FS_MAGIC`, `include/uapi/linux/magic.h`.
@@ -38,7 +41,7 @@ pub enum Missing {
         name: &'static str,
     },
     /// No bpffs.
-    #[error("{} is not a bpffs: mount one with `mount -t bpf bpf {}`, or name one with --bpffs", path.display(), path.display())]
+    #[error("{} is not a bpffs: mount one with `mount -t bpf -o mode=0700 bpf {}`, or name one with --bpffs", path.display(), path.display())]
     Bpffs {
         /// The path that should be one.
         path: PathBuf,
@@ -58,6 +61,18 @@ pub enum Missing {
     #[error("{} shows only a part of the cgroup v2 hierarchy: run the agent in the host's cgroup namespace", path.display())]
     CgroupNamespace {
         /// The mount point.
+        path: PathBuf,
+    },
+    /// Several cgroups may be the pod root.
+    #[error("several cgroups may be kubelet's pod root: {}; name the right one with --pod-root", paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    PodRoots {
+        /// The candidates.
+        paths: Vec<PathBuf>,
+    },
+    /// Somebody else made the pin directory, or may write in it.
+    #[error("{} must be root's, with mode 0700: remove it, and mount the bpffs with `-o mode=0700`", path.display())]
+    Foreign {
+        /// The directory.
         path: PathBuf,
     },
     /// No pod root was found.
@@ -117,6 +132,24 @@ pub fn bpffs(path: &Path) -> Result<(), Missing> {
         Ok(stat) if stat.filesystem_type() == BPF_FS => Ok(()),
         _ => Err(Missing::Bpffs { path: path.to_owned() }),
     }
+}
+
+/// Makes a directory that root alone can enter, or checks that it is one: who else could write there could remove our pins.
+///
+/// # Errors
+/// [`Missing::Foreign`], or the directory cannot be made.
+pub fn private_directory(path: &Path) -> anyhow::Result<()> {
+    if let Err(error) = fs::DirBuilder::new().mode(0o700).create(path)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error).with_context(|| format!("cannot make {}", path.display()));
+    }
+    let metadata =
+        fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    if !metadata.is_dir() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        return Err(Missing::Foreign { path: path.to_owned() }.into());
+    }
+    Ok(())
 }
 
 /// Whether a path is in a cgroup v2 hierarchy.

@@ -84,6 +84,11 @@ impl Watcher {
         }
     }
 
+    /// Watches nothing any more: what stands at the paths now is not what was watched.
+    pub fn forget(&mut self) {
+        self.watch(&[]);
+    }
+
     /// Waits until something changed since the last call.
     pub async fn changed(&self) {
         self.changed.notified().await;

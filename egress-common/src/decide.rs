@@ -153,20 +153,28 @@ struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// The pod's own address of this IP version; zero for none.
+    /// Whether this is the pod's own address of this IP version.
     #[inline(always)]
-    fn own(&self, version: u8) -> Addr {
+    fn owns(&self, version: u8, addr: &Addr) -> bool {
         match self.endpoint {
-            Some(endpoint) if version == 4 => endpoint.v4,
-            Some(endpoint) => endpoint.v6,
-            None => Addr([0; 16]),
+            Some(endpoint) => {
+                let own = if version == 4 { &endpoint.v4 } else { &endpoint.v6 };
+                !own.is_zero() && addr.same(own)
+            }
+            None => false,
         }
     }
 
-    /// Whether the source address must be the pod's own.
+    /// Whether the source address must be the pod's own: not on the host network, and not while no address of the pod is
+    /// known, as in its first moments; its rows apply all the same.
     #[inline(always)]
     fn source_is_judged(&self) -> bool {
-        matches!(self.endpoint, Some(endpoint) if endpoint.flags & FLAG_HOST_NETWORK == 0)
+        match self.endpoint {
+            Some(endpoint) => {
+                endpoint.flags & FLAG_HOST_NETWORK == 0 && !(endpoint.v4.is_zero() && endpoint.v6.is_zero())
+            }
+            None => false,
+        }
     }
 
     /// The reason where a row allows.
@@ -208,9 +216,8 @@ where
         Ok(network) => network,
         Err(reason) => return Verdict::audited(reason, subject.audit),
     };
-    let to = flow.destination;
-    let own = subject.own(flow.version);
-    if meta.ifindex == LOOPBACK_IFINDEX && (to.is_loopback() || (!own.is_zero() && to.same(&own))) {
+    let loopback = meta.ifindex == LOOPBACK_IFINDEX;
+    if loopback && (flow.destination.is_loopback() || subject.owns(flow.version, &flow.destination)) {
         return Verdict::of(Reason::Loopback);
     }
     if let Some(reason) = subject.closed {
@@ -220,16 +227,17 @@ where
         return Verdict::audited(reason, subject.audit);
     }
     // 127.0.0.0/8 on a wire reaches the node's own services where route_localnet is set (CVE-2020-8558).
+    let to = &flow.destination;
     if to.is_loopback() || to.is_unspecified() || (flow.version == 6 && to.is_v4()) {
         return Verdict::audited(Reason::MartianAddress, subject.audit);
     }
-    if subject.source_is_judged() && (own.is_zero() || !flow.source.same(&own)) {
+    if subject.source_is_judged() && !subject.owns(flow.version, &flow.source) {
         return Verdict::audited(Reason::SpoofedSource, subject.audit);
     }
 
-    let identity = match view.address(&to) {
+    let identity = match view.address(to) {
         Some(identity) => identity,
-        None => view.prefix(&to).unwrap_or(IDENTITY_WORLD),
+        None => view.prefix(to).unwrap_or(IDENTITY_WORLD),
     };
     decision.identity = identity;
     let key = RowKey { policy: subject.policy, identity };

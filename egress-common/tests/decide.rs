@@ -108,12 +108,21 @@ fn forged_sources_are_denied_but_for_host_network() {
 }
 
 #[test]
-fn a_pod_without_an_address_sends_nothing() {
+fn a_pod_without_an_address_of_a_family_sends_nothing_in_it() {
     let mut maps = Maps::new();
     maps.endpoint_mut().v4 = Addr::default();
     expect(maps.judge(&tcp4(V4, PEER_V4, 443)), Action::Deny, Reason::SpoofedSource);
     expect(maps.judge(&tcp4([0; 4], PEER_V4, 443)), Action::Deny, Reason::SpoofedSource);
     expect(maps.judge(&tcp6(V6, PEER_V6, 443)), Action::Allow, Reason::Allowed);
+}
+
+#[test]
+fn a_pod_whose_addresses_are_not_known_yet_is_judged_by_its_rows_alone() {
+    let mut maps = Maps::new();
+    maps.endpoint_mut().v4 = Addr::default();
+    maps.endpoint_mut().v6 = Addr::default();
+    expect(maps.judge(&tcp4(V4, PEER_V4, 443)), Action::Allow, Reason::Allowed);
+    expect(maps.judge(&tcp4(V4, OUTSIDE, 443)), Action::Deny, Reason::NotAllowed);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub struct Index {
 macro_rules! of_kind {
     ($($(#[doc = $doc:literal])+ $method:ident, $variant:ident;)+) => {
         $($(#[doc = $doc])+
-        pub(crate) fn $method(&self) -> impl Iterator<Item = &$variant> {
+        pub fn $method(&self) -> impl Iterator<Item = &$variant> {
             self.of_kind(Kind::$variant).filter_map(|object| match object {
                 Object::$variant(object) => Some(object),
                 _ => None,

@@ -8,6 +8,7 @@
 
 pub mod compile;
 mod digest;
+pub mod explain;
 pub mod index;
 pub mod object;
 pub mod plan;

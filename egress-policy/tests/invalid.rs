@@ -99,12 +99,13 @@ fn a_subject_that_cannot_be_read_is_everyone_but_the_lifeline_and_gateways() {
 }
 
 #[test]
-fn no_subjects_select_nothing() {
-    for policy in [lock(json!({"subjects": []})), egp("mesh", json!({"gateways": []}))] {
-        let world = mesh().with(policy);
-        assert_eq!(reason(&world, "app/web"), Reason::Unselected);
-        assert!(world.diagnostics().contains("must not be empty"));
-    }
+fn an_empty_list_of_subjects_selects_nobody_and_a_missing_one_everybody() {
+    let world = mesh().with(lock(json!({"subjects": []})));
+    assert_eq!(reason(&world, "app/web"), Reason::Unselected);
+    assert!(world.diagnostics().contains("must not be empty"));
+    let world = mesh().with(egp("mesh", json!({"gateways": []})));
+    assert_eq!(reason(&world, "app/web"), Reason::InvalidPolicy);
+    assert!(world.diagnostics().contains("must not be empty"));
 }
 
 #[test]

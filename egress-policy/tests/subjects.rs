@@ -82,7 +82,11 @@ fn several_policies_allow_their_union() {
 #[test]
 fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
     let mut mirror = pod("app/static", "10.0.1.8", json!({}));
-    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "abc"});
+    let as_kubelet =
+        |hash: &str| json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash});
+    mirror["metadata"]["annotations"] = as_kubelet("abc");
+    mirror["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "n"}]);
     let mut world = mesh().with(lock(json!({})));
     world.local.push(LocalPod { uid: "abc".to_owned(), cgroup: 77 });
     world.names.push("by-hash".to_owned());
@@ -90,8 +94,13 @@ fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
     assert_eq!(world.with(mirror.clone()).compile().endpoints[&77].name, "static");
     let elsewhere = set(mirror.clone(), "/spec/nodeName", json!("node-b"));
     assert!(!world.with(elsewhere).compile().endpoints.contains_key(&77));
+    // The annotation of anybody else does not make it one, and takes nothing from the one that is.
+    let mut evil = set(mirror.clone(), "/metadata/name", json!("evil"));
+    evil["metadata"]["ownerReferences"] = json!([]);
+    assert!(!world.with(evil.clone()).compile().endpoints.contains_key(&77));
+    assert_eq!(world.with(mirror.clone()).with(evil).compile().endpoints[&77].name, "static");
     // The hash of a pod's UID does not take the pod over.
-    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "uid-app-web"});
+    mirror["metadata"]["annotations"] = as_kubelet("uid-app-web");
     let world = world.with(mirror);
     assert_eq!(world.compile().endpoints[&world.cgroup("app/web")].name, "web");
 }

@@ -73,9 +73,21 @@ impl Agent {
         self.arguments.iter().fold(exec, Exec::argument)
     }
 
+    /// Starts it.
+    pub fn spawn(&mut self, topology: &Topology) -> Result<()> {
+        self.process = Some(topology.node_exec(&self.run(topology))?);
+        Ok(())
+    }
+
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// Starts it and waits until it says that it is ready.
     pub fn start(&mut self, topology: &Topology) -> Result<()> {
-        self.process = Some(topology.node_exec(&self.run(topology))?);
+        self.spawn(topology)?;
         self.wait("the agent is ready", |status| status["ready"] == true)
     }
 

@@ -115,12 +115,11 @@ impl PodRoot {
         ensure!(!prefix.is_empty() && !prefix.contains('/'), "{prefix:?} is no prefix for a cgroup's name");
         let pid = std::process::id();
         let start = start_time(pid).context("our own start time")?;
-        let unique = unused(root.path(), &format!("{prefix}-{pid}-{start}"));
+        let unique = make_unused(root.path(), &format!("{prefix}-{pid}-{start}"))?;
         let path = unique.join(match driver {
             CgroupDriver::Systemd => "kubepods.slice",
             CgroupDriver::Cgroupfs => "kubepods",
         });
-        make(&unique)?;
         let tree = Self { driver, top: unique, path };
         make(&tree.path)?;
         for qos in [Qos::Burstable, Qos::BestEffort] {
@@ -193,15 +192,19 @@ impl Drop for PodRoot {
     }
 }
 
-/// A name that no earlier tree of this process has.
-fn unused(root: &Path, name: &str) -> PathBuf {
+/// Makes a directory of a name that no other tree of this process has.
+fn make_unused(root: &Path, name: &str) -> Result<PathBuf> {
     let mut path = root.join(format!("{name}.slice"));
     let mut number = 1;
-    while path.exists() {
+    // Making it is what takes the name: another thread may look for one at the same time.
+    while let Err(error) = fs::create_dir(&path) {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            return Err(error).with_context(|| format!("make cgroup {}", path.display()));
+        }
         number += 1;
         path = root.join(format!("{name}-{number}.slice"));
     }
-    path
+    Ok(path)
 }
 
 pub(crate) fn make(path: &Path) -> Result<()> {

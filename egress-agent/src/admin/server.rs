@@ -6,13 +6,15 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::time::timeout;
 
 use super::Request;
 use crate::flow::Flow;
@@ -20,6 +22,10 @@ use crate::status::{EndpointStatus, Status};
 
 /// Flows kept for those who ask later.
 const REMEMBERED: usize = 4096;
+/// How long a reader may take to ask, and to take a line.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Readers at a time; more wait until one has gone.
+const READERS: usize = 64;
 /// Longest request.
 const REQUEST_BYTES: u64 = 4096;
 
@@ -101,11 +107,14 @@ impl Server {
 
     /// Answers until dropped.
     pub async fn serve(self, published: watch::Receiver<Arc<Published>>, flows: FlowLog) {
+        let places = Arc::new(Semaphore::new(READERS));
         loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let (published, flows) = (published.clone(), flows.clone());
                     tokio::spawn(async move {
+                        let _place = place;
                         if let Err(error) = answer(stream, &published, &flows).await {
                             tracing::debug!(%error, "a reader of the admin socket went away");
                         }
@@ -126,8 +135,9 @@ async fn answer(
     flows: &FlowLog,
 ) -> anyhow::Result<()> {
     let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
     let mut line = String::new();
-    BufReader::new(reader.take(REQUEST_BYTES)).read_line(&mut line).await?;
+    timeout(PATIENCE, reader.read_line(&mut line)).await??;
     let request: Request = serde_json::from_str(&line).context("not a request")?;
     let now = Arc::clone(&published.borrow());
     match request {
@@ -146,7 +156,12 @@ async fn answer(
                 return Ok(());
             }
             loop {
-                match live.recv().await {
+                let next = tokio::select! {
+                    next = live.recv() => next,
+                    // The reader says nothing more; that it can be read from means that it went.
+                    _ = reader.fill_buf() => return Ok(()),
+                };
+                match next {
                     Ok(flow) => send(&mut writer, &*flow).await?,
                     Err(broadcast::error::RecvError::Lagged(missed)) => {
                         tracing::warn!(missed, "a follower of flows is too slow");
@@ -162,5 +177,5 @@ async fn answer(
 async fn send<T: Serialize + Sync>(writer: &mut OwnedWriteHalf, value: &T) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
-    Ok(writer.write_all(&line).await?)
+    Ok(timeout(PATIENCE, writer.write_all(&line)).await??)
 }

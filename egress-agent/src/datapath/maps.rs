@@ -10,7 +10,9 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf};
 use egress_common::reason::counter_slot;
-use egress_common::wire::{Addr, Cidr, Config, Counter, Endpoint, Row, RowKey};
+use egress_common::wire::{
+    Addr, Cidr, Config, Counter, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
+};
 use egress_common::{Action, Reason};
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
@@ -142,7 +144,8 @@ impl Maps {
     /// a plan is safe and a plan with a hole need not be.
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), Vec<StepError>> {
         let mut errors = Vec::new();
-        for step in &plan.steps {
+        let mut steps = plan.steps.iter();
+        for step in steps.by_ref() {
             if let Err(error) = self.step(step) {
                 let stopped = !matches!(step, Step::PutRow(..));
                 errors.push(StepError { step: Box::new(step.clone()), error, stopped });
@@ -151,7 +154,24 @@ impl Maps {
                 }
             }
         }
+        for step in steps {
+            if let Step::PutEndpoint(cgroup, endpoint) = step
+                && let Err(error) = self.close(*cgroup, endpoint)
+            {
+                errors.push(StepError { step: Box::new(step.clone()), error, stopped: true });
+            }
+        }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// A pod that was free and is not to be any more is closed altogether, where the plan that would have said what it may
+    /// do could not be carried out.
+    fn close(&mut self, cgroup: u64, endpoint: &Endpoint) -> Result<(), MapError> {
+        let free = self.observed.endpoints.get(&cgroup).is_some_and(|was| was.state == STATE_UNSELECTED);
+        if free && endpoint.state != STATE_UNSELECTED {
+            return self.step(&Step::PutEndpoint(cgroup, Endpoint { state: STATE_INVALID, ..*endpoint }));
+        }
+        Ok(())
     }
 
     fn step(&mut self, step: &Step) -> Result<(), MapError> {

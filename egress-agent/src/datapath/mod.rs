@@ -105,6 +105,20 @@ impl Datapath {
         Ok(())
     }
 
+    /// Looks whether the link that was pinned still is.
+    ///
+    /// # Errors
+    /// It is gone, or another one: the hook counts as not attached from now on.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match &self.attached {
+            Some(attached) if !self.pins.holds(SOCKET_PROGRAM, attached.program) => {
+                self.attached = None;
+                bail!("somebody removed the pinned link {}", self.pins.link(SOCKET_PROGRAM).display());
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Where the hook is attached, by this process.
     #[must_use]
     pub fn attached(&self) -> Option<&Attached> {

@@ -8,7 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
+
+use crate::preflight;
 
 /// The directory of all versions below a bpffs.
 #[must_use]
@@ -32,12 +34,20 @@ impl Pins {
         Self { all, dir }
     }
 
-    /// Makes the directory.
+    /// Makes the directory, or checks that it is root's alone.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be made, or somebody else could write there.
     pub fn make(&self) -> anyhow::Result<()> {
-        fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))
+        preflight::private_directory(&self.all)?;
+        preflight::private_directory(&self.dir)
+    }
+
+    /// Whether the pinned link of a program is the one that belongs to the program of this id.
+    #[must_use]
+    pub fn holds(&self, program: &str, id: u32) -> bool {
+        let link: Result<FdLink, _> = PinnedLink::from_pin(self.link(program)).map(Into::into);
+        link.is_ok_and(|link| link.info().is_ok_and(|info| info.program_id() == id))
     }
 
     /// Where a map is pinned.

@@ -26,6 +26,8 @@ pub(super) struct Resolved<'a> {
     pub(super) port: &'a ServicePort,
     v4: Targets,
     v6: Targets,
+    /// All of them, in whatever condition.
+    listed: Targets,
 }
 
 impl Resolved<'_> {
@@ -34,8 +36,10 @@ impl Resolved<'_> {
         if v4 { &self.v4 } else { &self.v6 }
     }
 
+    /// What is behind the port as seen by who translates at connect time: a backend that takes no new connections
+    /// stays what it was for those it has.
     pub(super) fn targets(&self) -> impl Iterator<Item = (Addr, u16)> + '_ {
-        self.v4.iter().chain(&self.v6).copied()
+        self.listed.iter().copied()
     }
 }
 
@@ -115,6 +119,11 @@ impl<'a> Cluster<'a> {
         NamespaceLabels { name, labels: self.namespaces.get(name).map(|n| &n.labels) }
     }
 
+    /// Whether an address is a pod's or a node's.
+    pub(super) fn owned(&self, addr: &Addr) -> bool {
+        self.owners.contains_key(addr) || self.nodes.contains_key(addr)
+    }
+
     /// The enforcement annotation of a namespace.
     pub(super) fn enforcement(&self, namespace: &str) -> Option<&'a str> {
         self.namespaces.get(namespace)?.enforcement.as_deref()
@@ -185,7 +194,8 @@ fn is_dns(service: &Service) -> bool {
 /// The backends a service port can choose: the ready ones; where there are none, those serving while terminating,
 /// as kube-proxy does it.
 fn resolve<'a>(port: &'a ServicePort, slices: &[&EndpointSlice]) -> Resolved<'a> {
-    let chosen = |v4: bool| {
+    let mut listed = Targets::new();
+    let mut chosen = |v4: bool| {
         let (mut ready, mut last_resort) = (Targets::new(), Targets::new());
         for slice in slices {
             let target = slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol);
@@ -195,7 +205,8 @@ fn resolve<'a>(port: &'a ServicePort, slices: &[&EndpointSlice]) -> Resolved<'a>
             for endpoint in &slice.endpoints {
                 let addresses =
                     endpoint.addresses.iter().map(|ip| address(*ip)).filter(|addr| addr.is_v4() == v4);
-                let targets = addresses.map(|addr| (addr, target));
+                let targets: Targets = addresses.map(|addr| (addr, target)).collect();
+                listed.extend(&targets);
                 if endpoint.ready {
                     ready.extend(targets);
                 } else if endpoint.last_resort {
@@ -205,5 +216,6 @@ fn resolve<'a>(port: &'a ServicePort, slices: &[&EndpointSlice]) -> Resolved<'a>
         }
         if ready.is_empty() { last_resort } else { ready }
     };
-    Resolved { port, v4: chosen(true), v6: chosen(false) }
+    let (v4, v6) = (chosen(true), chosen(false));
+    Resolved { port, v4, v6, listed }
 }

@@ -11,7 +11,7 @@ use super::cluster::{Cluster, Member};
 use super::grant::{Grant, Peer};
 use crate::digest::{Digest, Encoder, Numbers};
 use crate::object::{MAPPED_V4, PortRange, Ports, cidr_contains};
-use crate::plan::prefix::Prefixes;
+use crate::plan::Prefixes;
 
 /// The grants that lead somewhere, each with the ports that were found there.
 pub(super) type Matches = BTreeMap<usize, BTreeSet<PortRange>>;
@@ -40,7 +40,7 @@ pub(super) struct Composite {
 }
 
 /// The identities, and which addresses have them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Identities {
     pub(super) meanings: BTreeMap<u64, Meaning>,
     pub(super) addresses: BTreeMap<Addr, u64>,
@@ -69,9 +69,6 @@ pub(super) fn identities(cluster: &Cluster<'_>, grants: &[Grant]) -> Identities 
             shared: Vec::new(),
         },
     };
-    if grants.is_empty() {
-        return builder.out;
-    }
     builder.prefixes();
     builder.addresses();
     builder.out
@@ -155,6 +152,12 @@ impl Builder<'_> {
     fn addresses(&mut self) {
         let mut vips: BTreeMap<Addr, Backends> = BTreeMap::new();
         let cluster = self.cluster;
+        let all_vips: BTreeSet<Addr> = cluster
+            .services
+            .iter()
+            .flat_map(|(service, _)| &service.vips)
+            .map(|vip| crate::object::address(*vip))
+            .collect();
         for (service, ports) in &cluster.services {
             for vip in &service.vips {
                 let vip = crate::object::address(*vip);
@@ -162,6 +165,11 @@ impl Builder<'_> {
                 for resolved in ports {
                     let behind = rows.entry((resolved.port.protocol, resolved.port.port)).or_default();
                     for (addr, target) in resolved.of_family(vip.is_v4()) {
+                        // Nobody's but a service's: packets are translated once, so that it leads past its backends.
+                        if all_vips.contains(addr) && !cluster.owned(addr) {
+                            behind.insert((IDENTITY_WORLD, *target));
+                            continue;
+                        }
                         behind.extend(self.at(addr).iter().map(|identity| (*identity, *target)));
                     }
                 }
@@ -171,7 +179,7 @@ impl Builder<'_> {
         all.extend(self.by_address.keys().chain(vips.keys()));
         let lengths = Prefixes::new(&self.out.cidrs);
         for addr in all {
-            let owned = cluster.owners.contains_key(&addr) || cluster.nodes.contains_key(&addr);
+            let owned = cluster.owned(&addr);
             let ports = vips.remove(&addr);
             let owners = if owned || ports.is_none() { self.at(&addr).clone() } else { BTreeSet::new() };
             let several = cluster.owners.get(&addr).is_some_and(|pods| pods.len() > 1);

@@ -5,6 +5,7 @@
 //!
 //! Tested by `tests/`, area by area, by judging packets over the compiled state.
 
+mod chain;
 mod cluster;
 mod diagnose;
 mod grant;
@@ -21,9 +22,10 @@ use egress_common::wire::{
     STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_DENY, UNKNOWN_POLICY,
 };
 
+pub use chain::{Backend, Chain, TierVerdict, chain};
 use cluster::{Cluster, Member};
 use grant::{Content, Grant};
-use identity::Meaning;
+use identity::{Identities, Meaning};
 use report::PolicyInfo;
 pub use report::{Diagnostic, EndpointInfo, PodState, Provenance, RuleInfo, Severity};
 use select::Selection;
@@ -63,6 +65,8 @@ pub struct Node<'a> {
     pub pod_root_level: u32,
     /// What unknown pods may do.
     pub unknown_pods: UnknownPods,
+    /// Objects that could be policies are known to be missing: pods that no policy selects stay unknown.
+    pub incomplete: bool,
     /// The pods found on it.
     pub pods: &'a [LocalPod],
 }
@@ -84,8 +88,32 @@ pub struct Compiled {
 #[must_use]
 pub fn compile(index: &Index, node: &Node<'_>) -> Compiled {
     let cluster = Cluster::new(index);
-    let mut out = Compiled::default();
-    out.diagnostics.extend(diagnose::diagnose(index, &cluster));
+    let mut diagnostics = Vec::new();
+    let local = local_pods(&cluster, node, &mut diagnostics);
+    let local = local.into_iter().map(|(local, member)| (local.cgroup, member)).collect();
+    build(index, &cluster, node, local, diagnostics)
+}
+
+/// Compiles as if every pod that names this node stood on it, whether it has a UID or not: what tools judge that have the
+/// objects only. Cgroup ids count from 1 in the order of the pods' names; the pod root's level is 0.
+#[must_use]
+pub fn compile_every_pod(index: &Index, name: &str, unknown_pods: UnknownPods) -> Compiled {
+    let cluster = Cluster::new(index);
+    let on_node = |member: &&Member<'_>| member.pod.node.as_deref().unwrap_or_default() == name;
+    let local = (1..).zip(cluster.members.iter().filter(on_node).copied()).collect();
+    let node = Node { name, pod_root_level: 0, unknown_pods, incomplete: false, pods: &[] };
+    build(index, &cluster, &node, local, Vec::new())
+}
+
+fn build(
+    index: &Index,
+    cluster: &Cluster<'_>,
+    node: &Node<'_>,
+    local: Vec<(u64, Member<'_>)>,
+    diagnostics: Vec<Diagnostic>,
+) -> Compiled {
+    let mut out = Compiled { diagnostics, ..Compiled::default() };
+    out.diagnostics.extend(diagnose::diagnose(index, cluster));
     let config = &mut out.desired.config;
     *config =
         Config { abi: ABI, pod_root_level: node.pod_root_level, unknown: UNKNOWN_DENY, ..Config::default() };
@@ -99,17 +127,26 @@ pub fn compile(index: &Index, node: &Node<'_>) -> Compiled {
             config.unknown_policy = policies.number(select::unknown_pods(node.name));
         }
     }
-    for (local, member) in local_pods(&cluster, node, &mut out.diagnostics) {
-        let selection = select::select(index, &cluster, member);
-        endpoint(&mut out, &mut policies, local.cgroup, member.pod, selection);
+    for (cgroup, member) in local {
+        match select::select(index, cluster, member) {
+            Selection::Undecided => out.diagnostics.push(Diagnostic {
+                object: Some(pod_ref(member.pod)),
+                path: "metadata.namespace".to_owned(),
+                reason: "its Namespace is not known and policies select by namespace labels; the pod stays unknown".to_owned(),
+                severity: Severity::Error,
+            }),
+            // With objects missing, a pod that nothing selects may be one that something selects.
+            Selection::Unselected if node.incomplete => {}
+            selection => endpoint(&mut out, &mut policies, cgroup, member.pod, selection),
+        }
     }
-    rows(&mut out, &cluster, &policies.contents);
+    rows(&mut out, cluster, &policies.contents);
     for (number, content) in &policies.contents {
         let objects = content.tiers.iter().flat_map(|tier| tier.policies.clone()).collect();
         let rules = content.rules().map(|rule| rule.info.clone()).collect();
         out.provenance.policies.insert(*number, PolicyInfo { objects, rules });
     }
-    out.provenance.addresses = names(&cluster);
+    out.provenance.addresses = names(cluster);
     out.diagnostics.sort();
     out.diagnostics.dedup();
     out
@@ -186,6 +223,7 @@ fn endpoint(out: &mut Compiled, policies: &mut Policies, cgroup: u64, pod: &Pod,
     let flags = if pod.host_network { FLAG_HOST_NETWORK } else { 0 };
     let mut entry = Endpoint { policy: 0, state: STATE_INVALID, flags, v4: family(true), v6: family(false) };
     let (state, objects) = match selection {
+        Selection::Undecided => return,
         Selection::Unselected => {
             entry.state = STATE_UNSELECTED;
             (PodState::Unselected, Vec::new())
@@ -218,8 +256,10 @@ fn endpoint(out: &mut Compiled, policies: &mut Policies, cgroup: u64, pod: &Pod,
 fn rows(out: &mut Compiled, cluster: &Cluster<'_>, policies: &BTreeMap<u64, Content>) {
     let grants: BTreeSet<&Grant> =
         policies.values().flat_map(Content::rules).flat_map(|rule| &rule.grants).collect();
+    // A grant that leads anywhere still leads through services to their backends' ports.
+    let none = grants.is_empty();
     let grants: Vec<Grant> = grants.into_iter().filter(|grant| grant.interned()).cloned().collect();
-    let identities = identity::identities(cluster, &grants);
+    let identities = if none { Identities::default() } else { identity::identities(cluster, &grants) };
     let used: BTreeSet<u64> =
         identities.addresses.values().chain(identities.cidrs.values()).copied().collect();
     for (number, content) in policies {

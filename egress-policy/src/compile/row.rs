@@ -26,6 +26,13 @@ pub(super) struct Cells {
     other: Cell,
 }
 
+impl Cells {
+    /// The verdict for a protocol and port, and the number of the rule that gave it; `None` denies.
+    pub(super) fn at(&self, protocol: u8, port: u16) -> Cell {
+        self.ports.get(&protocol).map_or(self.other, |from| at(from, port))
+    }
+}
+
 /// A policy, with its grants replaced by their places in the list of all grants.
 #[derive(Debug)]
 pub(super) struct Compiled<'a> {
@@ -227,6 +234,17 @@ pub(super) fn row(cells: &Cells) -> (Option<Row>, usize) {
     }
     if let Some((verdict, rule)) = any {
         entries.push(Entry { protocol: PROTOCOL_ANY, verdict, rule, low: 0, high: u16::MAX });
+    }
+    // With a port denied, protocols without ports are named one by one.
+    if let (None, Some((verdict, rule))) = (any, cells.other) {
+        let without_ports = [protocol::ICMP, protocol::ICMPV6];
+        entries.extend(without_ports.map(|protocol| Entry {
+            protocol,
+            verdict,
+            rule,
+            low: 0,
+            high: u16::MAX,
+        }));
     }
     let dropped = entries.len().saturating_sub(ROW_ENTRIES);
     entries.truncate(ROW_ENTRIES);

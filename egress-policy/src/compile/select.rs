@@ -16,7 +16,12 @@ use crate::object::{
 pub(super) enum Selection {
     Unselected,
     Isolated(Content),
-    Invalid { policies: Vec<ObjectRef>, reasons: Vec<String> },
+    Invalid {
+        policies: Vec<ObjectRef>,
+        reasons: Vec<String>,
+    },
+    /// The Namespace object is missing, and policies ask for its labels.
+    Undecided,
 }
 
 /// Collects a tier while policies are looked at.
@@ -45,6 +50,12 @@ impl Collected {
 /// What the policies of both kinds say about a pod.
 pub(super) fn select(index: &Index, cluster: &Cluster<'_>, member: Member<'_>) -> Selection {
     let namespace = cluster.namespace(&member.pod.namespace);
+    let lifeline = LIFELINE_NAMESPACES.contains(&&*member.pod.namespace);
+    let subjects = index.gateway_policies().flat_map(|policy| &policy.subjects);
+    let mut subjects = subjects.filter(|subject| subject.system_namespaces || !lifeline);
+    if !member.gateway && subjects.any(|subject| !namespace.decides(&subject.who.namespaces)) {
+        return Selection::Undecided;
+    }
     let gateways = if member.gateway {
         destinations(index, member.pod, namespace)
     } else {

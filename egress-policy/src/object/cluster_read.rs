@@ -11,6 +11,9 @@ use super::net::{read_port, read_protocol};
 use super::{Kind, Labels, Metadata, Object, ObjectError, parse};
 
 /// Annotation with the hash by which a static pod's cgroup is named.
+/// Services with this label are another proxy's (`pkg/proxy/apis/well_known_labels.go`).
+const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -73,6 +76,7 @@ struct RawService {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawServiceSpec {
+    r#type: Option<String>,
     #[serde(rename = "clusterIP")]
     cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs")]
@@ -165,8 +169,11 @@ pub(super) fn read(
         Kind::Pod | Kind::NetworkPolicy | Kind::EgressGatewayPolicy => {
             let mut pod = pod(parse(value, "")?, namespace, name, labels)?;
             pod.uid = metadata.uid.unwrap_or_default();
-            pod.static_hash =
-                annotations.get(CONFIG_HASH_ANNOTATION).filter(|hash| !hash.is_empty()).cloned();
+            let hash = annotations.get(CONFIG_HASH_ANNOTATION).filter(|hash| !hash.is_empty());
+            // Kubelet writes both, and names the node as the owner; see `pkg/kubelet/pod/mirror_client.go`.
+            let mirrors = hash.is_some() && annotations.get(CONFIG_MIRROR_ANNOTATION) == hash;
+            let of_node = metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node");
+            pod.static_hash = hash.filter(|_| mirrors && of_node).cloned();
             Ok(Object::Pod(pod))
         }
     }
@@ -225,6 +232,11 @@ fn service(
 ) -> Result<Service, ObjectError> {
     let spec = raw.spec.unwrap_or_default();
     let mut vips = Vec::new();
+    // What kube-proxy leaves alone has no address of the cluster, whatever its object claims: packets to it would leave.
+    let headless = spec.cluster_ip.as_deref() == Some("None");
+    let skipped = headless
+        || spec.r#type.as_deref() == Some("ExternalName")
+        || labels.contains_key(SERVICE_PROXY_LABEL);
     let ingress =
         raw.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress.unwrap_or_default();
     let balancers =
@@ -235,7 +247,7 @@ fn service(
         let Some(ip) = ip(&text, "spec.clusterIPs, spec.externalIPs or status.loadBalancer.ingress")? else {
             continue;
         };
-        if !vips.contains(&ip) {
+        if !skipped && !vips.contains(&ip) {
             vips.push(ip);
         }
     }

@@ -115,7 +115,7 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
     let spec = value.get("spec").unwrap_or(&null);
     let Some(fields) = spec.as_object() else {
         policy.errors.push(ObjectError::new("spec", "missing or not an object"));
-        policy.unreadable_subjects = !spec.is_null();
+        policy.unreadable_subjects = true;
         return policy;
     };
     let errors = &mut policy.errors;
@@ -123,7 +123,7 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
         match field.as_str() {
             "enforcement" | "subjects" | "gateways" | "allow" => {}
             "proxy" => {
-                errors.push(ObjectError::new("spec.proxy", "spec.proxy is not supported by this version"))
+                errors.push(ObjectError::new("spec.proxy", "spec.proxy is not supported by this version"));
             }
             _ => errors.push(ObjectError::new(join("spec", field), "unknown field")),
         }
@@ -135,7 +135,8 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
         }
     }
     let (entries, readable) = entries(spec, "subjects", errors);
-    policy.unreadable_subjects = !readable;
+    // An empty list selects nothing; a missing one may be a field that is written wrongly, and could have meant anybody.
+    policy.unreadable_subjects = !readable || !fields.contains_key("subjects");
     if readable && entries.is_empty() {
         errors.push(ObjectError::new("spec.subjects", "must not be empty"));
     }

@@ -236,6 +236,13 @@ pub(crate) struct Metadata {
     pub(crate) uid: Option<String>,
     pub(crate) labels: Option<Labels>,
     pub(crate) annotations: Option<Labels>,
+    #[serde(rename = "ownerReferences")]
+    pub(crate) owner_references: Option<Vec<Owner>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Owner {
+    pub(crate) kind: String,
 }
 
 /// Reads one object, or each object of a `List` (also of a typed one, like `PodList`).

@@ -22,6 +22,16 @@ pub enum Requirement {
     DoesNotExist(String),
 }
 
+impl Requirement {
+    /// The label it is about.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::In(key, _) | Self::NotIn(key, _) | Self::Exists(key) | Self::DoesNotExist(key) => key,
+        }
+    }
+}
+
 /// A selector: all requirements must hold, so an empty one matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Selector(pub BTreeSet<Requirement>);
@@ -54,16 +64,25 @@ pub struct NamespaceLabels<'a> {
 }
 
 impl<'a> NamespaceLabels<'a> {
-    /// Whether the namespace fulfils every requirement.
+    /// Whether it is known if the namespace fulfils the selector: without its object nothing is known of its labels but
+    /// the name, not even that one is absent.
+    #[must_use]
+    pub fn decides(&self, selector: &Selector) -> bool {
+        self.labels.is_some()
+            || selector.0.iter().all(|requirement| requirement.key() == NAMESPACE_NAME_LABEL)
+    }
+
+    /// Whether the namespace is known to fulfil every requirement.
     #[must_use]
     pub fn match_selector(&self, selector: &Selector) -> bool {
-        selector.matches(|key| {
-            if key == NAMESPACE_NAME_LABEL {
-                Some(self.name)
-            } else {
-                self.labels?.get(key).map(String::as_str)
-            }
-        })
+        self.decides(selector)
+            && selector.matches(|key| {
+                if key == NAMESPACE_NAME_LABEL {
+                    Some(self.name)
+                } else {
+                    self.labels?.get(key).map(String::as_str)
+                }
+            })
     }
 }
 

@@ -14,9 +14,10 @@
 mod bridge;
 mod judge;
 mod order;
-pub(crate) mod prefix;
+mod prefix;
 mod view;
 
+pub(crate) use prefix::Prefixes;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;

@@ -9,7 +9,7 @@
     reason = "test helpers: each test file uses its part, takes literals, and fails by panic"
 )]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use egress_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use egress_common::wire::Endpoint;
@@ -79,7 +79,13 @@ impl World {
     }
 
     pub fn compile(&self) -> Compiled {
-        let node = Node { name: NODE, pod_root_level: 2, unknown_pods: self.unknown, pods: &self.local };
+        let node = Node {
+            name: NODE,
+            pod_root_level: 2,
+            unknown_pods: self.unknown,
+            incomplete: false,
+            pods: &self.local,
+        };
         compile(&self.index, &node)
     }
 
@@ -121,10 +127,15 @@ impl World {
 
 /// Judges a packet of a pod with its own source address. `port` is like `tcp/443` or `icmp`.
 pub fn judge(state: &State, cgroup: u64, to: &str, port: &str) -> Verdict {
+    judge_on(2, state, cgroup, to, port)
+}
+
+/// Judges a packet that leaves by the device of this index; 1 is loopback.
+pub fn judge_on(ifindex: u32, state: &State, cgroup: u64, to: &str, port: &str) -> Verdict {
     let endpoint = state.endpoints.get(&cgroup).copied().unwrap_or_default();
     let packet = packet(&endpoint, to.parse().unwrap(), port);
     let ethertype = if to.contains(':') { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-    decide(state, &InCgroup(cgroup), packet.as_slice(), Meta { ethertype, ifindex: 2 }).verdict
+    decide(state, &InCgroup(cgroup), packet.as_slice(), Meta { ethertype, ifindex }).verdict
 }
 
 struct InCgroup(u64);
@@ -155,7 +166,9 @@ fn packet(endpoint: &Endpoint, to: IpAddr, port: &str) -> Vec<u8> {
         }
         IpAddr::V6(to) => {
             out.extend([0x60, 0, 0, 0, 0, 40, number, 64]);
-            out.extend(endpoint.v6.0);
+            // A pod without an address of its own has to borrow one.
+            let borrowed = Ipv6Addr::new(0xfd05, 0, 0, 0, 0, 0, 0, 5).octets();
+            out.extend(if endpoint.v6.is_zero() { borrowed } else { endpoint.v6.0 });
             out.extend(to.octets());
         }
     }
@@ -242,6 +255,7 @@ pub fn mesh() -> World {
     world([
         namespace("app", json!({"mesh": "on"})),
         namespace("gw", json!({})),
+        namespace("other", json!({})),
         node(NODE, "192.168.0.1"),
         node("node-b", "192.168.0.2"),
         pod("app/web", "10.0.1.1", json!({"app": "web"})),

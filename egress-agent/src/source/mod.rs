@@ -3,14 +3,18 @@
 //! Invariant: reading gives the events that lead from the last state to this one, and what could not be read is
 //! never taken for a deletion: a broken file keeps the objects last read from it, loudly. Tested below.
 
+mod read;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use egress_policy::index::Event;
-use egress_policy::object::{self, Object, ObjectRef, Read};
+use egress_policy::object::{Object, ObjectRef};
 use serde::{Deserialize, Serialize};
+
+use read::FileRead;
 
 /// Something in a source that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -35,6 +39,8 @@ impl std::fmt::Display for SourceError {
 /// What one look at the source gave.
 #[derive(Debug, Default)]
 pub struct Changes {
+    /// Something cannot be read that may hold a policy, and nothing was ever read from its file.
+    pub incomplete: bool,
     /// What became of objects since the last look.
     pub events: Vec<Event>,
     /// What cannot be read now.
@@ -64,6 +70,12 @@ impl FileSource {
         &self.dir
     }
 
+    /// Whether an object was there at the last look.
+    #[must_use]
+    pub fn has(&self, object: &ObjectRef) -> bool {
+        self.objects.contains_key(object)
+    }
+
     /// Reads the directory and tells what changed since the last look.
     pub fn look(&mut self) -> Changes {
         let mut changes = Changes::default();
@@ -78,7 +90,13 @@ impl FileSource {
         self.files.retain(|path, _| paths.contains(path));
         for path in paths {
             let last = self.files.remove(&path).unwrap_or_default();
-            let objects = file(&path, last, &mut changes);
+            let mut read = read::file(&path);
+            if read.is_empty() && !last.is_empty() {
+                // What empties a file first and writes it after has not finished; what is to go is removed as a file.
+                let reason = "is empty".to_owned();
+                read.unread.push(SourceError { file: path.display().to_string(), line: None, reason });
+            }
+            let objects = take(read, last, &mut changes);
             self.files.insert(path, objects);
         }
         let merged = self.merge(&mut changes.errors);
@@ -125,120 +143,53 @@ fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Reads a file. `last` is what was read from it before: kept, where a document of it cannot be read now.
-fn file(
-    path: &Path,
+/// Reads one file of objects.
+///
+/// # Errors
+/// Anything in it cannot be read; the first such place is named.
+pub fn read_file(path: &Path) -> anyhow::Result<Vec<Event>> {
+    let read = read::file(path);
+    match read.unread.first().or(read.invalid.first()) {
+        Some(error) => Err(anyhow::Error::msg(error.to_string())),
+        None => Ok(read.objects.into_values().map(Event::Upsert).collect()),
+    }
+}
+
+/// Takes a file in. `last` is what was read from it before: kept, where something in it cannot be read now.
+fn take(
+    read: FileRead,
     last: BTreeMap<ObjectRef, Object>,
     changes: &mut Changes,
 ) -> BTreeMap<ObjectRef, Object> {
-    let name = path.display().to_string();
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            let reason = format!("cannot be read: {error}; keeping {} objects last read from it", last.len());
-            changes.errors.push(SourceError { file: name, line: None, reason });
-            return last;
-        }
-    };
-    let mut objects = BTreeMap::new();
-    let mut broken = Vec::new();
-    for (first_line, document) in documents(&text) {
-        let value = match serde_saphyr::from_str::<serde_json::Value>(document) {
-            Ok(serde_json::Value::Null) => continue,
-            Ok(value) => value,
-            Err(error) => {
-                let line = error
-                    .location()
-                    .map_or(first_line, |l| first_line + usize::try_from(l.line()).unwrap_or(1) - 1);
-                // The library repeats its location, which counts from the document's start.
-                let text = error.without_snippet().to_string();
-                let reason = text.split(" at line ").next().unwrap_or(&text).to_owned();
-                broken.push(SourceError { file: name.clone(), line: Some(line), reason });
-                continue;
-            }
-        };
-        match object::read(value) {
-            Ok(reads) => {
-                for read in reads {
-                    match read {
-                        Read::Object(object) => {
-                            objects.insert(object.object_ref(), object);
-                        }
-                        // Applied as it is: it fails closed for what it selects.
-                        Read::Invalid { stand_in: Some(object), error, .. } => {
-                            let reason = format!("{}: {error}", object.object_ref());
-                            changes.errors.push(SourceError {
-                                file: name.clone(),
-                                line: Some(first_line),
-                                reason,
-                            });
-                            objects.insert(object.object_ref(), *object);
-                        }
-                        Read::Invalid { object, stand_in: None, error } => {
-                            let reason = format!("{object}: {error}");
-                            broken.push(SourceError { file: name.clone(), line: Some(first_line), reason });
-                        }
-                        Read::Ignored { kind, .. } => *changes.ignored.entry(kind).or_default() += 1,
-                    }
-                }
-            }
-            Err(error) => {
-                broken.push(SourceError {
-                    file: name.clone(),
-                    line: Some(first_line),
-                    reason: error.to_string(),
-                });
-            }
-        }
-    }
-    if !broken.is_empty() {
-        let mut kept = 0;
+    let FileRead { mut objects, invalid, mut unread, may_hide_policy, ignored } = read;
+    let first = last.is_empty();
+    let mut kept = 0;
+    if !unread.is_empty() {
         for (name, object) in last {
             if let Entry::Vacant(place) = objects.entry(name) {
                 place.insert(object);
                 kept += 1;
             }
         }
-        if let (true, Some(error)) = (kept > 0, broken.last_mut()) {
-            error.reason = format!("{}; keeping {kept} objects last read from this file", error.reason);
-        }
+        changes.incomplete |= first && may_hide_policy;
     }
-    changes.errors.append(&mut broken);
+    if let (true, Some(error)) = (kept > 0, unread.last_mut()) {
+        error.reason = format!("{}; keeping {kept} objects last read from this file", error.reason);
+    }
+    changes.errors.extend(invalid.into_iter().chain(unread));
+    for (kind, number) in ignored {
+        *changes.ignored.entry(kind).or_default() += number;
+    }
     objects
-}
-
-/// The YAML documents of a text, each with the number of its first line. A line that starts with `---` separates
-/// (YAML 1.2, section 9.1.2); inside a document no line can, because contents are indented or quoted.
-fn documents(text: &str) -> Vec<(usize, &str)> {
-    let mut documents = Vec::new();
-    let (mut start, mut first_line) = (0, 1);
-    let mut offset = 0;
-    for (index, line) in text.split_inclusive('\n').enumerate() {
-        let rest = line.strip_prefix("---");
-        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
-            documents.push((first_line, &text[start..offset]));
-            // The separator's own line stays with the document it starts, so that lines count alike.
-            (start, first_line) = (offset, index + 1);
-        }
-        offset += line.len();
-    }
-    documents.push((first_line, &text[start..]));
-    documents
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{FileSource, documents};
+    use super::FileSource;
     use egress_policy::index::Event;
     use std::fs;
 
     const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
-
-    #[test]
-    fn documents_keep_their_line_numbers() {
-        let text = "a: 1\n---\nb: 2\nc: 3\n--- \nd: 4";
-        assert_eq!(documents(text), [(1, "a: 1\n"), (2, "---\nb: 2\nc: 3\n"), (5, "--- \nd: 4")]);
-    }
 
     #[test]
     fn a_malformed_document_names_its_line_and_the_others_apply() {
@@ -287,5 +238,60 @@ mod tests {
         let changes = FileSource::new(dir.path().to_owned()).look();
         assert!(changes.events.is_empty() && changes.errors.is_empty());
         assert_eq!(changes.ignored.get("ConfigMap"), Some(&1));
+    }
+
+    #[test]
+    fn a_file_that_is_emptied_keeps_its_objects() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let mut source = FileSource::new(dir.path().to_owned());
+        fs::write(&path, NAMESPACE).unwrap();
+        source.look();
+        fs::write(&path, "").unwrap();
+        let changes = source.look();
+        assert!(changes.events.is_empty() && changes.errors[0].reason.contains("keeping 1"), "{changes:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_at_first_is_missing_where_it_may_be_a_policy() {
+        let incomplete = |text: &[u8]| {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("a.yaml"), text).unwrap();
+            FileSource::new(dir.path().to_owned()).look().incomplete
+        };
+        assert!(incomplete(b"kind: EgressGatewayPolicy\nspec: ["));
+        assert!(incomplete(b"kind: NetworkPolicy\n\tspec: {]"));
+        assert!(incomplete(b"kind: Namespace\nmetadata: {name: a, labels: {rev: 1}}\napiVersion: v1\n"));
+        assert!(incomplete(b"\xff\xfe"), "not even text");
+        assert!(!incomplete(b"kind: [\n"));
+        assert!(!incomplete(b"kind: Pod\nmetadata: ["));
+        assert!(!incomplete(NAMESPACE.as_bytes()));
+    }
+
+    #[test]
+    fn the_same_object_twice_in_a_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), format!("{NAMESPACE}---\n{NAMESPACE}")).unwrap();
+        let changes = FileSource::new(dir.path().to_owned()).look();
+        assert!(changes.errors[0].reason.contains("twice"), "{changes:?}");
+    }
+
+    #[test]
+    fn long_lists_are_read() {
+        let pods: Vec<_> = (0..20_000)
+            .map(|i| format!("{{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{{\"name\":\"n{i}\",\"labels\":{{\"a\":\"b\",\"c\":\"d\"}}}}}}"))
+            .collect();
+        let list = format!("{{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[{}]}}", pods.join(",\n"));
+        for name in ["a.yaml", "a.json"] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(name), &list).unwrap();
+            let changes = FileSource::new(dir.path().to_owned()).look();
+            assert_eq!(
+                (changes.events.len(), changes.errors.len()),
+                (20_000, 0),
+                "{name}: {:?}",
+                changes.errors
+            );
+        }
     }
 }

@@ -1,0 +1,312 @@
+//! The state of the agent, and the one path from objects and cgroups to the kernel.
+//!
+//! Invariant: what was not read is not absent. Until the source was read whole once, what is pinned stays as it is, and
+//! pods that no policy selects stay unknown; a Pod object that goes before its cgroup is kept until the cgroup is gone.
+//! Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
+
+use std::collections::BTreeMap;
+
+use egress_common::wire::{ABI, FlowEvent};
+use egress_policy::compile::{Compiled, Node, PodState, UnknownPods, compile};
+use egress_policy::index::{Event, Index};
+use egress_policy::object::{Object, ObjectRef};
+use egress_policy::plan::{self, Plan};
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::admin::server::Published;
+use crate::datapath::{Datapath, SOCKET_PROGRAM};
+use crate::pods::{PodRoot, Scan};
+use crate::source::{Changes, FileSource};
+use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status};
+use crate::watch::Watcher;
+
+/// Everything the agent knows.
+pub(crate) struct Agent {
+    node: String,
+    root: PodRoot,
+    unknown_pods: UnknownPods,
+    datapath: Datapath,
+    source: FileSource,
+    source_state: Changes,
+    index: Index,
+    scan: Scan,
+    /// Why the pod root could not be read at the last look.
+    scan_error: Option<String>,
+    /// Pod objects that went while their cgroup, named by the UID, still stands.
+    lingering: Vec<(String, ObjectRef)>,
+    /// The source was not read whole yet.
+    held: bool,
+    compiled: Compiled,
+    /// Something changed since the last compile.
+    dirty: bool,
+    /// Something failed in the last apply; tried again at the next tick.
+    retry: bool,
+    /// The last apply's failures, and what else stands in the way.
+    errors: Vec<String>,
+}
+
+impl Agent {
+    pub(crate) fn new(
+        node: String,
+        root: PodRoot,
+        unknown_pods: UnknownPods,
+        datapath: Datapath,
+        source: FileSource,
+    ) -> Self {
+        let index = Index::default();
+        let compiled = compile(
+            &index,
+            &Node { name: &node, pod_root_level: root.level, unknown_pods, incomplete: true, pods: &[] },
+        );
+        Self {
+            node,
+            root,
+            unknown_pods,
+            datapath,
+            source,
+            source_state: Changes::default(),
+            index,
+            scan: Scan::default(),
+            scan_error: None,
+            lingering: Vec::new(),
+            held: true,
+            compiled,
+            dirty: true,
+            retry: false,
+            errors: Vec::new(),
+        }
+    }
+
+    pub(crate) fn look_at_source(&mut self) {
+        let mut changes = self.source.look();
+        for event in std::mem::take(&mut changes.events) {
+            match self.linger(&event) {
+                Some(pod) => self.lingering.push(pod),
+                None => self.dirty |= self.index.apply(event),
+            }
+        }
+        if self.held && !changes.incomplete {
+            self.held = false;
+            self.dirty = true;
+        }
+        for error in changes.errors.iter().filter(|error| !self.source_state.errors.contains(error)) {
+            tracing::error!("{error}");
+        }
+        self.dirty |=
+            changes.errors != self.source_state.errors || changes.ignored != self.source_state.ignored;
+        self.source_state = changes;
+    }
+
+    /// The pod of an event that takes its object away while its processes may still run: without the object they would be
+    /// unknown, which may be more than their policies allow.
+    fn linger(&self, event: &Event) -> Option<(String, ObjectRef)> {
+        let Event::Delete(object) = event else { return None };
+        let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
+        let stands = self.scan.pods.iter().any(|local| local.uid == pod.uid);
+        stands.then(|| (pod.uid.clone(), object.clone()))
+    }
+
+    /// Lets go of the pods whose cgroup has gone since their object went. An object that came back is left alone.
+    fn let_go(&mut self) {
+        let stands = |uid: &str| self.scan.pods.iter().any(|local| local.uid == uid);
+        let (stay, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|(uid, _)| stands(uid));
+        self.lingering = stay;
+        for (_, object) in gone.into_iter().filter(|(_, object)| !self.source.has(object)) {
+            self.dirty |= self.index.apply(Event::Delete(object));
+        }
+    }
+
+    pub(crate) fn look_at_pods(&mut self, watcher: &mut Watcher) {
+        if !self.root.stands()
+            && let Ok(root) = PodRoot::find(Some(&self.root.path))
+        {
+            tracing::warn!(pod_root = %root.path.display(), "the pod root was made anew; attaching to it");
+            watcher.forget();
+            self.root = root;
+            self.dirty = true;
+        }
+        match self.root.scan() {
+            Ok(scan) => {
+                watcher.watch(&scan.directories);
+                self.dirty |= scan != self.scan || self.scan_error.take().is_some();
+                self.scan = scan;
+                self.let_go();
+            }
+            Err(error) => {
+                tracing::error!(pod_root = %self.root.path.display(), %error, "cannot read the pod root");
+                self.scan_error =
+                    Some(format!("cannot read the pod root {}: {error}", self.root.path.display()));
+            }
+        }
+    }
+
+    /// Looks whether what was done still stands, and has what failed done again.
+    pub(crate) fn check(&mut self) {
+        self.dirty |= self.retry;
+        if let Err(error) = self.datapath.check() {
+            tracing::error!("{error:#}; attaching again");
+            self.dirty = true;
+        }
+    }
+
+    /// Tells the log what is enforced, once.
+    pub(crate) fn announce(&self) {
+        tracing::info!(
+            node = self.node,
+            pod_root = %self.root.path.display(),
+            endpoints = self.compiled.endpoints.len(),
+            revision = self.datapath.observed().config.revision,
+            "enforcing"
+        );
+    }
+
+    /// Brings the kernel to the desired state; tells whether there was anything to do.
+    pub(crate) fn enforce(&mut self) -> bool {
+        if !std::mem::take(&mut self.dirty) {
+            return false;
+        }
+        let node = Node {
+            name: &self.node,
+            pod_root_level: self.root.level,
+            unknown_pods: self.unknown_pods,
+            incomplete: self.held,
+            pods: &self.scan.pods,
+        };
+        let compiled = compile(&self.index, &node);
+        for diagnostic in compiled.diagnostics.iter().filter(|d| !self.compiled.diagnostics.contains(d)) {
+            tracing::warn!("{diagnostic}");
+        }
+        self.compiled = compiled;
+        self.errors.clear();
+        // What another agent had read may be more than what we could: its maps rule until everything was read.
+        if !(self.held && self.datapath.observed().config.abi == ABI) {
+            let plan = plan::diff(&self.compiled.desired, self.datapath.observed());
+            self.apply(&plan);
+        }
+        self.attach();
+        self.retry = !self.errors.is_empty();
+        true
+    }
+
+    fn apply(&mut self, plan: &Plan) {
+        let result = self.datapath.apply(plan);
+        if !plan.steps.is_empty() {
+            let revision = self.datapath.observed().config.revision;
+            tracing::info!(steps = plan.steps.len(), revision, "applied");
+        }
+        for error in result.err().unwrap_or_default() {
+            tracing::error!("{error}");
+            self.errors.push(error.to_string());
+        }
+    }
+
+    /// Attaches where the hook is not attached yet. A first plan that failed half-way does not keep it from being attached:
+    /// what the maps lack is denied.
+    fn attach(&mut self) {
+        if self.datapath.attached().is_some_and(|attached| attached.root == self.root) {
+            return;
+        }
+        if let Err(error) = self.datapath.attach(&self.root) {
+            tracing::error!("{error:#}");
+            self.errors.push(format!("{error:#}"));
+        }
+    }
+
+    pub(crate) fn flow(&self, event: &FlowEvent) -> crate::flow::Flow {
+        let flow = crate::flow::enrich(event, &self.compiled, &self.node, (Timestamp::now(), monotonic()));
+        tracing::debug!(pod = flow.pod, to = %flow.destination, protocol = flow.protocol, reason = flow.reason, "{}", flow.action);
+        flow
+    }
+
+    pub(crate) fn published(&self) -> Published {
+        let attached = self.datapath.attached();
+        let mut errors = self.errors.clone();
+        let verdicts = self.datapath.counters().unwrap_or_else(|error| {
+            errors.push(format!("{error:#}"));
+            Vec::new()
+        });
+        let lost_events = self.datapath.lost().unwrap_or_else(|error| {
+            errors.push(format!("{error:#}"));
+            0
+        });
+        errors.extend(self.scan_error.clone());
+        let mut pending = Vec::new();
+        if self.held {
+            pending.push(
+                "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
+            );
+        }
+        pending.extend(self.scan_error.clone());
+        if attached.is_none() {
+            pending.push("the socket hook is not attached".to_owned());
+        }
+        if !self.errors.is_empty() {
+            pending.push(format!("{} errors", self.errors.len()));
+        }
+        let endpoints: Vec<_> =
+            self.compiled.endpoints.iter().map(|(cgroup, info)| endpoint(*cgroup, info)).collect();
+        let mut by_state = BTreeMap::new();
+        for endpoint in &endpoints {
+            *by_state.entry(endpoint.state.clone()).or_default() += 1;
+        }
+        let status = Status {
+            ready: pending.is_empty(),
+            pending,
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: ABI,
+            revision: self.datapath.observed().config.revision,
+            hooks: attached
+                .map(|attached| HookStatus {
+                    program: SOCKET_PROGRAM.to_owned(),
+                    id: attached.program,
+                    target: attached.root.path.display().to_string(),
+                })
+                .into_iter()
+                .collect(),
+            unknown_pods: self.scan.pods.len().saturating_sub(endpoints.len()),
+            endpoints: by_state,
+            maps: self.datapath.fill(),
+            verdicts,
+            lost_events,
+            source: SourceStatus {
+                name: format!("file:{}", self.source.dir().display()),
+                objects: self.index.objects().count(),
+                errors: self.source_state.errors.clone(),
+                ignored: self.source_state.ignored.clone(),
+            },
+            diagnostics: self.compiled.diagnostics.iter().map(ToString::to_string).collect(),
+            errors,
+        };
+        Published { status, endpoints }
+    }
+}
+
+fn endpoint(cgroup: u64, info: &egress_policy::compile::EndpointInfo) -> EndpointStatus {
+    EndpointStatus {
+        namespace: info.namespace.clone(),
+        name: info.name.clone(),
+        uid: info.uid.clone(),
+        cgroup,
+        state: match &info.state {
+            PodState::Unselected => "Unselected".to_owned(),
+            PodState::Isolated { audit: false } => "Isolated".to_owned(),
+            PodState::Isolated { audit: true } => "Isolated (audit)".to_owned(),
+            PodState::Invalid { .. } => "Invalid".to_owned(),
+        },
+        addresses: info.addresses.iter().map(ToString::to_string).collect(),
+        coverage: "socket hook".to_owned(),
+        policies: info.policies.iter().map(ToString::to_string).collect(),
+        policy: format!("{:016x}", info.policy),
+    }
+}
+
+/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+fn monotonic() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
+        return 0;
+    };
+    let nanoseconds = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec());
+    u64::try_from(nanoseconds).unwrap_or(0)
+}

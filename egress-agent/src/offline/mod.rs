@@ -1,0 +1,139 @@
+//! Commands that judge from objects alone: `explain`, `simulate`, `plan`.
+//!
+//! Invariant: they touch neither kernel nor agent, and judge with the code that the kernel runs. Tested by
+//! `tests/offline.rs`.
+
+mod explain;
+mod plan;
+mod simulate;
+
+pub use explain::explain;
+pub use plan::plan;
+pub use simulate::simulate;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use anyhow::{Context as _, bail};
+use egress_common::packet::protocol;
+use egress_policy::explain::{Judged, Target};
+use egress_policy::index::Index;
+use serde::Serialize;
+
+use crate::cli::Source;
+use crate::source::FileSource;
+
+/// A sender, as in `NS/POD` or `NS/POD/CONTAINER`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sender {
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Container; the verdict does not depend on it yet.
+    pub container: Option<String>,
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.pod)?;
+        self.container.iter().try_for_each(|container| write!(f, "/{container}"))
+    }
+}
+
+impl FromStr for Sender {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (namespace, pod, container) = match parts[..] {
+            [namespace, pod] => (namespace, pod, None),
+            [namespace, pod, container] => (namespace, pod, Some(container)),
+            _ => return Err(format!("{text:?} is not NS/POD or NS/POD/CONTAINER")),
+        };
+        if namespace.is_empty() || pod.is_empty() || container == Some("") {
+            return Err(format!("{text:?} is not NS/POD or NS/POD/CONTAINER"));
+        }
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            container: container.map(str::to_owned),
+        })
+    }
+}
+
+/// The number of a protocol's name, for an address of this family.
+fn protocol_number(name: &str, v4: bool) -> Result<u8, String> {
+    match name.to_ascii_uppercase().as_str() {
+        "TCP" => Ok(protocol::TCP),
+        "UDP" => Ok(protocol::UDP),
+        "SCTP" => Ok(protocol::SCTP),
+        "ICMP" | "ICMPV6" => Ok(if v4 { protocol::ICMP } else { protocol::ICMPV6 }),
+        _ => Err(format!("{name:?} is not TCP, UDP, SCTP or ICMP")),
+    }
+}
+
+/// Reads `ADDR:PORT/PROTO`, or `ADDR/ICMP`.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn target(text: &str) -> Result<Target, String> {
+    let (address, name) = text.rsplit_once('/').ok_or_else(|| format!("{text:?} is not ADDR:PORT/PROTO"))?;
+    let (address, port) = match address.parse::<SocketAddr>() {
+        Ok(socket) => (socket.ip(), socket.port()),
+        Err(_) => (address.parse::<IpAddr>().map_err(|_| format!("{address:?} is not ADDR:PORT"))?, 0),
+    };
+    let protocol = protocol_number(name, address.is_ipv4())?;
+    if matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) && port == 0 {
+        return Err(format!("{text:?} has no port"));
+    }
+    Ok(Target { address, protocol, port })
+}
+
+/// Reads all objects of a source. What cannot be read is told on stderr; the rest counts.
+fn load(source: &Source) -> anyhow::Result<Index> {
+    let Source::File(dir) = source;
+    std::fs::read_dir(dir).with_context(|| format!("cannot read the source directory {}", dir.display()))?;
+    let changes = FileSource::new(dir.clone()).look();
+    for error in &changes.errors {
+        eprintln!("egress-agent: {error}");
+    }
+    let mut index = Index::default();
+    for event in changes.events {
+        index.apply(event);
+    }
+    if index.objects().next().is_none() {
+        bail!("{} has no objects", dir.display());
+    }
+    Ok(index)
+}
+
+/// A verdict, in words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Verdict {
+    action: &'static str,
+    reason: &'static str,
+    /// The policy that allows, or those that select the sender and do not.
+    policy: Option<String>,
+    /// The rule that allows.
+    rule: Option<String>,
+    /// Whose address the destination is.
+    destination: Option<String>,
+}
+
+impl From<&Judged<'_>> for Verdict {
+    fn from(judged: &Judged<'_>) -> Self {
+        let selecting =
+            judged.endpoint.map(|endpoint| &endpoint.policies).filter(|policies| !policies.is_empty());
+        let names =
+            |policies: &Vec<_>| policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        Self {
+            action: judged.action.name(),
+            reason: judged.reason.name(),
+            policy: judged.rule.map(|rule| rule.object.to_string()).or_else(|| selecting.map(names)),
+            rule: judged.rule.map(|rule| rule.path.clone()),
+            destination: judged.destination.map(str::to_owned),
+        }
+    }
+}

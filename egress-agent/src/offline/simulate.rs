@@ -1,0 +1,178 @@
+//! `simulate`: the verdict of each of many flows, and what a policy that is not applied yet would change.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write as _};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use egress_common::packet::protocol;
+use egress_policy::compile::UnknownPods;
+use egress_policy::explain::{Judge, Target};
+use egress_policy::index::Index;
+use serde::{Deserialize, Serialize};
+
+use super::{Sender, Verdict, load, protocol_number};
+use crate::cli::{Output, SimulateArgs};
+use crate::source::read_file;
+
+/// A flow as it is written: a row of CSV or a line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Flow {
+    /// NS/POD or NS/POD/CONTAINER.
+    from: String,
+    /// An address, NS/POD or svc:NS/NAME.
+    to: String,
+    /// Empty or absent for protocols without ports.
+    #[serde(default)]
+    port: Option<u16>,
+    protocol: String,
+}
+
+/// A flow with its verdict, as it is printed.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    flow: &'a Flow,
+    #[serde(flatten)]
+    verdict: &'a Verdict,
+    /// The action without the objects of `--with`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    was: Option<&'static str>,
+}
+
+/// Prints one line per flow, in their order; with `--with`, only those whose verdict would change.
+///
+/// # Errors
+/// The source or the flows cannot be read; the line is named.
+pub fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
+    let mut index = load(&args.source)?;
+    let flows = read(&args.flows)?;
+    let unknown: UnknownPods = args.unknown_pods.into();
+    let before = verdicts(&index, unknown, &flows)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    let Some(with) = &args.with else {
+        for (flow, verdict) in flows.iter().zip(&before) {
+            print(&mut out, args.output, &Line { flow, verdict, was: None })?;
+        }
+        return Ok(out.flush()?);
+    };
+    for event in read_file(with)? {
+        index.apply(event);
+    }
+    let after = verdicts(&index, unknown, &flows)?;
+    let mut changed = 0;
+    for ((flow, before), after) in
+        flows.iter().zip(&before).zip(&after).filter(|((_, a), b)| a.action != b.action)
+    {
+        print(&mut out, args.output, &Line { flow, verdict: after, was: Some(before.action) })?;
+        changed += 1;
+    }
+    out.flush()?;
+    eprintln!("egress-agent: {changed} of {} flows would change", flows.len());
+    Ok(())
+}
+
+fn print(out: &mut impl io::Write, output: Output, line: &Line<'_>) -> anyhow::Result<()> {
+    match output {
+        Output::Json => {
+            serde_json::to_writer(&mut *out, line)?;
+            out.write_all(b"\n")?;
+        }
+        Output::Table => {
+            let Line { flow, verdict, was } = line;
+            let port = flow.port.map_or_else(String::new, |port| format!(" {port}"));
+            let was = was.map_or_else(String::new, |was| format!(" (was {was})"));
+            let by = [verdict.policy.as_deref(), verdict.rule.as_deref()].into_iter().flatten();
+            let by: Vec<_> = by.collect();
+            let Flow { from, to, protocol, .. } = flow;
+            let text = format!(
+                "{:5} {:10}{was} {from} -> {to}{port}/{protocol} {}",
+                verdict.action,
+                verdict.reason,
+                by.join(" ")
+            );
+            writeln!(out, "{}", text.trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+/// Judges all flows, each sender's together.
+fn verdicts(index: &Index, unknown: UnknownPods, flows: &[Flow]) -> anyhow::Result<Vec<Verdict>> {
+    let mut by_sender: BTreeMap<Sender, Vec<(usize, Target)>> = BTreeMap::new();
+    for (number, flow) in flows.iter().enumerate() {
+        let place = || format!("flow {}", number + 1);
+        let sender: Sender = flow.from.parse().map_err(anyhow::Error::msg).with_context(place)?;
+        let target = target(index, flow).map_err(anyhow::Error::msg).with_context(place)?;
+        by_sender.entry(sender).or_default().push((number, target));
+    }
+    let mut judge = Judge::new(index, unknown);
+    let mut out: Vec<Option<Verdict>> = vec![None; flows.len()];
+    for (sender, targets) in by_sender {
+        let only: Vec<Target> = targets.iter().map(|(_, target)| *target).collect();
+        let judged = judge.judge(&sender.namespace, &sender.pod, &only);
+        for ((number, _), judged) in targets.iter().zip(&judged) {
+            out[*number] = Some(judged.into());
+        }
+    }
+    out.into_iter().map(|verdict| verdict.context("a flow was not judged")).collect()
+}
+
+/// Where a flow goes: of a pod or a service, the first address.
+fn target(index: &Index, flow: &Flow) -> Result<Target, String> {
+    let to = &flow.to;
+    let name =
+        |text: &str| text.split_once('/').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
+    let address = if let Ok(address) = to.parse() {
+        Some(address)
+    } else if let Some((namespace, name)) = to.strip_prefix("svc:").and_then(name) {
+        let mut services = index.services();
+        let service = services.find(|s| *s.namespace == *namespace && *s.name == *name);
+        service.ok_or_else(|| format!("there is no service {namespace}/{name}"))?.vips.first().copied()
+    } else if let Some((namespace, name)) = name(to) {
+        let mut pods = index.pods();
+        let pod = pods.find(|pod| *pod.namespace == *namespace && *pod.name == *name);
+        pod.ok_or_else(|| format!("there is no pod {namespace}/{name}"))?.addresses.first().copied()
+    } else {
+        return Err(format!("{to:?} is not an address, NS/POD or svc:NS/NAME"));
+    };
+    let address = address.ok_or_else(|| format!("{to} has no address"))?;
+    let number = protocol_number(&flow.protocol, address.is_ipv4())?;
+    let has_ports = matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP);
+    if has_ports && flow.port.is_none() {
+        return Err(format!("{} needs a port", flow.protocol));
+    }
+    Ok(Target { address, protocol: number, port: flow.port.unwrap_or(0) })
+}
+
+/// Reads flows from a file, or from standard input for `-`: JSON lines where the first byte is `{`, else CSV.
+fn read(path: &Path) -> anyhow::Result<Vec<Flow>> {
+    let input: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?)
+    };
+    let mut input = BufReader::new(input);
+    let start = input.fill_buf().with_context(|| format!("cannot read {}", path.display()))?;
+    let place = |line: u64| format!("{}:{line}", path.display());
+    let mut flows = Vec::new();
+    if start.trim_ascii_start().first() == Some(&b'{') {
+        for (number, line) in (1..).zip(input.lines()) {
+            let line = line.with_context(|| place(number))?;
+            if !line.trim().is_empty() {
+                flows.push(serde_json::from_str(&line).with_context(|| place(number))?);
+            }
+        }
+    } else {
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
+        for flow in reader.deserialize() {
+            flows.push(flow.with_context(|| path.display().to_string())?);
+        }
+    }
+    if flows.is_empty() {
+        bail!("{} has no flows: CSV needs the header from,to,port,protocol", path.display());
+    }
+    Ok(flows)
+}

@@ -1,0 +1,199 @@
+//! `explain`, `simulate` and `plan` from objects alone.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn objects() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let pod = |namespace: &str, name: &str, ip: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": namespace, "name": name},
+            "spec": {"nodeName": "n1"}, "status": {"phase": "Running", "podIP": ip},
+        })
+    };
+    let policy = json!({
+        "apiVersion": "egress-enforcer.io/v1alpha1", "kind": "EgressGatewayPolicy", "metadata": {"name": "mesh"},
+        "spec": {
+            "subjects": [{"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}}],
+            "allow": {"to": [{"cidr": "198.51.100.0/24", "ports": [{"protocol": "TCP", "port": 443}]}]},
+        },
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "data", "name": "db"},
+        "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 5432, "targetPort": 5432}]},
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "data", "name": "db-1", "labels": {"kubernetes.io/service-name": "db"}},
+        "ports": [{"port": 5432, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["10.1.0.9"], "conditions": {"ready": true}}],
+    });
+    let items = json!([
+        namespace("shop"),
+        namespace("data"),
+        policy,
+        service,
+        slice,
+        pod("shop", "web", "10.1.0.1"),
+        pod("data", "db", "10.1.0.9"),
+    ]);
+    fs::write(
+        dir.path().join("all.json"),
+        json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string(),
+    )
+    .unwrap();
+    dir
+}
+
+fn agent(dir: &TempDir, words: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_egress-agent"))
+        .args(words)
+        .arg("--source")
+        .arg(format!("file:{}", dir.path().display()))
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn explain_says_allowed_by_0_and_denied_by_1_and_why() {
+    let dir = objects();
+    let explain =
+        |to: &str| agent(&dir, &["explain", "--from", "shop/web/app", "--to", to, "--output", "json"], "");
+    let allowed = explain("198.51.100.7:443/TCP");
+    let value: Value = serde_json::from_slice(&allowed.stdout).unwrap();
+    assert_eq!(allowed.status.code(), Some(0), "{value}");
+    assert_eq!((&value["action"], &value["reason"]), (&json!("allow"), &json!("Allowed")));
+    assert_eq!(
+        (&value["policy"], &value["rule"]),
+        (&json!("EgressGatewayPolicy mesh"), &json!("spec.allow.to[0]"))
+    );
+    assert_eq!((&value["from"], &value["to"]), (&json!("shop/web/app"), &json!("198.51.100.7:443/TCP")));
+
+    let denied = explain("198.51.100.7:80/TCP");
+    let value: Value = serde_json::from_slice(&denied.stdout).unwrap();
+    assert_eq!((denied.status.code(), &value["action"]), (Some(1), &json!("deny")));
+    assert_eq!(value["policy"], "EgressGatewayPolicy mesh");
+    assert_eq!(value["tiers"][0]["rule"], Value::Null);
+
+    let service = explain("10.96.0.7:5432/TCP");
+    let value: Value = serde_json::from_slice(&service.stdout).unwrap();
+    assert_eq!(value["backends"], json!([{"address": "10.1.0.9", "port": 5432}]));
+    assert_eq!(
+        (&value["backend_verdicts"][0]["action"], &value["destination"]),
+        (&json!("allow"), &json!("service data/db"))
+    );
+
+    assert_eq!(explain("198.51.100.7/ICMP").status.code(), Some(1));
+    assert_eq!(explain("198.51.100.7:443/FTP").status.code(), Some(2));
+    let text = agent(&dir, &["explain", "--from", "shop/web", "--to", "10.96.0.7:5432/TCP"], "");
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for word in [
+        "allow Allowed",
+        "service data/db",
+        "backend 10.1.0.9:5432 pod data/db: allow",
+        "spec.allow.inCluster",
+    ] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+const CSV: &str = "from,to,port,protocol
+shop/web,198.51.100.7,443,TCP
+shop/web/app,203.0.113.9,443,TCP
+data/db,203.0.113.9,443,TCP
+shop/web,svc:data/db,5432,TCP
+shop/web,data/db,,ICMP
+shop/gone,203.0.113.9,443,TCP
+";
+
+#[test]
+fn simulate_prints_a_line_per_flow_in_their_order_from_csv_and_json() {
+    let dir = objects();
+    let from_csv = lines(&agent(&dir, &["simulate", "--flows", "-", "--output", "json"], CSV));
+    let verdicts: Vec<_> = from_csv
+        .iter()
+        .map(|line| (line["action"].as_str().unwrap(), line["reason"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("allow", "Allowed"),
+        ("deny", "NotAllowed"),
+        ("allow", "Unselected"),
+        ("allow", "Allowed"),
+        ("allow", "Allowed"),
+        ("deny", "UnknownPod"),
+    ];
+    assert_eq!(verdicts, expected);
+    let json = CSV.lines().skip(1).map(|line| {
+        let parts: Vec<&str> = line.split(',').collect();
+        let mut flow = json!({"from": parts[0], "to": parts[1], "protocol": parts[3]});
+        if let Ok(port) = parts[2].parse::<u16>() {
+            flow["port"] = json!(port);
+        }
+        flow.to_string() + "\n"
+    });
+    let json: String = json.collect();
+    assert_eq!(lines(&agent(&dir, &["simulate", "--flows", "-", "--output", "json"], &json)), from_csv);
+}
+
+#[test]
+fn simulate_with_a_policy_prints_what_would_change() {
+    let dir = objects();
+    let with = tempfile::tempdir().unwrap();
+    let file = with.path().join("new.yaml");
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: data, name: deny}\nspec: {podSelector: {}, policyTypes: [Egress]}\n";
+    fs::write(&file, policy).unwrap();
+    let words = ["simulate", "--flows", "-", "--output", "json", "--with", file.to_str().unwrap()];
+    let changed = lines(&agent(&dir, &words, CSV));
+    assert_eq!(changed.len(), 1, "{changed:?}");
+    assert_eq!(
+        (&changed[0]["from"], &changed[0]["was"], &changed[0]["action"]),
+        (&json!("data/db"), &json!("allow"), &json!("deny"))
+    );
+    fs::write(&file, "kind: [").unwrap();
+    assert_eq!(agent(&dir, &words, CSV).status.code(), Some(1));
+}
+
+#[test]
+fn flows_that_cannot_be_read_are_named() {
+    let dir = objects();
+    for (input, word) in [
+        ("from,to,port,protocol\nshop/web,nowhere,1,TCP\n", "flow 1"),
+        ("from,to,port,protocol\nshop/web,svc:a/b,1,TCP\n", "no service a/b"),
+        ("from,to,port,protocol\nshop/web,10.0.0.1,,TCP\n", "needs a port"),
+        ("{\"from\": 1}\n", ":1"),
+        ("", "no flows"),
+    ] {
+        let output = agent(&dir, &["simulate", "--flows", "-"], input);
+        assert_eq!(output.status.code(), Some(1), "{input}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(word), "{word}: {output:?}");
+    }
+}
+
+#[test]
+fn plan_prints_the_writes_in_their_order() {
+    let dir = objects();
+    let output = agent(&dir, &["plan", "--node-name", "n1"], "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let place = |word: &str| text.find(word).unwrap_or_else(|| panic!("{word}: {text}"));
+    assert!(
+        place("put row") < place("put endpoint") && place("put endpoint") < place("put config"),
+        "{text}"
+    );
+}

@@ -1,0 +1,140 @@
+//! What cannot be read, what goes too early, and what somebody takes away: none of it opens the door.
+
+mod common;
+
+use std::fs;
+use std::time::Duration;
+
+use common::{Stand, denied, eventually, outside, passes, pod_object, policy};
+use egress_topology::{CgroupDriver, PodSpec};
+use serde_json::json;
+
+#[test]
+fn a_policy_that_breaks_while_no_agent_runs_goes_on_being_enforced() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let path = stand.agent.objects().join("lock.yaml");
+    let text = policy(json!({})).to_string();
+    fs::write(&path, &text).unwrap();
+    let (pod, free) = (stand.pod(PodSpec::new("a", "pod")), stand.pod(PodSpec::new("b", "free")));
+    stand.start();
+    denied(&pod, &outside()[0]);
+    stand.agent.kill().unwrap();
+    fs::write(&path, format!("{text}]")).unwrap();
+    stand.agent.spawn(&stand.topology).unwrap();
+    stand
+        .agent
+        .wait("it is held", |status| status["pending"].to_string().contains("may be a policy"))
+        .unwrap();
+    denied(&pod, &outside()[0]);
+    passes(&free, &outside()[0]);
+    fs::write(&path, &text).unwrap();
+    stand.agent.wait("it is read", |status| status["ready"] == true).unwrap();
+    denied(&pod, &outside()[0]);
+    passes(&free, &outside()[0]);
+}
+
+#[test]
+fn without_pins_pods_stay_unknown_until_every_policy_is_read() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let peer = stand.peer();
+    let path = stand.agent.objects().join("lock.yaml");
+    let text = policy(json!({})).to_string();
+    fs::write(&path, format!("{text}]")).unwrap();
+    let pod = stand.pod(PodSpec::new("a", "pod"));
+    stand.agent.spawn(&stand.topology).unwrap();
+    stand
+        .agent
+        .wait("it is held", |status| status["pending"].to_string().contains("may be a policy"))
+        .unwrap();
+    denied(&pod, &outside()[0]);
+    passes(&pod, peer.pod().v4());
+    fs::remove_file(&path).unwrap();
+    stand.agent.wait("it is gone", |status| status["ready"] == true).unwrap();
+    passes(&pod, &outside()[0]);
+}
+
+#[test]
+fn a_file_that_is_emptied_before_it_is_written_opens_nothing() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let path = stand.agent.objects().join("lock.yaml");
+    fs::write(&path, policy(json!({})).to_string()).unwrap();
+    let pod = stand.pod(PodSpec::new("a", "pod"));
+    stand.start();
+    fs::write(&path, "").unwrap();
+    eventually("the error is shown", || {
+        stand.agent.status().unwrap()["source"]["errors"].to_string().contains("is empty")
+    });
+    denied(&pod, &outside()[0]);
+    fs::remove_file(&path).unwrap();
+    eventually("the policy is gone", || stand.agent.status().unwrap()["endpoints"]["Unselected"] == 1);
+    passes(&pod, &outside()[0]);
+}
+
+#[test]
+fn a_pod_object_that_goes_before_its_processes_leaves_its_policy_in_place() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let peer = stand.peer();
+    stand.lock_down(json!({"allow": {"inCluster": false}}));
+    let pod = stand.pod(PodSpec::new("a", "pod"));
+    stand.start();
+    denied(&pod, peer.pod().v4());
+    let revision = stand.agent.status().unwrap()["revision"].clone();
+    stand.remove(&pod_object(&stand, pod.pod()));
+    // Another object shows that the directory was read since.
+    let other = stand.pod(PodSpec::new("b", "other"));
+    eventually("the other pod is known", || stand.agent.status().unwrap()["revision"] != revision);
+    passes(&other, &outside()[0]);
+    denied(&pod, peer.pod().v4());
+    pod.pod().remove().unwrap();
+    eventually("its entry is gone", || common::entries(&stand.agent, "egress_endpoint") == 2);
+}
+
+#[test]
+fn a_pinned_link_that_somebody_removes_is_attached_again() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    stand.lock_down(json!({}));
+    let pod = stand.pod(PodSpec::new("a", "pod"));
+    stand.start();
+    let link = stand.bpffs.path().join("egress-enforcer/v1/link_egress_socket");
+    fs::remove_file(&link).unwrap();
+    eventually("it is pinned again", || common::exists(&link));
+    denied(&pod, &outside()[0]);
+}
+
+#[test]
+fn a_pin_directory_that_is_not_roots_alone_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let dir = stand.bpffs.path().join("egress-enforcer");
+    let run = |stand: &Stand| {
+        let exec = stand.agent.run(&stand.topology);
+        stand.topology.node_exec(&exec).unwrap().finish(Duration::from_secs(10)).unwrap()
+    };
+    for (mode, owner) in [(0o777, 0), (0o700, 65534)] {
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&dir, Some(owner), None).unwrap();
+        let finished = run(&stand);
+        assert_eq!(finished.status.code(), Some(77), "{finished:?}");
+        assert!(finished.stderr.contains("must be root's"), "{finished:?}");
+        fs::remove_dir(&dir).unwrap();
+    }
+    stand.start();
+    assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn followers_that_go_away_leave_nothing_behind() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    stand.start();
+    let descriptors =
+        |stand: &Stand| fs::read_dir(format!("/proc/{}/fd", stand.agent.id().unwrap())).unwrap().count();
+    let before = descriptors(&stand);
+    for _ in 0..100 {
+        use std::io::Write as _;
+        let mut stream = std::os::unix::net::UnixStream::connect(stand.agent.socket()).unwrap();
+        stream.write_all(b"{\"flows\":{\"follow\":true}}\n").unwrap();
+    }
+    eventually("their sockets are closed", || descriptors(&stand) <= before + 2);
+    assert_eq!(stand.agent.status().unwrap()["ready"], true);
+}

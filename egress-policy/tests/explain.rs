@@ -1,0 +1,68 @@
+//! `explain`: the judge gives what the compiled state gives, and the chain says why.
+
+mod common;
+
+use std::net::IpAddr;
+
+use common::{json, lock, mesh};
+use egress_common::{Action, Reason};
+use egress_policy::compile::{UnknownPods, chain};
+use egress_policy::explain::{Judge, Target};
+
+fn target(address: &str, port: u16) -> Target {
+    let address: IpAddr = address.parse().unwrap();
+    Target { address, protocol: 6, port }
+}
+
+#[test]
+fn the_judge_gives_what_the_state_of_the_pods_node_gives() {
+    let world = mesh().with(lock(json!({})));
+    let mut judge = Judge::new(&world.index, UnknownPods::DenyOutside);
+    let mut passed = 0;
+    for name in &world.names {
+        let (namespace, pod) = name.split_once('/').unwrap();
+        let flows = [
+            ("10.0.1.2", 80),
+            ("10.0.2.1", 8443),
+            ("10.96.0.9", 443),
+            ("198.51.100.10", 443),
+            ("10.96.0.10", 53),
+        ];
+        let targets: Vec<_> = flows.iter().map(|(address, port)| target(address, *port)).collect();
+        let judged = judge.judge(namespace, pod, &targets);
+        for ((address, port), judged) in flows.iter().zip(judged) {
+            let verdict = world.verdict(name, address, &format!("tcp/{port}"));
+            assert_eq!((judged.action, judged.reason), (verdict.action, verdict.reason), "{name} {address}");
+            passed += usize::from(judged.action == Action::Allow);
+        }
+    }
+    assert!(passed > 5, "{passed}");
+}
+
+#[test]
+fn a_pod_that_is_not_there_is_unknown() {
+    let world = mesh().with(lock(json!({})));
+    let mut judge = Judge::new(&world.index, UnknownPods::DenyOutside);
+    let judged = judge.judge("no", "body", &[target("198.51.100.10", 443), target("10.0.1.2", 80)]);
+    assert_eq!(
+        judged.iter().map(|one| one.reason).collect::<Vec<_>>(),
+        [Reason::UnknownPod, Reason::UnknownPodAllowed]
+    );
+}
+
+#[test]
+fn the_chain_names_tiers_rules_and_backends() {
+    let deny_all = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "app", "name": "deny"}, "spec": {"podSelector": {}, "policyTypes": ["Egress"]},
+    });
+    let world = mesh().with(lock(json!({}))).with(deny_all);
+    let to = target("10.96.0.9", 443);
+    let chain = chain(&world.index, ("app", "web"), to.address, to.protocol, to.port);
+    let [mesh, network] = &chain.tiers[..] else { panic!("{chain:?}") };
+    assert!(mesh.rule.as_ref().unwrap().path.starts_with("spec.gateways[0]"), "{mesh:?}");
+    assert_eq!((network.policies[0].to_string().as_str(), &network.rule), ("NetworkPolicy app/deny", &None));
+    let backends: Vec<_> = chain.backends.iter().map(|b| (b.address.to_string(), b.port)).collect();
+    assert_eq!(backends, [("10.0.2.1".to_owned(), 8443)]);
+    assert!(!world.allows("app/web", "10.96.0.9", "tcp/443"));
+}

@@ -12,6 +12,8 @@ pub mod explain;
 pub mod index;
 pub mod object;
 pub mod plan;
+#[cfg(feature = "reference")]
+pub mod reference;
 
 pub use compile::{Compiled, compile};
 pub use index::{Event, Index};

@@ -1,0 +1,174 @@
+//! What is where in the cluster.
+
+use std::net::IpAddr;
+
+use super::matching::{is_protocol, label_of, labels_match, ports_hold_number};
+use super::{Protocol, Target};
+use crate::index::Index;
+use crate::object::{
+    EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, Pod, PodPeer, Ports, Selector, Service,
+    ServicePort,
+};
+
+/// The objects, and the node whose pods are judged.
+pub(super) struct Cluster<'a> {
+    pub(super) objects: &'a Index,
+    node_name: &'a str,
+}
+
+impl<'a> Cluster<'a> {
+    pub(super) fn new(objects: &'a Index, node_name: &'a str) -> Self {
+        Self { objects, node_name }
+    }
+
+    pub(super) fn namespace(&self, name: &str) -> Option<&'a Namespace> {
+        self.objects.namespaces().find(|namespace| *namespace.name == *name)
+    }
+
+    /// Whether a selector is known to mean a namespace. Its name is a label of it, whatever its object says; of one
+    /// without an object nothing else is known, not even that a label is absent.
+    pub(super) fn namespace_matches(&self, selector: &Selector, name: &str) -> bool {
+        let namespace = self.namespace(name);
+        let asks_for_more =
+            selector.0.iter().any(|requirement| label_of(requirement) != NAMESPACE_NAME_LABEL);
+        if namespace.is_none() && asks_for_more {
+            return false;
+        }
+        let mut labels = namespace.map_or_else(Labels::new, |namespace| namespace.labels.clone());
+        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
+        labels_match(selector, &labels)
+    }
+
+    /// Whether a peer means a pod. Pods on the host network match as their node, not by label.
+    pub(super) fn peer_matches(&self, peer: &PodPeer, pod: &Pod) -> bool {
+        !pod.host_network
+            && labels_match(&peer.pods, &pod.labels)
+            && self.namespace_matches(&peer.namespaces, &pod.namespace)
+    }
+
+    /// Whether a pod is one of the gateways of any lock-down.
+    pub(super) fn is_gateway(&self, pod: &Pod) -> bool {
+        self.objects
+            .gateway_policies()
+            .flat_map(|policy| &policy.gateways)
+            .any(|gateway| gateway.pods.as_ref().is_some_and(|peer| self.peer_matches(peer, pod)))
+    }
+
+    /// The pods that own an address: those neither finished nor on the host network.
+    pub(super) fn pods_at(&self, address: IpAddr) -> Vec<&'a Pod> {
+        let owns = |pod: &&Pod| !pod.finished && !pod.host_network && pod.addresses.contains(&address);
+        self.objects.pods().filter(owns).collect()
+    }
+
+    /// Whether an address is a node's.
+    pub(super) fn is_node(&self, address: IpAddr) -> bool {
+        self.objects.nodes().any(|node| node.addresses.contains(&address))
+    }
+
+    /// Whether an address is one of the node whose pods are judged.
+    pub(super) fn is_own_node(&self, address: IpAddr) -> bool {
+        let mut own = self.objects.nodes().filter(|node| *node.name == *self.node_name);
+        own.any(|node| node.addresses.contains(&address))
+    }
+
+    /// The services that have a virtual address.
+    pub(super) fn services_at(&self, address: IpAddr) -> Vec<&'a Service> {
+        self.objects.services().filter(|service| service.vips.contains(&address)).collect()
+    }
+
+    /// The service's ports that a packet to its virtual address means.
+    pub(super) fn ports_of<'s>(
+        &self,
+        service: &'s Service,
+        protocol: Protocol,
+        port: u16,
+    ) -> Vec<&'s ServicePort> {
+        let means = |one: &&ServicePort| is_protocol(one.protocol, protocol) && one.port == port;
+        service.ports.iter().filter(means).collect()
+    }
+
+    /// The parts of a service's backends, each with its ports that belong to a port of the service.
+    fn backend_ports(&self, service: &Service, port: &ServicePort) -> Vec<(&'a EndpointSlice, u16)> {
+        let mut found = Vec::new();
+        for slice in self.objects.endpoint_slices() {
+            if slice.namespace != service.namespace || slice.service.as_ref() != Some(&service.name) {
+                continue;
+            }
+            for target in &slice.ports {
+                if target.name == port.name && target.protocol == port.protocol {
+                    found.push((slice, target.port));
+                }
+            }
+        }
+        found
+    }
+
+    /// The backends of one family that a new connection to a service's port may be sent to: the ready ones, and where
+    /// there is none, those that still serve while they terminate.
+    pub(super) fn chosen_backends(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        v4: bool,
+    ) -> Vec<(IpAddr, u16)> {
+        let mut ready = Vec::new();
+        let mut last_resort = Vec::new();
+        for (slice, target_port) in self.backend_ports(service, port) {
+            for endpoint in &slice.endpoints {
+                for address in endpoint.addresses.iter().filter(|address| address.is_ipv4() == v4) {
+                    if endpoint.ready {
+                        ready.push((*address, target_port));
+                    } else if endpoint.last_resort {
+                        last_resort.push((*address, target_port));
+                    }
+                }
+            }
+        }
+        if ready.is_empty() { last_resort } else { ready }
+    }
+
+    /// Whether a target is a backend, in whatever condition, of one of the service's listed ports, at its target port.
+    pub(super) fn is_backend(&self, service: &Service, listed: &Ports, target: Target<'_>) -> bool {
+        let ports = service.ports.iter().filter(|port| ports_hold_number(listed, port.protocol, port.port));
+        ports.filter(|port| is_protocol(port.protocol, target.protocol)).any(|port| {
+            self.backend_ports(service, port).into_iter().any(|(slice, target_port)| {
+                target_port == target.port
+                    && slice.endpoints.iter().any(|endpoint| endpoint.addresses.contains(&target.address))
+            })
+        })
+    }
+
+    pub(super) fn service(&self, namespace: &str, name: &str) -> Option<&'a Service> {
+        let mut services = self.objects.services();
+        services.find(|service| *service.namespace == *namespace && *service.name == *name)
+    }
+
+    /// Whether a target is the API server: an endpoint of `default/kubernetes`, at its port.
+    pub(super) fn is_api_server(&self, target: Target<'_>) -> bool {
+        let service = self.service("default", "kubernetes");
+        service.is_some_and(|service| self.is_backend(service, &Ports::All, target))
+    }
+
+    /// Whether a target is the cluster's DNS: behind its service, at port 53 or where that leads to. Its service is the
+    /// one in `kube-system` with the label `k8s-app: kube-dns`, or of the name `kube-dns` or `coredns`.
+    pub(super) fn is_dns(&self, target: Target<'_>) -> bool {
+        let is_dns = |service: &&Service| {
+            *service.namespace == *"kube-system"
+                && (service.labels.get("k8s-app").is_some_and(|app| app == "kube-dns")
+                    || ["kube-dns", "coredns"].contains(&&*service.name))
+        };
+        let asks = matches!(target.protocol, Protocol::Tcp | Protocol::Udp);
+        asks && self.objects.services().filter(is_dns).any(|service| {
+            service.ports.iter().filter(|port| port.port == 53 && matches!(port.protocol, 6 | 17)).any(
+                |port| {
+                    self.backend_ports(service, port).into_iter().any(|(slice, target_port)| {
+                        let here = slice.endpoints.iter().any(|e| e.addresses.contains(&target.address));
+                        let behind =
+                            is_protocol(port.protocol, target.protocol) && target.port == target_port;
+                        here && (behind || target.port == 53)
+                    })
+                },
+            )
+        })
+    }
+}

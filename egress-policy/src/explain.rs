@@ -1,6 +1,6 @@
 //! The verdict of a flow that somebody asks about, given the objects alone.
 //!
-//! Invariant: it is [`decide`] that judges, over the compiled state, with a packet made for the purpose; nothing here
+//! Invariant: it is [`decide()`] that judges, over the compiled state, with a packet made for the purpose; nothing here
 //! decides anything. Tested by `tests/explain.rs`.
 
 use std::collections::BTreeMap;

@@ -4,16 +4,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::str::FromStr;
 
-use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::Target;
 
+use crate::offline;
 use crate::offline::Sender;
-use crate::{admin, cleanup, lock, offline, preflight, run};
 
 /// The exit codes, as `--help` shows them.
 pub const EXIT_CODES: &str = "Exit codes:
@@ -243,70 +241,4 @@ impl FromStr for Source {
             _ => Err("expected file:DIR".to_owned()),
         }
     }
-}
-
-/// Runs a parsed command line and maps its end to an exit code.
-#[must_use]
-pub fn main(cli: Cli) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log);
-    let filter = match filter {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!("egress-agent: --log {}: {error}", cli.log);
-            return ExitCode::from(2);
-        }
-    };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
-    match dispatch(cli.command) {
-        Ok(code) => code,
-        // Such as `egress-agent flows | head`: the reader has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("egress-agent: {error:#}");
-            exit_code(&error)
-        }
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-    let json = error.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
-    [io, json].contains(&Some(std::io::ErrorKind::BrokenPipe))
-}
-
-fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<preflight::Missing>() {
-        ExitCode::from(77)
-    } else if error.is::<admin::Unreachable>() {
-        ExitCode::from(3)
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .context("cannot start the async runtime")
-    };
-    match command {
-        Command::Run(args) => runtime()?.block_on(run::run(args))?,
-        Command::Status(args) => runtime()?.block_on(admin::client::status(&args))?,
-        Command::Endpoints(args) => runtime()?.block_on(admin::client::endpoints(&args))?,
-        Command::Flows(args) => runtime()?.block_on(admin::client::flows(&args))?,
-        Command::Explain(args) => {
-            let passes = offline::explain(&args)?;
-            return Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-        }
-        Command::Simulate(args) => offline::simulate(&args)?,
-        Command::Plan(args) => offline::plan(&args)?,
-        Command::Cleanup(args) => {
-            let lock = lock::Lock::bpffs(&args.bpffs.bpffs)?;
-            cleanup::cleanup(&args.bpffs.bpffs, &args.socket.socket, lock)?;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@
 
 pub mod admin;
 mod agent;
+pub mod app;
 pub mod cleanup;
 pub mod cli;
 pub mod datapath;

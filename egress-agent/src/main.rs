@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use egress_agent::cli::{self, Cli};
+use egress_agent::app;
+use egress_agent::cli::Cli;
 
 fn main() -> ExitCode {
-    cli::main(Cli::parse())
+    app::main(Cli::parse())
 }

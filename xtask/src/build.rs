@@ -32,6 +32,14 @@ pub(crate) fn build_ebpf() -> anyhow::Result<PathBuf> {
     Ok(object)
 }
 
+/// Builds the binaries that demonstration and tests start as processes; gives their directory.
+pub(crate) fn build_binaries() -> anyhow::Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--locked", "-p", "egress-agent", "-p", "egress-probe"]);
+    run("build the agent and the probe", &mut build)?;
+    Ok(target().join("debug"))
+}
+
 /// A cargo command for `egress-ebpf` and the BPF target, with the one target directory for BPF.
 pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
     let linker = format!("-Clinker={}", tools.linker.display());

@@ -25,11 +25,7 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     private_mount_namespace()?;
     setup::setup(Need::Run)?;
     build::build_ebpf()?;
-    // The binaries that tests start as processes.
-    run(
-        "build the agent and the probe",
-        cargo().args(["build", "--locked", "-p", "egress-agent", "-p", "egress-probe"]),
-    )?;
+    build::build_binaries()?;
     let filtered = |mut command: Command| {
         command.args(args.filter.iter());
         command

@@ -19,7 +19,7 @@ use egress_topology::{Agent, Exec, Process, Topology, mount_bpffs, private_mount
 use serde::Serialize;
 
 use crate::build;
-use crate::command::{cargo, run, target};
+
 use crate::setup::{self, Need};
 
 /// The policy of the guide, as in `deploy/examples`.
@@ -95,15 +95,11 @@ pub(crate) fn demo(args: &Args) -> anyhow::Result<()> {
     }
     setup::setup(Need::Run)?;
     build::build_ebpf()?;
-    run(
-        "build the agent and the probe",
-        cargo().args(["build", "--locked", "-p", "egress-agent", "-p", "egress-probe"]),
-    )?;
+    let binaries = build::build_binaries()?;
 
     eprintln!(
         "==> set the stage: a node with productpage, reviews, an egress gateway and DNS; a server outside"
     );
-    let binaries = target().join("debug");
     sweep_directories();
     let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{}-", std::process::id())).tempdir()?;
     let bpffs = mount_bpffs(&dir.path().join("bpf"))?;

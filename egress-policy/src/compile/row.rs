@@ -8,7 +8,7 @@ use egress_common::decide::NO_RULE;
 use egress_common::packet::protocol;
 use egress_common::wire::{PROTOCOL_ANY, Ports as Entry, ROW_ENTRIES, Row, VERDICT_ALLOW, VERDICT_AUDIT};
 
-use super::grant::{Content, Tier};
+use super::grant::{Content, Grant, Peer, Tier};
 use super::identity::{Composite, Matches};
 use crate::object::{Port, PortRange, Ports};
 
@@ -42,24 +42,30 @@ pub(super) struct Compiled<'a> {
 #[derive(Debug)]
 struct CompiledTier<'a> {
     audit: bool,
-    /// Rule number, grant number (`None` for a grant that leads anywhere), grant.
-    grants: Vec<(u16, Option<usize>, &'a super::grant::Grant)>,
+    /// Rule number and grant, by the number of the grant: an identity matches few of many.
+    by_place: BTreeMap<usize, Vec<(u16, &'a Grant)>>,
+    /// Grants that lead anywhere: rule number, grant number for one that has ports by name, grant.
+    anywhere: Vec<(u16, Option<usize>, &'a Grant)>,
 }
 
 /// Prepares a policy for [`base`].
-pub(super) fn prepare<'a>(
-    content: &'a Content,
-    place: impl Fn(&super::grant::Grant) -> Option<usize>,
-) -> Compiled<'a> {
+pub(super) fn prepare<'a>(content: &'a Content, place: impl Fn(&Grant) -> Option<usize>) -> Compiled<'a> {
     let mut number = 0_usize;
     let mut tier = |tier: &'a Tier| {
-        let mut grants = Vec::new();
+        let mut out = CompiledTier { audit: tier.audit, by_place: BTreeMap::new(), anywhere: Vec::new() };
         for rule in &tier.rules {
             let rule_number = u16::try_from(number).unwrap_or(NO_RULE);
             number += 1;
-            grants.extend(rule.grants.iter().map(|grant| (rule_number, place(grant), grant)));
+            for grant in &rule.grants {
+                let place = place(grant);
+                if grant.peer == Peer::Any {
+                    out.anywhere.push((rule_number, place, grant));
+                } else if let Some(place) = place {
+                    out.by_place.entry(place).or_default().push((rule_number, grant));
+                }
+            }
         }
-        CompiledTier { audit: tier.audit, grants }
+        out
     };
     Compiled { tiers: content.tiers.iter().map(&mut tier).collect() }
 }
@@ -74,21 +80,22 @@ struct Allowed {
 impl CompiledTier<'_> {
     fn allowed(&self, matches: &Matches) -> Allowed {
         let mut out = Allowed::default();
-        for (rule, place, grant) in &self.grants {
-            let found = place.and_then(|place| matches.get(&place));
-            let anywhere = grant.peer == super::grant::Peer::Any;
-            if found.is_none() && !anywhere {
-                continue;
-            }
-            out.ranges.extend(found.into_iter().flatten().map(|range| (*range, *rule)));
+        let matched = matches.iter().flat_map(|(place, ranges)| {
+            let grants = self.by_place.get(place).into_iter().flatten();
+            grants.map(move |(rule, grant)| (*rule, Some(ranges), *grant))
+        });
+        let ranges = |place: &Option<usize>| place.and_then(|place| matches.get(&place));
+        let anywhere = self.anywhere.iter().map(|(rule, place, grant)| (*rule, ranges(place), *grant));
+        for (rule, found, grant) in matched.chain(anywhere) {
+            out.ranges.extend(found.into_iter().flatten().map(|range| (*range, rule)));
             if grant.resolved_only() {
                 continue;
             }
             match &grant.ports {
-                Ports::All => out.any = out.any.or(Some(*rule)),
+                Ports::All => out.any = Some(out.any.map_or(rule, |first| first.min(rule))),
                 Ports::Listed(ports) => {
                     out.ranges.extend(ports.iter().filter_map(|port| match port {
-                        Port::Range(range) => Some((*range, *rule)),
+                        Port::Range(range) => Some((*range, rule)),
                         Port::Named(..) => None,
                     }));
                 }

@@ -174,11 +174,11 @@ fn by_allow(cluster: &Cluster<'_>, allow: &Allow, target: Target<'_>) -> Option<
 impl Restrictions<'_> {
     /// The rule that allows a target.
     pub(super) fn allowing(&self, cluster: &Cluster<'_>, target: Target<'_>) -> Option<String> {
-        if target.pod.is_some() || cluster.is_node(target.address) || cluster.is_api_server(target) {
-            return Some("being inside the cluster".to_owned());
-        }
         if target.virtual_only {
             return None;
+        }
+        if target.pod.is_some() || cluster.is_node(target.address) || cluster.is_api_server(target) {
+            return Some("being inside the cluster".to_owned());
         }
         for (policy, gateway) in &self.gateways {
             let Destinations::Only(destinations) = &gateway.destinations else { continue };

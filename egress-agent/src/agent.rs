@@ -37,6 +37,8 @@ pub(crate) struct Agent {
     lingering: Vec<(String, ObjectRef)>,
     /// The source was not read whole yet.
     held: bool,
+    /// The maps were another agent's when this one started.
+    adopted: bool,
     compiled: Compiled,
     /// Something changed since the last compile.
     dirty: bool,
@@ -59,6 +61,7 @@ impl Agent {
             &index,
             &Node { name: &node, pod_root_level: root.level, unknown_pods, incomplete: true, pods: &[] },
         );
+        let adopted = datapath.observed().config.abi == ABI;
         Self {
             node,
             root,
@@ -71,6 +74,7 @@ impl Agent {
             scan_error: None,
             lingering: Vec::new(),
             held: true,
+            adopted,
             compiled,
             dirty: true,
             retry: false,
@@ -129,7 +133,8 @@ impl Agent {
         match self.root.scan() {
             Ok(scan) => {
                 watcher.watch(&scan.directories);
-                self.dirty |= scan != self.scan || self.scan_error.take().is_some();
+                let recovered = self.scan_error.take().is_some();
+                self.dirty |= recovered || scan != self.scan;
                 self.scan = scan;
                 self.let_go();
             }
@@ -180,7 +185,7 @@ impl Agent {
         self.compiled = compiled;
         self.errors.clear();
         // What another agent had read may be more than what we could: its maps rule until everything was read.
-        if !(self.held && self.datapath.observed().config.abi == ABI) {
+        if !(self.held && self.adopted) {
             let plan = plan::diff(&self.compiled.desired, self.datapath.observed());
             self.apply(&plan);
         }

@@ -48,6 +48,15 @@ fn without_pins_pods_stay_unknown_until_every_policy_is_read() {
         .unwrap();
     denied(&pod, &outside()[0]);
     passes(&pod, peer.pod().v4());
+    // What can be read applies meanwhile, also what comes later.
+    let deny_all = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "a", "name": "deny"}, "spec": {"podSelector": {}, "policyTypes": ["Egress"]},
+    });
+    stand.write(deny_all.clone());
+    stand.agent.wait("the other policy applies", |status| status["endpoints"]["Isolated"] == 1).unwrap();
+    denied(&pod, peer.pod().v4());
+    stand.remove(&deny_all);
     fs::remove_file(&path).unwrap();
     stand.agent.wait("it is gone", |status| status["ready"] == true).unwrap();
     passes(&pod, &outside()[0]);

@@ -9,7 +9,8 @@
 pub enum Action {
     /// The packet passes.
     Allow = 1,
-    /// The packet is dropped; a socket call in flight gets `EPERM`.
+    /// The packet is dropped. Where a call sends it itself (UDP, ICMP, raw sockets) the call gets `EPERM`; TCP tries again
+    /// until its time-out.
     Deny = 2,
     /// The packet passes, and an event says which reason would have denied it.
     Audit = 3,

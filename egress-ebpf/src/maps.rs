@@ -55,8 +55,9 @@ impl View for Kernel {
 
     #[inline(always)]
     fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
-        // SAFETY: the reference lives no longer than this program run; the map is not preallocated, so an entry that the
-        // agent replaces or deletes meanwhile is not handed out again under our feet by this CPU.
+        // SAFETY: the reference lives no longer than this program run, and the memory stays the map's. An entry that the
+        // agent deletes meanwhile may get another entry's bytes before we are done with it (since 6.1); every bit
+        // pattern is a value, and plans delete last, when nothing leads to the entry any more.
         unsafe { ENDPOINTS.get(cgroup) }
     }
 

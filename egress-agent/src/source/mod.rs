@@ -82,6 +82,7 @@ impl FileSource {
         let paths = match files(&self.dir) {
             Ok(paths) => paths,
             Err(error) => {
+                changes.incomplete = self.files.is_empty();
                 let reason = format!("cannot read the directory: {error}; keeping the objects last read");
                 changes.errors.push(SourceError { file: self.dir.display().to_string(), line: None, reason });
                 return changes;
@@ -228,6 +229,8 @@ mod tests {
         fs::rename(&inner, dir.path().join("e")).unwrap();
         let changes = source.look();
         assert!(changes.events.is_empty() && !changes.errors.is_empty(), "{changes:?}");
+        assert!(!changes.incomplete, "it was read before");
+        assert!(FileSource::new(inner).look().incomplete, "never read, so anything may be missing");
     }
 
     #[test]

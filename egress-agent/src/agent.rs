@@ -107,8 +107,8 @@ impl Agent {
     fn linger(&self, event: &Event) -> Option<(String, ObjectRef)> {
         let Event::Delete(object) = event else { return None };
         let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
-        let stands = self.scan.pods.iter().any(|local| local.uid == pod.uid);
-        stands.then(|| (pod.uid.clone(), object.clone()))
+        let stands = self.scan.pods.iter().any(|local| *local.uid == *pod.uid);
+        stands.then(|| (pod.uid.to_string(), object.clone()))
     }
 
     /// Lets go of the pods whose cgroup has gone since their object went. An object that came back is left alone.

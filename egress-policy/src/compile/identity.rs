@@ -266,8 +266,12 @@ impl Builder<'_> {
     fn ports_at(&self, i: usize, grant: &Grant, addr: &Addr, member: Member<'_>, found: &mut Matches) {
         let mut ports = BTreeSet::new();
         for (protocol, name) in grant.named() {
-            let named =
-                member.pod.named_ports.iter().filter(|port| port.protocol == protocol && port.name == *name);
+            let named = member
+                .pod
+                .spec
+                .named_ports
+                .iter()
+                .filter(|port| port.protocol == protocol && port.name == *name);
             ports.extend(named.map(|port| PortRange::one(protocol, port.port)));
         }
         if matches!(grant.peer, Peer::Gateway(_)) && grant.ports != Ports::All {

@@ -241,7 +241,7 @@ fn endpoint(out: &mut Compiled, policies: &mut Policies, cgroup: u64, pod: &Pod,
     let info = EndpointInfo {
         namespace: pod.namespace.to_string(),
         name: pod.name.to_string(),
-        uid: pod.uid.clone(),
+        uid: pod.uid.to_string(),
         state,
         policies: objects,
         policy: entry.policy,

@@ -13,13 +13,13 @@ pub struct Pod {
     /// Its name.
     pub name: Arc<str>,
     /// `metadata.uid`, empty where there is none.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// The hash in the cgroup's name, for a static pod.
-    pub static_hash: Option<String>,
+    pub static_hash: Option<Arc<str>>,
     /// Its labels.
     pub labels: Labels,
-    /// `spec.serviceAccountName`, `default` where absent.
-    pub service_account: Arc<str>,
+    /// What its replicas have in common with it.
+    pub spec: Arc<PodSpec>,
     /// `spec.nodeName`.
     pub node: Option<Arc<str>>,
     /// Whether it shares the node's network namespace.
@@ -28,12 +28,64 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
     pub finished: bool,
+}
+
+/// What the replicas of a workload have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodSpec {
+    /// `spec.serviceAccountName`, `default` where absent.
+    pub service_account: Arc<str>,
     /// Ports of its containers that have a name.
     pub named_ports: Vec<NamedPort>,
+    /// Its containers of every kind.
+    pub containers: Vec<Container>,
+    /// Annotations by which a mesh is told to leave traffic, or the pod, alone: those of [`MESH_ANNOTATIONS`].
+    pub mesh_annotations: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// Annotations that take a pod, or some of what it sends, out of its sidecar's hands.
+pub const MESH_ANNOTATIONS: [&str; 9] = [
+    "sidecar.istio.io/inject",
+    "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+    "traffic.sidecar.istio.io/excludeOutboundPorts",
+    "traffic.sidecar.istio.io/includeOutboundIPRanges",
+    "traffic.sidecar.istio.io/includeOutboundPorts",
+    "traffic.sidecar.istio.io/excludeInterfaces",
+    "linkerd.io/inject",
+    "config.linkerd.io/skip-outbound-ports",
+    "config.linkerd.io/skip-subnets",
+];
+
+/// How a container runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ContainerKind {
+    /// Before the others, once.
+    Init,
+    /// An init container that stays (`restartPolicy: Always`).
+    Sidecar,
+    /// One of `spec.containers`.
+    Regular,
+    /// Put into a running pod, as `kubectl debug` does.
+    Ephemeral,
+}
+
+/// A container, as far as it could get round the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Container {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How it runs.
+    pub kind: ContainerKind,
+    /// The user it runs as, by its own `securityContext` or its pod's.
+    pub run_as_user: Option<i64>,
+    /// Capabilities added to those of the runtime, as written.
+    pub capabilities: Vec<Arc<str>>,
+    /// `securityContext.privileged`.
+    pub privileged: bool,
 }
 
 /// A named port of a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamedPort {
     /// Its name.
     pub name: Arc<str>,

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::cluster::{Endpoint, EndpointSlice, NamedPort, Namespace, Node, Pod, Service, ServicePort};
+use super::cluster::{
+    Container, ContainerKind, Endpoint, EndpointSlice, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod,
+    PodSpec, Service, ServicePort,
+};
 use super::net::{read_port, read_protocol};
 use super::{Kind, Labels, Metadata, Object, ObjectError, parse};
 
-/// Annotation with the hash by which a static pod's cgroup is named.
 /// Services with this label are another proxy's (`pkg/proxy/apis/well_known_labels.go`).
 const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Annotations with the hash by which a static pod's cgroup is named.
 const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -30,13 +33,31 @@ struct RawPodSpec {
     node_name: Option<String>,
     host_network: Option<bool>,
     service_account_name: Option<String>,
+    security_context: Option<RawSecurityContext>,
     containers: Option<Vec<RawContainer>>,
     init_containers: Option<Vec<RawContainer>>,
+    ephemeral_containers: Option<Vec<RawContainer>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawSecurityContext {
+    run_as_user: Option<i64>,
+    privileged: Option<bool>,
+    capabilities: Option<RawCapabilities>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawCapabilities {
+    add: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct RawContainer {
+    name: String,
+    security_context: Option<RawSecurityContext>,
     restart_policy: Option<String>,
     ports: Option<Vec<RawContainerPort>>,
 }
@@ -167,37 +188,73 @@ pub(super) fn read(
         Kind::EndpointSlice => slice(parse(value, "")?, namespace, name, &labels).map(Object::EndpointSlice),
         Kind::Node => node(parse(value, "")?, name).map(Object::Node),
         Kind::Pod | Kind::NetworkPolicy | Kind::EgressGatewayPolicy => {
-            let mut pod = pod(parse(value, "")?, namespace, name, labels)?;
-            pod.uid = metadata.uid.unwrap_or_default();
+            let raw: RawPod = parse(value, "")?;
+            let mut spec = pod_spec(raw.spec.as_ref())?;
+            spec.mesh_annotations = MESH_ANNOTATIONS
+                .iter()
+                .filter_map(|key| Some((Arc::from(*key), Arc::from(annotations.get(*key)?.as_str()))))
+                .collect();
+            let mut pod = pod(raw, spec, namespace, name, labels)?;
+            pod.uid = Arc::from(metadata.uid.unwrap_or_default());
             let hash = annotations.get(CONFIG_HASH_ANNOTATION).filter(|hash| !hash.is_empty());
             // Kubelet writes both, and names the node as the owner; see `pkg/kubelet/pod/mirror_client.go`.
             let mirrors = hash.is_some() && annotations.get(CONFIG_MIRROR_ANNOTATION) == hash;
             let of_node = metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node");
-            pod.static_hash = hash.filter(|_| mirrors && of_node).cloned();
+            pod.static_hash = hash.filter(|_| mirrors && of_node).map(|hash| Arc::from(hash.as_str()));
             Ok(Object::Pod(pod))
         }
     }
 }
 
-fn pod(raw: RawPod, namespace: Arc<str>, name: Arc<str>, labels: Labels) -> Result<Pod, ObjectError> {
+fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
+    let default = RawPodSpec::default();
+    let raw = raw.unwrap_or(&default);
+    let account = raw.service_account_name.as_deref().filter(|name| !name.is_empty());
+    let mut spec = PodSpec { service_account: Arc::from(account.unwrap_or("default")), ..PodSpec::default() };
+    // An init container that restarts always is a sidecar: it runs beside the others.
+    let init = |container: &RawContainer| match container.restart_policy.as_deref() {
+        Some("Always") => ContainerKind::Sidecar,
+        _ => ContainerKind::Init,
+    };
+    let regular = raw.containers.iter().flatten().map(|c| (ContainerKind::Regular, c));
+    let init = raw.init_containers.iter().flatten().map(|c| (init(c), c));
+    let ephemeral = raw.ephemeral_containers.iter().flatten().map(|c| (ContainerKind::Ephemeral, c));
+    let of_pod = raw.security_context.as_ref().and_then(|context| context.run_as_user);
+    for (kind, container) in regular.chain(init).chain(ephemeral) {
+        if matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar) {
+            let path = "spec.containers[].ports[]";
+            for port in container.ports.iter().flatten() {
+                if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
+                    spec.named_ports.push(NamedPort {
+                        name: Arc::from(name),
+                        protocol: read_protocol(port.protocol.as_deref(), path)?,
+                        port: read_port(port.container_port, path)?,
+                    });
+                }
+            }
+        }
+        let context = container.security_context.as_ref();
+        let added = context.and_then(|context| context.capabilities.as_ref()?.add.as_ref());
+        spec.containers.push(Container {
+            name: Arc::from(container.name.as_str()),
+            kind,
+            run_as_user: context.and_then(|context| context.run_as_user).or(of_pod),
+            capabilities: added.into_iter().flatten().map(|name| Arc::from(name.as_str())).collect(),
+            privileged: context.and_then(|context| context.privileged).unwrap_or(false),
+        });
+    }
+    Ok(spec)
+}
+
+fn pod(
+    raw: RawPod,
+    pod_spec: PodSpec,
+    namespace: Arc<str>,
+    name: Arc<str>,
+    labels: Labels,
+) -> Result<Pod, ObjectError> {
     let spec = raw.spec.unwrap_or_default();
     let status = raw.status.unwrap_or_default();
-    let mut named_ports = Vec::new();
-    // An init container that restarts always is a sidecar: it runs beside the others.
-    let sidecars = spec.init_containers.unwrap_or_default().into_iter();
-    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    for port in
-        spec.containers.unwrap_or_default().into_iter().chain(sidecars).filter_map(|c| c.ports).flatten()
-    {
-        let path = "spec.containers[].ports[]";
-        if let Some(name) = port.name.filter(|name| !name.is_empty()) {
-            named_ports.push(NamedPort {
-                name: Arc::from(name.as_str()),
-                protocol: read_protocol(port.protocol.as_deref(), path)?,
-                port: read_port(port.container_port, path)?,
-            });
-        }
-    }
     let mut addresses = Vec::new();
     let listed = status.pod_ips.unwrap_or_default().into_iter().filter_map(|entry| entry.ip);
     for text in listed.chain(status.pod_ip) {
@@ -208,19 +265,17 @@ fn pod(raw: RawPod, namespace: Arc<str>, name: Arc<str>, labels: Labels) -> Resu
             addresses.push(ip);
         }
     }
-    let account = spec.service_account_name.filter(|name| !name.is_empty());
     Ok(Pod {
         namespace,
         name,
-        uid: String::new(),
+        uid: Arc::default(),
         static_hash: None,
         labels,
-        service_account: Arc::from(account.as_deref().unwrap_or("default")),
+        spec: Arc::new(pod_spec),
         node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),
         host_network: spec.host_network.unwrap_or(false),
         addresses,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-        named_ports,
     })
 }
 
@@ -236,7 +291,7 @@ fn service(
     let headless = spec.cluster_ip.as_deref() == Some("None");
     let skipped = headless
         || spec.r#type.as_deref() == Some("ExternalName")
-        || labels.contains_key(SERVICE_PROXY_LABEL);
+        || labels.get(SERVICE_PROXY_LABEL).is_some();
     let ingress =
         raw.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress.unwrap_or_default();
     let balancers =
@@ -274,7 +329,7 @@ fn slice(
         let last_resort = conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false);
         endpoints.push(Endpoint { addresses, ready, last_resort });
     }
-    let service = labels.get(SERVICE_NAME_LABEL).map(|name| Arc::from(name.as_str()));
+    let service = labels.get(SERVICE_NAME_LABEL).map(Arc::from);
     Ok(EndpointSlice { namespace, name, service, ports: ports(raw.ports, "ports")?, endpoints })
 }
 

@@ -53,7 +53,7 @@ impl Grantee {
     /// Whether it means this pod.
     #[must_use]
     pub fn matches(&self, pod: &Pod, namespace: NamespaceLabels<'_>) -> bool {
-        (self.service_accounts.is_empty() || self.service_accounts.contains(&*pod.service_account))
+        (self.service_accounts.is_empty() || self.service_accounts.contains(&*pod.spec.service_account))
             && self.pods.matches_labels(&pod.labels)
             && namespace.match_selector(&self.namespaces)
     }

@@ -9,10 +9,12 @@ mod cluster;
 mod cluster_read;
 mod gateway_policy;
 mod gateway_read;
+mod labels;
 mod net;
 mod network_policy;
 mod selector;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,14 +22,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-pub use cluster::{Endpoint, EndpointSlice, NamedPort, Namespace, Node, Pod, Service, ServicePort};
+pub use cluster::{
+    Container, ContainerKind, Endpoint, EndpointSlice, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod,
+    PodSpec, Service, ServicePort,
+};
 pub use gateway_policy::{
     Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, PodPeer, Subject, To,
     ToPeer,
 };
+pub use labels::Labels;
 pub use net::{CidrPeer, MAPPED_V4, Port, PortRange, Ports, address, cidr_contains, masked, protocol_name};
 pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
-pub use selector::{Labels, NamespaceLabels, Requirement, Selector};
+pub use selector::{NamespaceLabels, Requirement, Selector};
 
 /// `matchLabels` key of a namespace's name (`kubernetes.io/metadata.name`), on every namespace by definition.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -235,7 +241,7 @@ pub(crate) struct Metadata {
     pub(crate) namespace: Option<String>,
     pub(crate) uid: Option<String>,
     pub(crate) labels: Option<Labels>,
-    pub(crate) annotations: Option<Labels>,
+    pub(crate) annotations: Option<BTreeMap<String, String>>,
     #[serde(rename = "ownerReferences")]
     pub(crate) owner_references: Option<Vec<Owner>>,
 }

@@ -4,10 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::{NAMESPACE_NAME_LABEL, ObjectError, join};
-
-/// Labels (or annotations) of an object.
-pub type Labels = BTreeMap<String, String>;
+use super::{Labels, NAMESPACE_NAME_LABEL, ObjectError, join};
 
 /// One requirement of a selector. `In` and `NotIn` never hold an empty set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +47,7 @@ impl Selector {
     /// Whether these labels fulfil every requirement.
     #[must_use]
     pub fn matches_labels(&self, labels: &Labels) -> bool {
-        self.matches(|key| labels.get(key).map(String::as_str))
+        self.matches(|key| labels.get(key))
     }
 }
 
@@ -75,14 +72,19 @@ impl<'a> NamespaceLabels<'a> {
     /// Whether the namespace is known to fulfil every requirement.
     #[must_use]
     pub fn match_selector(&self, selector: &Selector) -> bool {
-        self.decides(selector)
-            && selector.matches(|key| {
-                if key == NAMESPACE_NAME_LABEL {
-                    Some(self.name)
-                } else {
-                    self.labels?.get(key).map(String::as_str)
-                }
-            })
+        self.decides(selector) && selector.matches(|key| self.get(key))
+    }
+
+    /// The value of a label that is known.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&'a str> {
+        if key == NAMESPACE_NAME_LABEL { Some(self.name) } else { self.labels?.get(key) }
+    }
+
+    /// Every label that is known, with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> + Clone {
+        let labels = self.labels.into_iter().flat_map(Labels::iter);
+        labels.filter(|(key, _)| *key != NAMESPACE_NAME_LABEL).chain([(NAMESPACE_NAME_LABEL, self.name)])
     }
 }
 

@@ -34,8 +34,8 @@ impl<'a> Cluster<'a> {
         if namespace.is_none() && asks_for_more {
             return false;
         }
-        let mut labels = namespace.map_or_else(Labels::new, |namespace| namespace.labels.clone());
-        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
+        let labels = namespace.into_iter().flat_map(|namespace| namespace.labels.iter());
+        let labels: Labels = labels.chain([(NAMESPACE_NAME_LABEL, name)]).collect();
         labels_match(selector, &labels)
     }
 
@@ -154,7 +154,7 @@ impl<'a> Cluster<'a> {
     pub(super) fn is_dns(&self, target: Target<'_>) -> bool {
         let is_dns = |service: &&Service| {
             *service.namespace == *"kube-system"
-                && (service.labels.get("k8s-app").is_some_and(|app| app == "kube-dns")
+                && (service.labels.get("k8s-app") == Some("kube-dns")
                     || ["kube-dns", "coredns"].contains(&&*service.name))
         };
         let asks = matches!(target.protocol, Protocol::Tcp | Protocol::Udp);

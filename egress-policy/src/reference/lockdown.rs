@@ -89,7 +89,7 @@ fn selects(cluster: &Cluster<'_>, policy: &EgressGatewayPolicy, pod: &Pod) -> bo
 /// Whether a list's entry means the sending pod; on the host network as well.
 fn grantee_matches(cluster: &Cluster<'_>, who: &Grantee, pod: &Pod) -> bool {
     (who.service_accounts.is_empty()
-        || who.service_accounts.iter().any(|name| **name == *pod.service_account))
+        || who.service_accounts.iter().any(|name| **name == *pod.spec.service_account))
         && labels_match(&who.pods, &pod.labels)
         && cluster.namespace_matches(&who.namespaces, &pod.namespace)
 }

@@ -17,8 +17,8 @@ pub(super) fn labels_match(selector: &Selector, labels: &Labels) -> bool {
                 Some(value) => !values.contains(value),
                 None => true,
             },
-            Requirement::Exists(key) => labels.contains_key(key),
-            Requirement::DoesNotExist(key) => !labels.contains_key(key),
+            Requirement::Exists(key) => labels.get(key).is_some(),
+            Requirement::DoesNotExist(key) => labels.get(key).is_none(),
         };
         if !holds {
             return false;
@@ -84,7 +84,7 @@ pub(super) fn ports_hold(ports: &Ports, target: Target<'_>) -> bool {
         Port::Named(number, name) => {
             is_protocol(*number, target.protocol)
                 && target.pod.is_some_and(|pod| {
-                    pod.named_ports.iter().any(|named| {
+                    pod.spec.named_ports.iter().any(|named| {
                         named.name == *name && named.protocol == *number && named.port == target.port
                     })
                 })

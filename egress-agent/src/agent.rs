@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use egress_common::wire::{ABI, FlowEvent};
-use egress_policy::compile::{Compiled, Node, PodState, UnknownPods, compile};
-use egress_policy::index::{Event, Index};
+use egress_policy::compile::{Compiler, Node, PodState, UnknownPods};
+use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef};
-use egress_policy::plan::{self, Plan};
+use egress_policy::plan::{self, Keys, Plan};
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
@@ -39,9 +39,13 @@ pub(crate) struct Agent {
     held: bool,
     /// The maps were another agent's when this one started.
     adopted: bool,
-    compiled: Compiled,
-    /// Something changed since the last compile.
+    compiler: Compiler,
+    /// What the events since the last compile may have changed.
+    changed: Dirty,
+    /// There is a reason to compile and apply.
     dirty: bool,
+    /// The maps hold what was compiled but for these keys; `None` where that is not known.
+    behind: Option<Keys>,
     /// Something failed in the last apply; tried again at the next tick.
     retry: bool,
     /// The last apply's failures, and what else stands in the way.
@@ -56,11 +60,6 @@ impl Agent {
         datapath: Datapath,
         source: FileSource,
     ) -> Self {
-        let index = Index::default();
-        let compiled = compile(
-            &index,
-            &Node { name: &node, pod_root_level: root.level, unknown_pods, incomplete: true, pods: &[] },
-        );
         let adopted = datapath.observed().config.abi == ABI;
         Self {
             node,
@@ -69,14 +68,16 @@ impl Agent {
             datapath,
             source,
             source_state: Changes::default(),
-            index,
+            index: Index::default(),
             scan: Scan::default(),
             scan_error: None,
             lingering: Vec::new(),
             held: true,
             adopted,
-            compiled,
+            compiler: Compiler::default(),
+            changed: Dirty::default(),
             dirty: true,
+            behind: None,
             retry: false,
             errors: Vec::new(),
         }
@@ -87,7 +88,7 @@ impl Agent {
         for event in std::mem::take(&mut changes.events) {
             match self.linger(&event) {
                 Some(pod) => self.lingering.push(pod),
-                None => self.dirty |= self.index.apply(event),
+                None => self.index(event),
             }
         }
         if self.held && !changes.incomplete {
@@ -116,9 +117,17 @@ impl Agent {
         let stands = |uid: &str| self.scan.pods.iter().any(|local| local.uid == uid);
         let (stay, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|(uid, _)| stands(uid));
         self.lingering = stay;
-        for (_, object) in gone.into_iter().filter(|(_, object)| !self.source.has(object)) {
-            self.dirty |= self.index.apply(Event::Delete(object));
+        for (_, object) in gone {
+            if !self.source.has(&object) {
+                self.index(Event::Delete(object));
+            }
         }
+    }
+
+    fn index(&mut self, event: Event) {
+        let changed = self.index.apply(event);
+        self.dirty |= !changed.is_empty();
+        self.changed |= changed;
     }
 
     pub(crate) fn look_at_pods(&mut self, watcher: &mut Watcher) {
@@ -160,7 +169,7 @@ impl Agent {
         tracing::info!(
             node = self.node,
             pod_root = %self.root.path.display(),
-            endpoints = self.compiled.endpoints.len(),
+            endpoints = self.compiler.compiled().endpoints.len(),
             revision = self.datapath.observed().config.revision,
             "enforcing"
         );
@@ -178,15 +187,25 @@ impl Agent {
             incomplete: self.held,
             pods: &self.scan.pods,
         };
-        let compiled = compile(&self.index, &node);
-        for diagnostic in compiled.diagnostics.iter().filter(|d| !self.compiled.diagnostics.contains(d)) {
+        let told = self.compiler.compiled().diagnostics.clone();
+        let keys = self.compiler.update(&self.index, &node, std::mem::take(&mut self.changed));
+        let compiled = self.compiler.compiled();
+        for diagnostic in compiled.diagnostics.iter().filter(|one| told.binary_search(one).is_err()) {
             tracing::warn!("{diagnostic}");
         }
-        self.compiled = compiled;
         self.errors.clear();
         // What another agent had read may be more than what we could: its maps rule until everything was read.
-        if !(self.held && self.adopted) {
-            let plan = plan::diff(&self.compiled.desired, self.datapath.observed());
+        if self.held && self.adopted {
+            self.behind = None;
+        } else {
+            let observed = self.datapath.observed();
+            let plan = match self.behind.take() {
+                Some(mut behind) => {
+                    behind |= keys;
+                    plan::diff_at(&compiled.desired, observed, behind)
+                }
+                None => plan::diff(&compiled.desired, observed),
+            };
             self.apply(&plan);
         }
         self.attach();
@@ -200,6 +219,8 @@ impl Agent {
             let revision = self.datapath.observed().config.revision;
             tracing::info!(steps = plan.steps.len(), revision, "applied");
         }
+        // After a failure nobody knows but the maps: they are compared as a whole the next time.
+        self.behind = result.is_ok().then(Keys::default);
         for error in result.err().unwrap_or_default() {
             tracing::error!("{error}");
             self.errors.push(error.to_string());
@@ -219,7 +240,13 @@ impl Agent {
     }
 
     pub(crate) fn flow(&self, event: &FlowEvent) -> crate::flow::Flow {
-        let flow = crate::flow::enrich(event, &self.compiled, &self.node, (Timestamp::now(), monotonic()));
+        let flow = crate::flow::enrich(
+            event,
+            self.compiler.compiled(),
+            &self.index,
+            &self.node,
+            (Timestamp::now(), monotonic()),
+        );
         tracing::debug!(pod = flow.pod, to = %flow.destination, protocol = flow.protocol, reason = flow.reason, "{}", flow.action);
         flow
     }
@@ -249,8 +276,9 @@ impl Agent {
         if !self.errors.is_empty() {
             pending.push(format!("{} errors", self.errors.len()));
         }
+        let compiled = self.compiler.compiled();
         let endpoints: Vec<_> =
-            self.compiled.endpoints.iter().map(|(cgroup, info)| endpoint(*cgroup, info)).collect();
+            compiled.endpoints.iter().map(|(cgroup, info)| endpoint(*cgroup, info)).collect();
         let mut by_state = BTreeMap::new();
         for endpoint in &endpoints {
             *by_state.entry(endpoint.state.clone()).or_default() += 1;
@@ -277,11 +305,11 @@ impl Agent {
             lost_events,
             source: SourceStatus {
                 name: format!("file:{}", self.source.dir().display()),
-                objects: self.index.objects().count(),
+                objects: self.index.len(),
                 errors: self.source_state.errors.clone(),
                 ignored: self.source_state.ignored.clone(),
             },
-            diagnostics: self.compiled.diagnostics.iter().map(ToString::to_string).collect(),
+            diagnostics: compiled.diagnostics.iter().map(ToString::to_string).collect(),
             errors,
         };
         Published { status, endpoints }

@@ -8,6 +8,7 @@ use egress_common::packet::protocol;
 use egress_common::wire::FlowEvent;
 use egress_common::{Action, Addr, Hook, Reason};
 use egress_policy::compile::Compiled;
+use egress_policy::index::Index;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +49,13 @@ pub struct Flow {
 
 /// Names the numbers of an event. `now` is the present on both clocks: wall clock and `CLOCK_MONOTONIC` nanoseconds.
 #[must_use]
-pub fn enrich(event: &FlowEvent, compiled: &Compiled, node: &str, now: (Timestamp, u64)) -> Flow {
+pub fn enrich(
+    event: &FlowEvent,
+    compiled: &Compiled,
+    index: &Index,
+    node: &str,
+    now: (Timestamp, u64),
+) -> Flow {
     let age = std::time::Duration::from_nanos(now.1.saturating_sub(event.time));
     let endpoint = compiled.endpoints.get(&event.cgroup);
     let destination = ip(&event.destination);
@@ -61,7 +68,7 @@ pub fn enrich(event: &FlowEvent, compiled: &Compiled, node: &str, now: (Timestam
         cgroup: event.cgroup,
         source: SocketAddr::new(ip(&event.source), event.source_port),
         destination: SocketAddr::new(destination, event.destination_port),
-        destination_name: compiled.provenance.address(destination).map(str::to_owned),
+        destination_name: index.address_name(destination),
         protocol: number(protocol_name(event.protocol), event.protocol),
         action: number(Action::from_wire(event.action).map(Action::name), event.action),
         reason: number(Reason::from_wire(event.reason).map(Reason::name), event.reason),
@@ -99,11 +106,10 @@ fn ip(addr: &Addr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::enrich;
+    use super::{Index, enrich};
     use egress_common::Addr;
     use egress_common::wire::FlowEvent;
     use egress_policy::compile::{Node, UnknownPods, compile};
-    use egress_policy::index::Index;
     use jiff::Timestamp;
 
     #[test]
@@ -115,7 +121,8 @@ mod tests {
             incomplete: false,
             pods: &[],
         };
-        let compiled = compile(&Index::default(), &node);
+        let index = Index::default();
+        let compiled = compile(&index, &node);
         let event = FlowEvent {
             time: 5_000_000_000,
             cgroup: 7,
@@ -128,7 +135,7 @@ mod tests {
             ..FlowEvent::default()
         };
         let now = Timestamp::from_second(1000).unwrap();
-        let flow = enrich(&event, &compiled, "n", (now, 6_000_000_000));
+        let flow = enrich(&event, &compiled, &index, "n", (now, 6_000_000_000));
         assert_eq!(flow.time, Timestamp::from_second(999).unwrap());
         assert_eq!((flow.pod, flow.cgroup), (None, 7));
         assert_eq!(flow.destination.to_string(), "198.51.100.10:443");

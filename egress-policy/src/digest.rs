@@ -80,6 +80,13 @@ impl Numbers {
             salt += 1;
         }
     }
+
+    /// Takes a number back from a digest that had it.
+    pub(crate) fn forget(&mut self, number: u64, digest: &Digest) {
+        if self.0.get(&number) == Some(digest) {
+            self.0.remove(&number);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,16 +3,15 @@
 //! Invariant: it is [`decide()`] that judges, over the compiled state, with a packet made for the purpose; nothing here
 //! decides anything. Tested by `tests/explain.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use egress_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol};
 use egress_common::wire::{Addr, Config, Endpoint, Row, RowKey};
 use egress_common::{Action, Meta, Owner, Reason, View, decide};
 
-use crate::compile::{Compiled, EndpointInfo, RuleInfo, UnknownPods, compile_every_pod};
+use crate::compile::{Compiled, EndpointInfo, RuleInfo, UnknownPods, compile_pods};
 use crate::index::Index;
 use crate::object::{address, protocol_name};
 use crate::plan::{Prefixes, State};
@@ -52,15 +51,16 @@ pub struct Judged<'a> {
     /// The rule that decided, where one did.
     pub rule: Option<&'a RuleInfo>,
     /// Whose address the destination is.
-    pub destination: Option<&'a str>,
+    pub destination: Option<String>,
 }
 
-/// Judges flows of any pod in the objects, as on the pod's own node.
+/// Judges flows of pods in the objects, each as on its own node.
 #[derive(Debug)]
 pub struct Judge<'a> {
     index: &'a Index,
-    unknown_pods: UnknownPods,
-    nodes: BTreeMap<Arc<str>, Compiled>,
+    compiled: Compiled,
+    /// Cgroup ids by namespace and name.
+    cgroups: BTreeMap<(String, String), u64>,
 }
 
 /// The sender's cgroup: two levels below a pod root at level 0.
@@ -97,51 +97,58 @@ impl View for Maps<'_> {
 }
 
 impl<'a> Judge<'a> {
-    /// A judge over these objects.
+    /// A judge over these objects, for these senders by namespace and name. A sender that the objects do not have is an
+    /// unknown pod.
     #[must_use]
-    pub fn new(index: &'a Index, unknown_pods: UnknownPods) -> Self {
-        Self { index, unknown_pods, nodes: BTreeMap::new() }
+    pub fn new<'s>(
+        index: &'a Index,
+        unknown_pods: UnknownPods,
+        senders: impl IntoIterator<Item = (&'s str, &'s str)>,
+    ) -> Self {
+        let senders: BTreeSet<(&str, &str)> = senders.into_iter().collect();
+        let pods: Vec<_> = senders
+            .iter()
+            .filter_map(|(namespace, name)| index.shared_pod(namespace, name))
+            .cloned()
+            .collect();
+        let compiled = compile_pods(index, "", unknown_pods, pods);
+        let cgroups = compiled.endpoints.iter();
+        let cgroups =
+            cgroups.map(|(cgroup, info)| ((info.namespace.clone(), info.name.clone()), *cgroup)).collect();
+        Self { index, compiled, cgroups }
     }
 
-    /// Judges flows of one pod, in their order. A pod that the objects do not have is an unknown pod.
-    ///
-    /// The first flow of a node compiles that node.
-    pub fn judge(&mut self, namespace: &str, name: &str, targets: &[Target]) -> Vec<Judged<'_>> {
-        let pod = self.index.pods().find(|pod| (&*pod.namespace, &*pod.name) == (namespace, name));
-        let node = pod.and_then(|pod| pod.node.clone()).unwrap_or_else(|| Arc::from(""));
-        let compiled = self
-            .nodes
-            .entry(node)
-            .or_insert_with_key(|node| compile_every_pod(self.index, node, self.unknown_pods));
-        let mut endpoints = compiled.endpoints.iter();
-        let found =
-            endpoints.find(|(_, info)| (info.namespace.as_str(), info.name.as_str()) == (namespace, name));
-        let sender = Sender(found.map_or(0, |(cgroup, _)| *cgroup));
-        let endpoint = found.map(|(_, info)| info);
-        let maps = Maps { state: &compiled.desired, prefixes: Prefixes::new(&compiled.desired.cidrs) };
-        targets.iter().map(|target| one(&maps, compiled, &sender, endpoint, target)).collect()
+    /// Judges flows of one of the senders, in their order.
+    #[must_use]
+    pub fn judge(&self, namespace: &str, name: &str, targets: &[Target]) -> Vec<Judged<'_>> {
+        let cgroup = self.cgroups.get(&(namespace.to_owned(), name.to_owned())).copied();
+        let sender = Sender(cgroup.unwrap_or(0));
+        let endpoint = cgroup.and_then(|cgroup| self.compiled.endpoints.get(&cgroup));
+        let state = &self.compiled.desired;
+        let maps = Maps { state, prefixes: Prefixes::new(&state.cidrs) };
+        targets.iter().map(|target| self.one(&maps, &sender, endpoint, target)).collect()
     }
-}
 
-fn one<'c>(
-    maps: &Maps<'_>,
-    compiled: &'c Compiled,
-    sender: &Sender,
-    endpoint: Option<&'c EndpointInfo>,
-    target: &Target,
-) -> Judged<'c> {
-    let own = |info: &EndpointInfo| {
-        info.addresses.iter().find(|ip| ip.is_ipv4() == target.address.is_ipv4()).copied()
-    };
-    let (ethertype, packet) = packet(endpoint.and_then(own), target);
-    // Any device but loopback.
-    let decision = decide(maps, sender, packet.as_slice(), Meta { ethertype, ifindex: 2 });
-    Judged {
-        action: decision.verdict.action,
-        reason: decision.verdict.reason,
-        endpoint,
-        rule: compiled.provenance.rule(decision.policy, decision.verdict.rule),
-        destination: compiled.provenance.address(target.address),
+    fn one<'c>(
+        &'c self,
+        maps: &Maps<'_>,
+        sender: &Sender,
+        endpoint: Option<&'c EndpointInfo>,
+        target: &Target,
+    ) -> Judged<'c> {
+        let own = |info: &EndpointInfo| {
+            info.addresses.iter().find(|ip| ip.is_ipv4() == target.address.is_ipv4()).copied()
+        };
+        let (ethertype, packet) = packet(endpoint.and_then(own), target);
+        // Any device but loopback.
+        let decision = decide(maps, sender, packet.as_slice(), Meta { ethertype, ifindex: 2 });
+        Judged {
+            action: decision.verdict.action,
+            reason: decision.verdict.reason,
+            endpoint,
+            rule: self.compiled.provenance.rule(decision.policy, decision.verdict.rule),
+            destination: self.index.address_name(target.address),
+        }
     }
 }
 

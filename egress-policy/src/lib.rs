@@ -15,7 +15,7 @@ pub mod plan;
 #[cfg(feature = "reference")]
 pub mod reference;
 
-pub use compile::{Compiled, compile};
-pub use index::{Event, Index};
+pub use compile::{Compiled, Compiler, compile};
+pub use index::{Dirty, Event, Index};
 pub use object::{Kind, Object, ObjectError, ObjectRef};
-pub use plan::{Plan, State, Step, diff};
+pub use plan::{Keys, Plan, State, Step, diff, diff_at};

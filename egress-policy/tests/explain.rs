@@ -18,10 +18,10 @@ fn target(address: &str, port: u16) -> Target {
 #[test]
 fn the_judge_gives_what_the_state_of_the_pods_node_gives() {
     let world = mesh().with(lock(json!({})));
-    let mut judge = Judge::new(&world.index, UnknownPods::DenyOutside);
+    let names: Vec<_> = world.names.iter().map(|name| name.split_once('/').unwrap()).collect();
+    let judge = Judge::new(&world.index, UnknownPods::DenyOutside, names.iter().copied());
     let mut passed = 0;
-    for name in &world.names {
-        let (namespace, pod) = name.split_once('/').unwrap();
+    for (name, (namespace, pod)) in world.names.iter().zip(names) {
         let flows = [
             ("10.0.1.2", 80),
             ("10.0.2.1", 8443),
@@ -43,7 +43,7 @@ fn the_judge_gives_what_the_state_of_the_pods_node_gives() {
 #[test]
 fn a_pod_that_is_not_there_is_unknown() {
     let world = mesh().with(lock(json!({})));
-    let mut judge = Judge::new(&world.index, UnknownPods::DenyOutside);
+    let judge = Judge::new(&world.index, UnknownPods::DenyOutside, [("no", "body")]);
     let judged = judge.judge("no", "body", &[target("198.51.100.10", 443), target("10.0.1.2", 80)]);
     assert_eq!(
         judged.iter().map(|one| one.reason).collect::<Vec<_>>(),

@@ -35,7 +35,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<bool> {
     let chain = chain(&index, (&from.namespace, &from.pod), to.address, to.protocol, to.port);
     let backends = chain.backends.iter().map(|b| Target { address: b.address, port: b.port, ..to });
     let targets: Vec<Target> = std::iter::once(to).chain(backends).collect();
-    let mut judge = Judge::new(&index, args.unknown_pods.into());
+    let judge = Judge::new(&index, args.unknown_pods.into(), [(&*from.namespace, &*from.pod)]);
     let judged = judge.judge(&from.namespace, &from.pod, &targets);
     let Some((first, rest)) = judged.split_first() else { return Ok(false) };
     let passes = first.action != Action::Deny;

@@ -103,7 +103,7 @@ fn load(source: &Source) -> anyhow::Result<Index> {
     for event in changes.events {
         index.apply(event);
     }
-    if index.objects().next().is_none() {
+    if index.is_empty() {
         bail!("{} has no objects", dir.display());
     }
     Ok(index)
@@ -133,7 +133,7 @@ impl From<&Judged<'_>> for Verdict {
             reason: judged.reason.name(),
             policy: judged.rule.map(|rule| rule.object.to_string()).or_else(|| selecting.map(names)),
             rule: judged.rule.map(|rule| rule.path.clone()),
-            destination: judged.destination.map(str::to_owned),
+            destination: judged.destination.clone(),
         }
     }
 }

@@ -108,7 +108,8 @@ fn verdicts(index: &Index, unknown: UnknownPods, flows: &[Flow]) -> anyhow::Resu
         let target = target(index, flow).map_err(anyhow::Error::msg).with_context(place)?;
         by_sender.entry(sender).or_default().push((number, target));
     }
-    let mut judge = Judge::new(index, unknown);
+    let senders = by_sender.keys().map(|sender| (&*sender.namespace, &*sender.pod));
+    let judge = Judge::new(index, unknown, senders);
     let mut out: Vec<Option<Verdict>> = vec![None; flows.len()];
     for (sender, targets) in by_sender {
         let only: Vec<Target> = targets.iter().map(|(_, target)| *target).collect();
@@ -128,12 +129,10 @@ fn target(index: &Index, flow: &Flow) -> Result<Target, String> {
     let address = if let Ok(address) = to.parse() {
         Some(address)
     } else if let Some((namespace, name)) = to.strip_prefix("svc:").and_then(name) {
-        let mut services = index.services();
-        let service = services.find(|s| *s.namespace == *namespace && *s.name == *name);
+        let service = index.service(&namespace, &name);
         service.ok_or_else(|| format!("there is no service {namespace}/{name}"))?.vips.first().copied()
     } else if let Some((namespace, name)) = name(to) {
-        let mut pods = index.pods();
-        let pod = pods.find(|pod| *pod.namespace == *namespace && *pod.name == *name);
+        let pod = index.pod(&namespace, &name);
         pod.ok_or_else(|| format!("there is no pod {namespace}/{name}"))?.addresses.first().copied()
     } else {
         return Err(format!("{to:?} is not an address, NS/POD or svc:NS/NAME"));

@@ -168,7 +168,7 @@ fn encode_ports(out: &mut Encoder, ports: &Ports) {
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     pub(super) info: RuleInfo,
-    pub(super) grants: Vec<Grant>,
+    pub(super) grants: Vec<Arc<Grant>>,
 }
 
 /// What the policies of one kind that select a pod say together.

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use egress_common::wire::Addr;
 use serde::Serialize;
 
-use crate::object::{ObjectRef, address};
+use crate::object::ObjectRef;
 
 /// What is known of a local pod besides its map entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -101,7 +100,6 @@ pub struct RuleInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Provenance {
     pub(super) policies: BTreeMap<u64, PolicyInfo>,
-    pub(super) addresses: BTreeMap<Addr, String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,11 +119,5 @@ impl Provenance {
     #[must_use]
     pub fn policies(&self, policy: u64) -> &[ObjectRef] {
         self.policies.get(&policy).map_or(&[], |info| &info.objects)
-    }
-
-    /// Whose address this is: `pod ns/name`, `service ns/name` or `node name`.
-    #[must_use]
-    pub fn address(&self, ip: IpAddr) -> Option<&str> {
-        self.addresses.get(&address(ip.to_canonical())).map(String::as_str)
     }
 }

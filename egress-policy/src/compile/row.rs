@@ -3,12 +3,14 @@
 //! Invariant: a row is a function of the meanings of its policy and its identity.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use egress_common::decide::NO_RULE;
 use egress_common::packet::protocol;
 use egress_common::wire::{PROTOCOL_ANY, Ports as Entry, ROW_ENTRIES, Row, VERDICT_ALLOW, VERDICT_AUDIT};
 
 use super::grant::{Content, Grant, Peer, Tier};
+use super::grants::GrantId;
 use super::identity::{Composite, Matches};
 use crate::object::{Port, PortRange, Ports};
 
@@ -27,47 +29,52 @@ pub(super) struct Cells {
 }
 
 impl Cells {
+    /// How many stretches of ports are told apart.
+    pub(super) fn len(&self) -> u64 {
+        self.ports.values().map(|from| from.len() as u64).sum()
+    }
+
     /// The verdict for a protocol and port, and the number of the rule that gave it; `None` denies.
     pub(super) fn at(&self, protocol: u8, port: u16) -> Cell {
         self.ports.get(&protocol).map_or(self.other, |from| at(from, port))
     }
 }
 
-/// A policy, with its grants replaced by their places in the list of all grants.
+/// A policy, with its grants by their ids.
 #[derive(Debug)]
-pub(super) struct Compiled<'a> {
-    tiers: Vec<CompiledTier<'a>>,
+pub(super) struct Prepared {
+    tiers: Vec<PreparedTier>,
 }
 
 #[derive(Debug)]
-struct CompiledTier<'a> {
+struct PreparedTier {
     audit: bool,
-    /// Rule number and grant, by the number of the grant: an identity matches few of many.
-    by_place: BTreeMap<usize, Vec<(u16, &'a Grant)>>,
-    /// Grants that lead anywhere: rule number, grant number for one that has ports by name, grant.
-    anywhere: Vec<(u16, Option<usize>, &'a Grant)>,
+    /// Rule number and grant, by the id of the grant: an identity matches few of many.
+    by_id: BTreeMap<GrantId, Vec<(u16, Arc<Grant>)>>,
+    /// Grants that lead anywhere: rule number, id of one that has ports by name, grant.
+    anywhere: Vec<(u16, Option<GrantId>, Arc<Grant>)>,
 }
 
 /// Prepares a policy for [`base`].
-pub(super) fn prepare<'a>(content: &'a Content, place: impl Fn(&Grant) -> Option<usize>) -> Compiled<'a> {
+pub(super) fn prepare(content: &Content, id: impl Fn(&Grant) -> Option<GrantId>) -> Prepared {
     let mut number = 0_usize;
-    let mut tier = |tier: &'a Tier| {
-        let mut out = CompiledTier { audit: tier.audit, by_place: BTreeMap::new(), anywhere: Vec::new() };
+    let mut tier = |tier: &Tier| {
+        let mut out = PreparedTier { audit: tier.audit, by_id: BTreeMap::new(), anywhere: Vec::new() };
         for rule in &tier.rules {
             let rule_number = u16::try_from(number).unwrap_or(NO_RULE);
             number += 1;
             for grant in &rule.grants {
-                let place = place(grant);
+                let id = id(grant);
                 if grant.peer == Peer::Any {
-                    out.anywhere.push((rule_number, place, grant));
-                } else if let Some(place) = place {
-                    out.by_place.entry(place).or_default().push((rule_number, grant));
+                    out.anywhere.push((rule_number, id, grant.clone()));
+                } else if let Some(id) = id {
+                    out.by_id.entry(id).or_default().push((rule_number, grant.clone()));
                 }
             }
         }
         out
     };
-    Compiled { tiers: content.tiers.iter().map(&mut tier).collect() }
+    Prepared { tiers: content.tiers.iter().map(&mut tier).collect() }
 }
 
 /// What a tier allows: everything by a rule, and ranges by rules.
@@ -77,15 +84,29 @@ struct Allowed {
     ranges: Vec<(PortRange, u16)>,
 }
 
-impl CompiledTier<'_> {
+impl Prepared {
+    /// Whether the row for a base identity may be anything but empty: each tier that enforces has a rule that leads there,
+    /// or some tier where none does.
+    pub(super) fn may_allow(&self, matches: &Matches) -> bool {
+        let leads = |tier: &PreparedTier| {
+            !tier.anywhere.is_empty() || matches.iter().any(|(id, _)| tier.by_id.contains_key(id))
+        };
+        self.tiers.iter().filter(|tier| !tier.audit).all(leads) && self.tiers.iter().any(leads)
+    }
+}
+
+impl PreparedTier {
     fn allowed(&self, matches: &Matches) -> Allowed {
         let mut out = Allowed::default();
-        let matched = matches.iter().flat_map(|(place, ranges)| {
-            let grants = self.by_place.get(place).into_iter().flatten();
-            grants.map(move |(rule, grant)| (*rule, Some(ranges), *grant))
+        let matched = matches.iter().flat_map(|(id, ranges)| {
+            let grants = self.by_id.get(id).into_iter().flatten();
+            grants.map(move |(rule, grant)| (*rule, Some(ranges), grant))
         });
-        let ranges = |place: &Option<usize>| place.and_then(|place| matches.get(&place));
-        let anywhere = self.anywhere.iter().map(|(rule, place, grant)| (*rule, ranges(place), *grant));
+        let ranges = |id: &Option<GrantId>| {
+            let at = matches.binary_search_by_key(&id.as_ref()?, |(id, _)| id).ok()?;
+            matches.get(at).map(|(_, ranges)| ranges)
+        };
+        let anywhere = self.anywhere.iter().map(|(rule, id, grant)| (*rule, ranges(id), grant));
         for (rule, found, grant) in matched.chain(anywhere) {
             out.ranges.extend(found.into_iter().flatten().map(|range| (*range, rule)));
             if grant.resolved_only() {
@@ -151,7 +172,7 @@ fn at<T: Copy>(from: &BTreeMap<u16, Option<T>>, port: u16) -> Option<T> {
 }
 
 /// The verdicts for a base identity.
-pub(super) fn base(policy: &Compiled<'_>, matches: &Matches) -> Cells {
+pub(super) fn base(policy: &Prepared, matches: &Matches) -> Cells {
     let allowed: Vec<_> = policy.tiers.iter().map(|tier| (tier.audit, tier.allowed(matches))).collect();
     let mut ports = BTreeMap::new();
     for protocol in PROTOCOLS {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::cluster::{Cluster, Member};
 use super::grant::{Content, Grant, Peer, Rule, Tier};
 use super::report::RuleInfo;
 use crate::index::Index;
@@ -48,20 +47,18 @@ impl Collected {
 }
 
 /// What the policies of both kinds say about a pod.
-pub(super) fn select(index: &Index, cluster: &Cluster<'_>, member: Member<'_>) -> Selection {
-    let namespace = cluster.namespace(&member.pod.namespace);
-    let lifeline = LIFELINE_NAMESPACES.contains(&&*member.pod.namespace);
+pub(super) fn select(index: &Index, pod: &Pod) -> Selection {
+    let namespace = index.namespace(&pod.namespace);
+    let gateway = index.is_gateway(pod);
+    let lifeline = LIFELINE_NAMESPACES.contains(&&*pod.namespace);
     let subjects = index.gateway_policies().flat_map(|policy| &policy.subjects);
     let mut subjects = subjects.filter(|subject| subject.system_namespaces || !lifeline);
-    if !member.gateway && subjects.any(|subject| !namespace.decides(&subject.who.namespaces)) {
+    if !gateway && subjects.any(|subject| !namespace.decides(&subject.who.namespaces)) {
         return Selection::Undecided;
     }
-    let gateways = if member.gateway {
-        destinations(index, member.pod, namespace)
-    } else {
-        lock_downs(index, member.pod, namespace)
-    };
-    let network = network_policies(index, cluster, member.pod);
+    let gateways =
+        if gateway { destinations(index, pod, namespace) } else { lock_downs(index, pod, namespace) };
+    let network = network_policies(index, pod);
     let reasons: Vec<String> = gateways.reasons.into_iter().chain(network.reasons).collect();
     let tiers: Vec<Tier> = gateways.tier.into_iter().chain(network.tier).collect();
     if !reasons.is_empty() {
@@ -95,13 +92,13 @@ fn lock_downs(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Colle
 }
 
 /// A grant of `allow`, which never leads to a gateway.
-fn allowed(peer: Peer, ports: Ports) -> Grant {
-    Grant { peer, ports, spare_gateways: true }
+fn allowed(peer: Peer, ports: Ports) -> Arc<Grant> {
+    Arc::new(Grant { peer, ports, spare_gateways: true })
 }
 
 /// A grant that means gateways as well as others.
-fn granted(peer: Peer, ports: Ports) -> Grant {
-    Grant { peer, ports, spare_gateways: false }
+fn granted(peer: Peer, ports: Ports) -> Arc<Grant> {
+    Arc::new(Grant { peer, ports, spare_gateways: false })
 }
 
 fn lock_down(
@@ -192,16 +189,16 @@ fn selects(policy: &NetworkPolicy, pod: &Pod) -> bool {
         && policy.pods.matches_labels(&pod.labels)
 }
 
-fn network_policies(index: &Index, cluster: &Cluster<'_>, pod: &Pod) -> Collected {
+fn network_policies(index: &Index, pod: &Pod) -> Collected {
     let mut found = Collected::default();
-    for policy in index.network_policies().filter(|policy| selects(policy, pod)) {
+    for policy in index.network_policies_of(&pod.namespace).filter(|policy| selects(policy, pod)) {
         let object = policy.object_ref();
         if !policy.errors.is_empty() {
             found.invalid(&object, &policy.errors);
             continue;
         }
         // The policy's own word counts before its namespace's.
-        let enforcement = policy.enforcement.as_deref().or(cluster.enforcement(&policy.namespace));
+        let enforcement = policy.enforcement.as_deref().or(index.enforcement(&policy.namespace));
         let rules = policy.rules.iter().enumerate().map(|(i, rule)| {
             let grants = match &rule.to {
                 None => vec![granted(Peer::Any, rule.ports.clone())],

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Labels;
+use super::{Kind, Labels, ObjectRef};
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,14 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
     pub finished: bool,
+}
+
+impl Pod {
+    /// What names it.
+    #[must_use]
+    pub fn object_ref(&self) -> ObjectRef {
+        ObjectRef { kind: Kind::Pod, namespace: Some(self.namespace.clone()), name: self.name.clone() }
+    }
 }
 
 /// What the replicas of a workload have in common.
@@ -148,11 +156,11 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// One backend.
+/// One address of a backend; a backend's addresses are interchangeable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its addresses, which are interchangeable.
-    pub addresses: Vec<IpAddr>,
+    /// The address.
+    pub address: IpAddr,
     /// Takes new connections.
     pub ready: bool,
     /// Serving while terminating: takes new connections where nothing is ready.

@@ -320,14 +320,14 @@ fn slice(
     // A name instead of addresses is nothing that a packet can be sent to.
     let raw_endpoints = if raw.address_type == "FQDN" { None } else { raw.endpoints };
     for raw in raw_endpoints.unwrap_or_default() {
-        let mut addresses = Vec::new();
-        for text in raw.addresses {
-            addresses.extend(ip(&text, "endpoints[].addresses")?);
-        }
         let conditions = raw.conditions.unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
         let last_resort = conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false);
-        endpoints.push(Endpoint { addresses, ready, last_resort });
+        for text in raw.addresses {
+            if let Some(address) = ip(&text, "endpoints[].addresses")? {
+                endpoints.push(Endpoint { address, ready, last_resort });
+            }
+        }
     }
     let service = labels.get(SERVICE_NAME_LABEL).map(Arc::from);
     Ok(EndpointSlice { namespace, name, service, ports: ports(raw.ports, "ports")?, endpoints })

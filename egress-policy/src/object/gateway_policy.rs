@@ -100,9 +100,13 @@ impl PodPeer {
     /// Whether it means this pod. Pods on the host network are meant by no labels.
     #[must_use]
     pub fn matches(&self, pod: &Pod, namespace: NamespaceLabels<'_>) -> bool {
-        !pod.host_network
-            && self.pods.matches_labels(&pod.labels)
-            && namespace.match_selector(&self.namespaces)
+        !pod.host_network && self.matches_labels(pod, namespace)
+    }
+
+    /// Whether it would mean this pod by its labels, also on the host network.
+    #[must_use]
+    pub fn matches_labels(&self, pod: &Pod, namespace: NamespaceLabels<'_>) -> bool {
+        self.pods.matches_labels(&pod.labels) && namespace.match_selector(&self.namespaces)
     }
 }
 

@@ -21,6 +21,16 @@ impl Labels {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
         self.0.iter().map(|(key, value)| (&**key, &**value))
     }
+
+    /// The labels with every text replaced by what `share` gives for it, which has to be equal.
+    pub(crate) fn shared(&self, mut share: impl FnMut(&Arc<str>) -> Arc<str>) -> Self {
+        Self(self.0.iter().map(|(key, value)| (share(key), share(value))).collect())
+    }
+
+    /// Whether these are the only ones that share this memory.
+    pub(crate) fn unshared(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
 }
 
 impl<K: AsRef<str> + Ord, V: AsRef<str>> FromIterator<(K, V)> for Labels {

@@ -82,7 +82,7 @@ impl<'a> NamespaceLabels<'a> {
     }
 
     /// Every label that is known, with its value.
-    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> + Clone {
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> + Clone + use<'a> {
         let labels = self.labels.into_iter().flat_map(Labels::iter);
         labels.filter(|(key, _)| *key != NAMESPACE_NAME_LABEL).chain([(NAMESPACE_NAME_LABEL, self.name)])
     }

@@ -14,40 +14,46 @@ use egress_common::wire::{
 
 use super::judge::{Judgement, everything, harmless};
 use super::order::{Layout, moves, pairs};
-use super::{State, Step};
+use super::{Keys, State, Step};
 use crate::digest::{Encoder, number};
 
-/// The steps from `observed` to `desired`.
-pub(super) fn steps(desired: &State, observed: &State) -> Vec<Step> {
+/// The steps from `observed` to `desired`, which differ at these keys only, and in their configuration.
+pub(super) fn steps(desired: &State, observed: &State, keys: &Keys) -> Vec<Step> {
     // Without a configuration that is read, nothing passes until there is one.
     let live = observed.config.abi == ABI;
-    let cgroups: BTreeSet<u64> = observed.endpoints.keys().chain(desired.endpoints.keys()).copied().collect();
     let unknown = (Judgement::of_unknown(&observed.config), Judgement::of_unknown(&desired.config));
-    let changes: BTreeSet<(Judgement, Judgement)> = cgroups
+    let changes: BTreeSet<(Judgement, Judgement)> = keys
+        .endpoints
         .iter()
         .map(|cgroup| (Judgement::of(observed, *cgroup), Judgement::of(desired, *cgroup)))
         .chain([unknown])
         .filter(|(old, new)| old != new)
         .collect();
-    let (addresses, cidrs) = pairs(observed.layout(), desired.layout());
+    let (addresses, cidrs) = pairs(observed.layout(), desired.layout(), keys);
     let moved: BTreeSet<(u64, u64)> =
         addresses.values().chain(cidrs.values()).filter(|(old, new)| old != new).copied().collect();
-    let mut rows = desired.rows.clone();
     let mut steps = Vec::new();
+    let new_rows = keys.rows.iter().filter_map(|key| Some((*key, *desired.rows.get(key)?)));
+    steps.extend(new_rows.map(|(key, row)| Step::PutRow(key, Box::new(row))));
+    let mut for_the_while = BTreeSet::new();
     if !live
         || changes.iter().all(|change| moved.iter().all(|pair| harmless(desired, observed, *change, *pair)))
     {
-        put_rows(&rows, &observed.rows, &mut steps);
-        moves(observed.layout(), desired.layout(), &mut steps);
-        endpoints(desired, observed, live, &mut steps);
+        moves(observed.layout(), desired.layout(), keys, &mut steps);
+        endpoints(desired, observed, &observed.endpoints, observed.config, keys, &mut steps);
     } else {
         let bridge = Bridge::new(desired, observed, &changes, &moved);
-        rows.extend(bridge.rows);
-        put_rows(&rows, &observed.rows, &mut steps);
+        for_the_while = bridge.rows.keys().copied().collect();
+        steps.extend(bridge.rows.iter().map(|(key, row)| Step::PutRow(*key, Box::new(*row))));
         let before = steps.len();
-        let mut now =
-            State { config: observed.config, endpoints: observed.endpoints.clone(), ..State::default() };
-        bridge_endpoints(&bridge.policies, desired, observed, &cgroups, &mut steps);
+        let endpoints_now: BTreeMap<u64, Endpoint> = keys
+            .endpoints
+            .iter()
+            .filter_map(|cgroup| Some((*cgroup, *observed.endpoints.get(cgroup)?)))
+            .collect();
+        let mut now = State { config: observed.config, endpoints: endpoints_now, ..State::default() };
+        let cgroups = &keys.endpoints;
+        bridge_endpoints(&bridge.policies, desired, observed, cgroups, &mut steps);
         steps.iter().skip(before).for_each(|step| now.apply(step));
         let lead = |(old, new): (u64, u64)| {
             if old == new { old } else { bridge.aliases.get(&new).copied().unwrap_or(new) }
@@ -55,34 +61,43 @@ pub(super) fn steps(desired: &State, observed: &State) -> Vec<Step> {
         let addresses = addresses.into_iter().map(|(addr, pair)| (addr, lead(pair))).collect();
         let cidrs = cidrs.into_iter().map(|(cidr, pair)| (cidr, lead(pair))).collect();
         let between = Layout { addresses: &addresses, cidrs: &cidrs };
-        moves(observed.layout(), between, &mut steps);
-        endpoints(desired, &now, live, &mut steps);
-        moves(between, desired.layout(), &mut steps);
+        moves(observed.layout(), between, keys, &mut steps);
+        endpoints(desired, observed, &now.endpoints, now.config, keys, &mut steps);
+        moves(between, desired.layout(), keys, &mut steps);
     }
     steps.push(Step::PutConfig(Config {
         revision: observed.config.revision.wrapping_add(1),
         ..desired.config
     }));
-    let gone: BTreeSet<RowKey> = observed.rows.keys().chain(rows.keys()).copied().collect();
+    let gone = keys.rows.iter().filter(|key| observed.rows.contains_key(key)).copied();
+    let gone: BTreeSet<RowKey> = gone.chain(for_the_while).collect();
     steps.extend(gone.into_iter().filter(|key| !desired.rows.contains_key(key)).map(Step::DeleteRow));
     steps
 }
 
-fn put_rows(rows: &BTreeMap<RowKey, Row>, observed: &BTreeMap<RowKey, Row>, steps: &mut Vec<Step>) {
-    let changed = rows.iter().filter(|(key, row)| observed.get(key) != Some(row));
-    steps.extend(changed.map(|(key, row)| Step::PutRow(*key, Box::new(*row))));
-}
-
 /// Pods as desired; what is deleted becomes unknown, so the configuration comes before that. Its revision waits.
-fn endpoints(desired: &State, now: &State, live: bool, steps: &mut Vec<Step>) {
-    let changed =
-        desired.endpoints.iter().filter(|(cgroup, endpoint)| now.endpoints.get(cgroup) != Some(endpoint));
-    steps.extend(changed.map(|(cgroup, endpoint)| Step::PutEndpoint(*cgroup, *endpoint)));
-    let settings = Config { revision: now.config.revision, ..desired.config };
-    if live && settings != now.config {
+fn endpoints(
+    desired: &State,
+    observed: &State,
+    now: &BTreeMap<u64, Endpoint>,
+    config: Config,
+    keys: &Keys,
+    steps: &mut Vec<Step>,
+) {
+    for cgroup in &keys.endpoints {
+        match desired.endpoints.get(cgroup) {
+            Some(endpoint) if now.get(cgroup) != Some(endpoint) => {
+                steps.push(Step::PutEndpoint(*cgroup, *endpoint));
+            }
+            _ => {}
+        }
+    }
+    let settings = Config { revision: config.revision, ..desired.config };
+    if observed.config.abi == ABI && settings != config {
         steps.push(Step::PutConfig(settings));
     }
-    let gone = now.endpoints.keys().filter(|cgroup| !desired.endpoints.contains_key(cgroup));
+    let gone = keys.endpoints.iter();
+    let gone = gone.filter(|cgroup| now.contains_key(cgroup) && !desired.endpoints.contains_key(cgroup));
     steps.extend(gone.map(|cgroup| Step::DeleteEndpoint(*cgroup)));
 }
 
@@ -185,9 +200,10 @@ impl Bridge {
         old_identities: &BTreeSet<u64>,
         moved: &BTreeSet<(u64, u64)>,
     ) {
-        for identity in old_identities {
-            if let Some(row) = observed.rows.get(&RowKey { policy: old, identity: *identity }) {
-                self.rows.insert(RowKey { policy, identity: *identity }, *row);
+        let rows = RowKey { policy: old, identity: 0 }..=RowKey { policy: old, identity: u64::MAX };
+        for (key, row) in observed.rows.range(rows) {
+            if old_identities.contains(&key.identity) {
+                self.rows.insert(RowKey { policy, identity: key.identity }, *row);
             }
         }
         for (_, to) in moved {

@@ -13,11 +13,14 @@
 
 mod bridge;
 mod judge;
+mod keys;
 mod order;
 mod prefix;
 mod view;
 
+pub use keys::Keys;
 pub(crate) use prefix::Prefixes;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -97,13 +100,18 @@ pub struct Plan {
 /// The plan's last configuration has the observed revision plus one.
 #[must_use]
 pub fn diff(desired: &State, observed: &State) -> Plan {
+    diff_at(desired, observed, Keys::between(desired, observed))
+}
+
+/// As [`diff`], for states that are known to be equal but for these keys and the configuration.
+#[must_use]
+pub fn diff_at(desired: &State, observed: &State, keys: Keys) -> Plan {
+    let keys = keys.differing(desired, observed);
     let settings = Config { revision: observed.config.revision, ..desired.config };
-    let same = settings == observed.config
-        && desired.endpoints == observed.endpoints
-        && desired.addresses == observed.addresses
-        && desired.cidrs == observed.cidrs
-        && desired.rows == observed.rows;
-    if same { Plan::default() } else { Plan { steps: bridge::steps(desired, observed) } }
+    if settings == observed.config && keys.is_empty() {
+        return Plan::default();
+    }
+    Plan { steps: bridge::steps(desired, observed, &keys) }
 }
 
 impl Serialize for Step {

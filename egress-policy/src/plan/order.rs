@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use egress_common::wire::{Addr, Cidr, IDENTITY_WORLD};
 
 use super::prefix::Prefixes;
-use super::{State, Step};
+use super::{Keys, State, Step};
 
 /// Where addresses lead.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +35,8 @@ impl Layout<'_> {
 /// Where something leads before and after, per address or per prefix.
 pub(super) type Pairs<K> = BTreeMap<K, (u64, u64)>;
 
-/// Every address, and every prefix without the longer ones in it, with where it leads before and after.
-pub(super) fn pairs(old: Layout<'_>, new: Layout<'_>) -> (Pairs<Addr>, Pairs<Cidr>) {
+/// Each of these addresses, and of these prefixes without the longer ones in it, with where it leads before and after.
+pub(super) fn pairs(old: Layout<'_>, new: Layout<'_>, keys: &Keys) -> (Pairs<Addr>, Pairs<Cidr>) {
     let (old_prefixes, new_prefixes) = (Prefixes::new(old.cidrs), Prefixes::new(new.cidrs));
     let exact = |layout: Layout<'_>, prefixes: &Prefixes, addr: &Addr| match layout.addresses.get(addr) {
         Some(identity) => *identity,
@@ -45,35 +45,39 @@ pub(super) fn pairs(old: Layout<'_>, new: Layout<'_>) -> (Pairs<Addr>, Pairs<Cid
     let region = |layout: Layout<'_>, prefixes: &Prefixes, cidr: &Cidr| {
         prefixes.within(layout.cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity)
     };
-    let addresses: BTreeSet<Addr> = old.addresses.keys().chain(new.addresses.keys()).copied().collect();
-    let addresses = addresses.into_iter().map(|addr| {
-        let pair = (exact(old, &old_prefixes, &addr), exact(new, &new_prefixes, &addr));
-        (addr, pair)
+    let addresses = keys.addresses.iter().map(|addr| {
+        let pair = (exact(old, &old_prefixes, addr), exact(new, &new_prefixes, addr));
+        (*addr, pair)
     });
-    let cidrs: BTreeSet<Cidr> = old.cidrs.keys().chain(new.cidrs.keys()).copied().collect();
-    let cidrs = cidrs.into_iter().map(|cidr| {
-        let pair = (region(old, &old_prefixes, &cidr), region(new, &new_prefixes, &cidr));
-        (cidr, pair)
+    let cidrs = keys.cidrs.iter().map(|cidr| {
+        let pair = (region(old, &old_prefixes, cidr), region(new, &new_prefixes, cidr));
+        (*cidr, pair)
     });
     (addresses.collect(), cidrs.collect())
 }
 
-/// The steps from one layout to another.
-pub(super) fn moves(old: Layout<'_>, new: Layout<'_>, steps: &mut Vec<Step>) {
-    for (addr, identity) in new.addresses {
-        if old.addresses.get(addr) != Some(identity) {
-            steps.push(Step::PutAddress(*addr, *identity));
+/// The steps from one layout to another, which differ at these keys only.
+pub(super) fn moves(old: Layout<'_>, new: Layout<'_>, keys: &Keys, steps: &mut Vec<Step>) {
+    for addr in &keys.addresses {
+        match new.addresses.get(addr) {
+            Some(identity) if old.addresses.get(addr) != Some(identity) => {
+                steps.push(Step::PutAddress(*addr, *identity));
+            }
+            _ => {}
         }
     }
     // Ordered by length first.
-    for (cidr, identity) in new.cidrs.iter().rev() {
-        if old.cidrs.get(cidr) != Some(identity) {
-            steps.push(Step::PutCidr(*cidr, *identity));
+    for cidr in keys.cidrs.iter().rev() {
+        match new.cidrs.get(cidr) {
+            Some(identity) if old.cidrs.get(cidr) != Some(identity) => {
+                steps.push(Step::PutCidr(*cidr, *identity));
+            }
+            _ => {}
         }
     }
-    steps.extend(
-        old.cidrs.keys().filter(|cidr| !new.cidrs.contains_key(cidr)).map(|cidr| Step::DeleteCidr(*cidr)),
-    );
-    let gone = old.addresses.keys().filter(|addr| !new.addresses.contains_key(addr));
+    let gone = keys.cidrs.iter().filter(|cidr| old.cidrs.contains_key(cidr) && !new.cidrs.contains_key(cidr));
+    steps.extend(gone.map(|cidr| Step::DeleteCidr(*cidr)));
+    let gone = keys.addresses.iter();
+    let gone = gone.filter(|addr| old.addresses.contains_key(addr) && !new.addresses.contains_key(addr));
     steps.extend(gone.map(|addr| Step::DeleteAddress(*addr)));
 }

@@ -1,13 +1,13 @@
 //! Longest prefix match over an ordered map.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use egress_common::wire::{Addr, Cidr};
 
 use crate::object::masked;
 
 /// The prefix lengths of a map, longest first: one lookup for each finds the longest match.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Prefixes {
     lengths: Vec<u32>,
 }
@@ -15,8 +15,12 @@ pub(crate) struct Prefixes {
 impl Prefixes {
     /// The lengths in a map.
     pub(crate) fn new<T>(cidrs: &BTreeMap<Cidr, T>) -> Self {
-        let lengths: BTreeSet<u32> = cidrs.keys().map(|cidr| cidr.bits).collect();
-        Self { lengths: lengths.into_iter().rev().collect() }
+        // Ordered by length first, so that each length leads to the next.
+        let first = |bits| Cidr { bits, addr: Addr::default() };
+        let next = |from: u32| cidrs.range(first(from)..).next().map(|(cidr, _)| cidr.bits);
+        let mut lengths: Vec<u32> = std::iter::successors(next(0), |bits| next(bits + 1)).collect();
+        lengths.reverse();
+        Self { lengths }
     }
 
     /// The longest prefix that holds an address.

@@ -114,13 +114,11 @@ impl<'a> Cluster<'a> {
         let mut ready = Vec::new();
         let mut last_resort = Vec::new();
         for (slice, target_port) in self.backend_ports(service, port) {
-            for endpoint in &slice.endpoints {
-                for address in endpoint.addresses.iter().filter(|address| address.is_ipv4() == v4) {
-                    if endpoint.ready {
-                        ready.push((*address, target_port));
-                    } else if endpoint.last_resort {
-                        last_resort.push((*address, target_port));
-                    }
+            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
+                if endpoint.ready {
+                    ready.push((endpoint.address, target_port));
+                } else if endpoint.last_resort {
+                    last_resort.push((endpoint.address, target_port));
                 }
             }
         }
@@ -133,7 +131,7 @@ impl<'a> Cluster<'a> {
         ports.filter(|port| is_protocol(port.protocol, target.protocol)).any(|port| {
             self.backend_ports(service, port).into_iter().any(|(slice, target_port)| {
                 target_port == target.port
-                    && slice.endpoints.iter().any(|endpoint| endpoint.addresses.contains(&target.address))
+                    && slice.endpoints.iter().any(|endpoint| endpoint.address == target.address)
             })
         })
     }
@@ -162,7 +160,7 @@ impl<'a> Cluster<'a> {
             service.ports.iter().filter(|port| port.port == 53 && matches!(port.protocol, 6 | 17)).any(
                 |port| {
                     self.backend_ports(service, port).into_iter().any(|(slice, target_port)| {
-                        let here = slice.endpoints.iter().any(|e| e.addresses.contains(&target.address));
+                        let here = slice.endpoints.iter().any(|e| e.address == target.address);
                         let behind =
                             is_protocol(port.protocol, target.protocol) && target.port == target_port;
                         here && (behind || target.port == 53)

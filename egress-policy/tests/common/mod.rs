@@ -74,7 +74,7 @@ impl World {
     pub fn without(&self, object: &str) -> Self {
         let mut world = self.clone();
         let found: Option<ObjectRef> = world.index.objects().find(|o| o.to_string() == object);
-        assert!(world.index.apply(Event::Delete(found.unwrap())));
+        assert!(!world.index.apply(Event::Delete(found.unwrap())).is_empty());
         world
     }
 

@@ -1,0 +1,230 @@
+//! The identity of one address, from the objects and the grants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use egress_common::wire::{Addr, IDENTITY_WORLD};
+
+use super::grant::{Grant, Peer};
+use super::grants::{GrantId, Grants};
+use super::identity::{Backends, Composite, Identities, Matches};
+use crate::index::Index;
+use crate::object::{NamespaceLabels, Pod, PortRange, Ports, address};
+
+/// Ports per grant, while they are collected.
+type Found = BTreeMap<GrantId, BTreeSet<PortRange>>;
+
+/// Who has an address.
+#[derive(Clone, Copy)]
+enum Owner<'a> {
+    Pod(&'a Pod),
+    Node,
+    Nobody,
+}
+
+/// Judges addresses; interns what it finds.
+pub(super) struct Addresses<'a> {
+    pub(super) index: &'a Index,
+    pub(super) grants: &'a Grants,
+    pub(super) identities: &'a mut Identities,
+    /// Identities that are written for addresses already.
+    pub(super) known: &'a BTreeMap<Addr, u64>,
+    /// Counts addresses and backends.
+    pub(super) work: &'a mut u64,
+}
+
+/// Whether an address is nothing but itself: its identity is a base identity.
+pub(super) fn plain(index: &Index, addr: &Addr) -> bool {
+    !index.is_vip(addr) && index.owners(addr).len() + usize::from(!index.nodes_at(addr).is_empty()) <= 1
+}
+
+/// Whether an address belongs to more than one thing.
+pub(super) fn shared(index: &Index, addr: &Addr) -> bool {
+    index.owned(addr) && !plain(index, addr)
+}
+
+impl Addresses<'_> {
+    /// The identity of an address.
+    pub(super) fn identity(&mut self, addr: &Addr) -> u64 {
+        *self.work += 1;
+        let is_vip = self.index.is_vip(addr);
+        if plain(self.index, addr) {
+            return self.bases(addr).first().copied().unwrap_or(IDENTITY_WORLD);
+        }
+        let owners = if !is_vip || self.index.owned(addr) { self.bases(addr) } else { BTreeSet::new() };
+        let ports = if is_vip { self.backends(addr) } else { Backends::new() };
+        match owners.first() {
+            Some(only) if owners.len() == 1 && !is_vip => *only,
+            _ => self.identities.composite(Composite { owners, ports }),
+        }
+    }
+
+    /// What is behind each port of the services that an address stands for.
+    fn backends(&mut self, vip: &Addr) -> Backends {
+        let mut out = Backends::new();
+        let index = self.index;
+        for service in index.services_at(vip) {
+            for port in &service.ports {
+                let mut behind = BTreeSet::new();
+                for (addr, target) in index.chosen(service, port, vip.is_v4()) {
+                    *self.work += 1;
+                    // Nobody's but a service's: packets are translated once, so that it leads past its backends.
+                    if index.is_vip(&addr) && !index.owned(&addr) {
+                        behind.insert((IDENTITY_WORLD, target));
+                        continue;
+                    }
+                    match self.known.get(&addr).filter(|_| plain(index, &addr)) {
+                        Some(identity) => drop(behind.insert((*identity, target))),
+                        None => behind.extend(self.bases(&addr).iter().map(|identity| (*identity, target))),
+                    }
+                }
+                out.entry((port.protocol, port.port)).or_default().extend(behind);
+            }
+        }
+        out
+    }
+
+    /// The base identities of an address: one for each owner, or that of an address nobody owns.
+    fn bases(&mut self, addr: &Addr) -> BTreeSet<u64> {
+        let index = self.index;
+        let mut owners: Vec<Owner<'_>> = index.owners(addr).iter().map(|pod| Owner::Pod(pod)).collect();
+        if !index.nodes_at(addr).is_empty() {
+            owners.push(Owner::Node);
+        }
+        if owners.is_empty() {
+            owners.push(Owner::Nobody);
+        }
+        owners
+            .into_iter()
+            .map(|owner| {
+                let matches = matches(index, self.grants, addr, owner);
+                self.identities.base(matches, self.grants)
+            })
+            .collect()
+    }
+}
+
+/// The grants that lead to an address as that of one owner.
+fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>) -> Matches {
+    let mut found: Found = grants.of_address(addr).map(|id| (id, BTreeSet::new())).collect();
+    fronts(index, grants, addr, &mut found);
+    let mut add = |peer: &Peer| found.extend(grants.of_peer(peer).map(|id| (id, BTreeSet::new())));
+    match owner {
+        Owner::Nobody => {}
+        Owner::Node => {
+            add(&Peer::Cluster);
+            index.nodes_at(addr).iter().for_each(|name| add(&Peer::Node(name.clone())));
+        }
+        Owner::Pod(pod) => {
+            add(&Peer::Cluster);
+            let gateway = index.is_gateway(pod);
+            if !gateway {
+                add(&Peer::InCluster);
+            }
+            of_pod(index, grants, (addr, pod), gateway, &mut found);
+        }
+    }
+    found.into_iter().map(|(id, ports)| (id, ports.into_iter().collect())).collect()
+}
+
+/// Grants that lead to backends, whoever owns them.
+fn fronts(index: &Index, grants: &Grants, addr: &Addr, found: &mut Found) {
+    for front in index.fronts(addr) {
+        for id in grants.of_peer(&Peer::Dns) {
+            found.entry(id).or_default().extend(front.dns().into_iter().flatten());
+        }
+        for id in grants.of_peer(&Peer::ApiServer) {
+            found.entry(id).or_default().extend(front.of("default", "kubernetes", &Ports::All));
+        }
+        let service = front.service;
+        for id in grants.of_peer(&Peer::Service(service.namespace.clone(), service.name.clone())) {
+            let listed = grants.get(id).map(|grant| &grant.ports);
+            let port = listed.and_then(|ports| front.of(&service.namespace, &service.name, ports));
+            found.entry(id).or_default().extend(port);
+        }
+    }
+    // Without a port there, they do not lead there.
+    found
+        .retain(|id, ports| !ports.is_empty() || grants.get(*id).is_some_and(|grant| !grant.resolved_only()));
+}
+
+/// Grants that lead to a pod, and the ports that grants have at a pod only.
+fn of_pod(index: &Index, grants: &Grants, (addr, pod): (&Addr, &Pod), gateway: bool, found: &mut Found) {
+    let namespace: NamespaceLabels<'_> = index.namespace(&pod.namespace);
+    found.extend(grants.of_pod(pod, namespace).map(|id| (id, BTreeSet::new())));
+    found.retain(|id, ports| {
+        let Some(grant) = grants.get(*id) else { return false };
+        if grant.spare_gateways && gateway {
+            return false;
+        }
+        named(grant, pod, ports);
+        if matches!(grant.peer, Peer::Gateway(_)) && grant.ports != Ports::All {
+            // Only services of the pod's own namespace count: nobody else's object opens a port of a gateway.
+            let own = index.fronts(addr).filter(|front| front.service.namespace == pod.namespace);
+            let listed = own.filter(|front| grant.ports.holds(front.port.protocol, front.port.port));
+            ports.extend(listed.map(|front| front.range()));
+        }
+        true
+    });
+    for id in grants.of_peer(&Peer::Any) {
+        let mut ports = BTreeSet::new();
+        if let Some(grant) = grants.get(id).filter(|grant| !(grant.spare_gateways && gateway)) {
+            named(grant, pod, &mut ports);
+        }
+        if !ports.is_empty() {
+            found.insert(id, ports);
+        }
+    }
+}
+
+/// Adds the ports that a grant names and a pod has.
+fn named(grant: &Grant, pod: &Pod, ports: &mut BTreeSet<PortRange>) {
+    for (protocol, name) in grant.named() {
+        let named =
+            pod.spec.named_ports.iter().filter(|port| port.protocol == protocol && port.name == *name);
+        ports.extend(named.map(|port| PortRange::one(protocol, port.port)));
+    }
+}
+
+/// Adds every address that a grant may lead to, as the objects are now.
+pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) {
+    let of_pod = |pod: &Pod, found: &mut BTreeSet<Addr>| {
+        if !pod.host_network && !pod.finished {
+            found.extend(pod.addresses.iter().map(|ip| address(*ip)));
+        }
+    };
+    let mut of_service = |service: &crate::object::Service| found.extend(index.addresses_behind(service));
+    match &grant.peer {
+        Peer::Service(namespace, name) => {
+            index.service(namespace, name).into_iter().for_each(&mut of_service);
+        }
+        Peer::ApiServer => {
+            index.service("default", "kubernetes").into_iter().for_each(&mut of_service);
+        }
+        Peer::Dns => index.dns().for_each(&mut of_service),
+        Peer::Node(name) => found.extend(index.addresses_of_node(name)),
+        Peer::Cluster => {
+            index.shared_pods().for_each(|pod| of_pod(pod, found));
+            found.extend(index.nodes().flat_map(|node| &node.addresses).map(|ip| address(*ip)));
+        }
+        Peer::Any | Peer::InCluster => index.shared_pods().for_each(|pod| of_pod(pod, found)),
+        Peer::Cidr(peer) => found.extend(index.known_within(&peer.cidr)),
+        Peer::Pods(scope, pods) => {
+            let in_namespace = |name: &Arc<str>, found: &mut BTreeSet<Addr>| {
+                index
+                    .pods_of(name)
+                    .filter(|pod| pods.matches_labels(&pod.labels))
+                    .for_each(|pod| of_pod(pod, found));
+            };
+            match scope {
+                crate::object::PodScope::Namespace(name) => in_namespace(name, found),
+                crate::object::PodScope::Matching(selector) => index
+                    .namespace_names()
+                    .iter()
+                    .filter(|name| index.namespace(name).match_selector(selector))
+                    .for_each(|name| in_namespace(name, found)),
+            }
+        }
+        Peer::Gateway(_) => index.gateways().for_each(|pod| of_pod(pod, found)),
+    }
+}

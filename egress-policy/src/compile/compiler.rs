@@ -1,0 +1,391 @@
+//! The state of a node, kept up with the objects.
+//!
+//! Invariant: after every update the state is what compiling the same objects from nothing gives. What an update costs
+//! depends on what changed and on what depends on that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use egress_common::wire::{
+    ABI, Addr, Config, IDENTITY_WORLD, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW, UNKNOWN_DENY, UNKNOWN_POLICY,
+};
+
+use super::address::{self, Addresses};
+use super::endpoint::{self, Local};
+use super::grant::Peer;
+use super::grants::Grants;
+use super::identity::{self, Identities};
+use super::policies::{self, Policies};
+use super::report::{Diagnostic, PolicyInfo, Severity};
+use super::rows::Rows;
+use super::{Compiled, Node, UnknownPods, diagnose, select};
+use crate::index::{Dirty, Index};
+use crate::object::{ObjectRef, Pod};
+use crate::plan::{Keys, Prefixes};
+
+/// What a diagnostic hangs on: with it the diagnostic goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    Object(ObjectRef),
+    Endpoint(u64),
+    Address(Addr),
+    Row(RowKey),
+}
+
+/// The settings of a node, without its pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Settings {
+    name: String,
+    pod_root_level: u32,
+    unknown_pods: UnknownPods,
+    incomplete: bool,
+}
+
+/// A cgroup that was found.
+#[derive(Debug)]
+struct Found {
+    uid: String,
+    /// The namespace of its pod, where there is one.
+    namespace: Option<Arc<str>>,
+}
+
+/// Compiles the state of a node, and keeps it up.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    compiled: Compiled,
+    /// `None` until the first update.
+    settings: Option<Settings>,
+    found: BTreeMap<u64, Found>,
+    grants: Grants,
+    policies: Policies,
+    identities: Identities,
+    /// There are policies.
+    isolating: bool,
+    diagnostics: BTreeMap<Origin, Vec<Diagnostic>>,
+    /// Diagnostics changed since they were last put together.
+    reported: bool,
+    work: u64,
+}
+
+impl Compiler {
+    /// What was compiled last.
+    #[must_use]
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// What was compiled last.
+    #[must_use]
+    pub fn into_compiled(self) -> Compiled {
+        self.compiled
+    }
+
+    /// The work done so far, in addresses judged, backends looked at and entries of rows made: what tests of cost count,
+    /// since time depends on the machine.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.work
+    }
+
+    /// Brings the state up to the objects. `dirty` is what the index said of every event since the last update; for the first
+    /// one it does not count. Tells which keys of the state may have changed.
+    pub fn update(&mut self, index: &Index, node: &Node<'_>, dirty: Dirty) -> Keys {
+        let mut keys = Keys::default();
+        let (dirty, every_pod) = self.begin(index, node, dirty);
+        let here: BTreeMap<u64, &str> =
+            node.pods.iter().filter(|pod| !pod.uid.is_empty()).map(|pod| (pod.cgroup, &*pod.uid)).collect();
+        let gone = self.found.iter().filter(|(cgroup, found)| here.get(cgroup) != Some(&&*found.uid));
+        let gone: Vec<u64> = gone.map(|(cgroup, _)| *cgroup).collect();
+        for cgroup in gone {
+            self.found.remove(&cgroup);
+            if !here.contains_key(&cgroup) {
+                self.endpoint(cgroup, Local::default(), &mut keys);
+            }
+        }
+        for (cgroup, uid) in here {
+            let found = self.found.get(&cgroup);
+            let in_namespace =
+                || found.and_then(|one| one.namespace.as_ref()).is_some_and(|n| dirty.namespaces.contains(n));
+            if found.is_some() && !every_pod && !dirty.uids.contains(uid) && !in_namespace() {
+                continue;
+            }
+            let (pod, wrong) = match endpoint::find(index, node.name, uid) {
+                Ok(pod) => (pod, None),
+                Err(wrong) => (None, Some(*wrong)),
+            };
+            let namespace = pod.as_ref().map(|pod| pod.namespace.clone());
+            self.found.insert(cgroup, Found { uid: uid.to_owned(), namespace });
+            let mut local =
+                pod.map_or_else(Local::default, |pod| endpoint::local(index, &pod, node.incomplete));
+            local.diagnostics.extend(wrong);
+            self.endpoint(cgroup, local, &mut keys);
+        }
+        self.settle(index, dirty, &mut keys);
+        keys
+    }
+
+    /// Compiles as if these pods stood on the node, by cgroup. For the first update only.
+    pub(super) fn place(&mut self, index: &Index, node: &Node<'_>, pods: BTreeMap<u64, Arc<Pod>>) {
+        let mut keys = Keys::default();
+        let (dirty, _) = self.begin(index, node, Dirty::default());
+        for (cgroup, pod) in pods {
+            self.endpoint(cgroup, endpoint::local(index, &pod, node.incomplete), &mut keys);
+        }
+        self.settle(index, dirty, &mut keys);
+    }
+
+    /// Takes the settings over; tells what to look at, and whether that is every pod.
+    fn begin(&mut self, index: &Index, node: &Node<'_>, dirty: Dirty) -> (Dirty, bool) {
+        let settings = Settings {
+            name: node.name.to_owned(),
+            pod_root_level: node.pod_root_level,
+            unknown_pods: node.unknown_pods,
+            incomplete: node.incomplete,
+        };
+        let dirty = if self.settings.is_none() { index.everything() } else { dirty };
+        if self.settings.as_ref() == Some(&settings) {
+            let every_pod = dirty.every_pod;
+            return (dirty, every_pod);
+        }
+        let config = &mut self.compiled.desired.config;
+        let before = (config.unknown == UNKNOWN_POLICY).then_some(config.unknown_policy);
+        let pod_root_level = node.pod_root_level;
+        *config = Config { abi: ABI, pod_root_level, unknown: UNKNOWN_DENY, ..Config::default() };
+        match node.unknown_pods {
+            UnknownPods::Deny => {}
+            UnknownPods::Allow => config.unknown = UNKNOWN_ALLOW,
+            UnknownPods::DenyOutside => {
+                config.unknown = UNKNOWN_POLICY;
+                config.unknown_policy = self.policies.take(select::unknown_pods(node.name), &mut self.grants);
+            }
+        }
+        before.into_iter().for_each(|policy| self.policies.drop(policy));
+        self.settings = Some(settings);
+        (dirty, true)
+    }
+
+    /// Puts what there is of a local pod in the place of what there was.
+    fn endpoint(&mut self, cgroup: u64, local: Local, keys: &mut Keys) {
+        let policy = local.content.map(|content| self.policies.take(content, &mut self.grants));
+        let before = self.compiled.endpoints.remove(&cgroup);
+        // A policy has no number 0.
+        before.iter().filter(|info| info.policy != 0).for_each(|info| self.policies.drop(info.policy));
+        let old = match local.endpoint {
+            Some((mut entry, mut info)) => {
+                entry.policy = policy.unwrap_or(0);
+                info.policy = entry.policy;
+                self.compiled.endpoints.insert(cgroup, info);
+                self.compiled.desired.endpoints.insert(cgroup, entry).filter(|old| *old == entry)
+            }
+            None => {
+                self.compiled.desired.endpoints.remove(&cgroup);
+                None
+            }
+        };
+        if old.is_none() {
+            keys.endpoints.insert(cgroup);
+        }
+        self.report(Origin::Endpoint(cgroup), local.diagnostics);
+    }
+
+    fn report(&mut self, origin: Origin, diagnostics: Vec<Diagnostic>) {
+        if self.diagnostics.get(&origin).map_or(&[][..], Vec::as_slice) == diagnostics {
+            return;
+        }
+        self.reported = true;
+        if diagnostics.is_empty() {
+            self.diagnostics.remove(&origin);
+        } else {
+            self.diagnostics.insert(origin, diagnostics);
+        }
+    }
+
+    /// Follows what changed through addresses and identities to rows.
+    fn settle(&mut self, index: &Index, dirty: Dirty, keys: &mut Keys) {
+        let policies = self.policies.collect(&mut self.grants);
+        let mut addresses = dirty.addresses;
+        for grant in &policies.grants {
+            address::targets(index, grant, &mut addresses);
+        }
+        if policies.grants.iter().any(|grant| matches!(grant.peer, Peer::Cidr(_))) {
+            self.grants.divide();
+            self.cidrs(keys);
+        }
+        // Where there are no policies, nobody asks what is behind a service.
+        if self.isolating != self.policies.any() {
+            self.isolating = !self.isolating;
+            addresses.extend(index.vips());
+        }
+        self.addresses(index, addresses, keys);
+        let identities = self.identities.collect();
+        self.grants.reuse();
+        self.rows(&policies, &identities, keys);
+        for object in dirty.objects {
+            let diagnostics = diagnose::diagnose(index, &object);
+            self.report(Origin::Object(object), diagnostics);
+        }
+        if std::mem::take(&mut self.reported) {
+            let diagnostics: BTreeSet<&Diagnostic> = self.diagnostics.values().flatten().collect();
+            self.compiled.diagnostics = diagnostics.into_iter().cloned().collect();
+        }
+    }
+
+    /// Finds the identity of every region, and writes those that say something new.
+    fn cidrs(&mut self, keys: &mut Keys) {
+        let mut cidrs = BTreeMap::new();
+        for (cidr, grants) in self.grants.regions() {
+            let matches = grants.iter().map(|grant| (*grant, Vec::new())).collect();
+            cidrs.insert(*cidr, self.identities.base(matches, &self.grants));
+            self.work += 1;
+        }
+        // A prefix that says what is said around it says nothing. All of IPv4 is kept apart from IPv6 by its own entry.
+        let lengths = Prefixes::new(&cidrs);
+        let said = |cidr: &egress_common::wire::Cidr, identity: u64| {
+            let around = lengths.around(&cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity);
+            identity != around || *cidr == crate::object::MAPPED_V4
+        };
+        let new: BTreeMap<_, _> =
+            cidrs.iter().filter(|(cidr, id)| said(cidr, **id)).map(|(cidr, id)| (*cidr, *id)).collect();
+        let old = std::mem::take(&mut self.compiled.desired.cidrs);
+        for (cidr, identity) in &new {
+            self.identities.take(*identity);
+            if old.get(cidr) != Some(identity) {
+                keys.cidrs.insert(*cidr);
+            }
+        }
+        for (cidr, identity) in &old {
+            self.identities.drop(*identity);
+            if !new.contains_key(cidr) {
+                keys.cidrs.insert(*cidr);
+            }
+        }
+        self.compiled.desired.cidrs = new;
+    }
+
+    /// Judges addresses anew: those that are only themselves before those that stand for others.
+    fn addresses(&mut self, index: &Index, dirty: BTreeSet<Addr>, keys: &mut Keys) {
+        let lengths = Prefixes::new(&self.compiled.desired.cidrs);
+        let (mut vips, others): (BTreeSet<Addr>, BTreeSet<Addr>) =
+            dirty.into_iter().partition(|addr| index.is_vip(addr));
+        let in_front = |addr: &Addr, vips: &mut BTreeSet<Addr>| {
+            let v4 = addr.is_v4();
+            let fronts = index.fronts(addr).flat_map(|front| &front.service.vips);
+            vips.extend(fronts.map(|vip| crate::object::address(*vip)).filter(|vip| vip.is_v4() == v4));
+        };
+        for addr in others {
+            let before = self.compiled.desired.addresses.get(&addr).copied();
+            let after = self.address(index, &lengths, addr, keys);
+            let same = before.is_some() && before == after && address::plain(index, &addr);
+            if !same {
+                in_front(&addr, &mut vips);
+            }
+        }
+        let behind: Vec<Addr> = vips.iter().copied().collect();
+        for addr in behind {
+            in_front(&addr, &mut vips);
+        }
+        for addr in vips {
+            self.address(index, &lengths, addr, keys);
+        }
+    }
+
+    /// Judges one address anew; tells the identity that is written for it.
+    fn address(&mut self, index: &Index, lengths: &Prefixes, addr: Addr, keys: &mut Keys) -> Option<u64> {
+        let desired = &mut self.compiled.desired;
+        let mut judge = Addresses {
+            index,
+            grants: &self.grants,
+            identities: &mut self.identities,
+            known: &desired.addresses,
+            work: &mut self.work,
+        };
+        let asked = self.isolating || !index.is_vip(&addr);
+        let identity = if asked { judge.identity(&addr) } else { IDENTITY_WORLD };
+        let otherwise = lengths.lookup(&desired.cidrs, &addr).map_or(IDENTITY_WORLD, |(_, id)| *id);
+        let after = (identity != otherwise).then_some(identity);
+        let before = desired.addresses.get(&addr).copied();
+        if before != after {
+            keys.addresses.insert(addr);
+            after.into_iter().for_each(|identity| self.identities.take(identity));
+            before.into_iter().for_each(|identity| self.identities.drop(identity));
+            match after {
+                Some(identity) => desired.addresses.insert(addr, identity),
+                None => desired.addresses.remove(&addr),
+            };
+        }
+        let origin = Origin::Address(addr);
+        let wrong = address::shared(index, &addr).then(|| Diagnostic {
+            object: index.owners(&addr).iter().map(|pod| pod.object_ref()).min(),
+            path: String::new(),
+            reason: format!(
+                "{} has several owners; what is allowed to each of them is allowed",
+                display(&addr)
+            ),
+            severity: Severity::Warning,
+        });
+        self.report(origin, wrong.into_iter().collect());
+        after
+    }
+
+    /// Writes the rows of new policies with all identities, and of all policies with new identities.
+    fn rows(&mut self, policies: &policies::Changes, identities: &identity::Changes, keys: &mut Keys) {
+        let mut gone: Vec<RowKey> = Vec::new();
+        for policy in &policies.gone {
+            self.compiled.provenance.policies.remove(policy);
+            let range =
+                RowKey { policy: *policy, identity: 0 }..=RowKey { policy: *policy, identity: u64::MAX };
+            gone.extend(self.compiled.desired.rows.range(range).map(|(key, _)| *key));
+        }
+        for (policy, _) in self.policies.iter().filter(|_| !identities.lost.is_empty()) {
+            gone.extend(identities.lost.iter().map(|identity| RowKey { policy, identity: *identity }));
+        }
+        for key in gone {
+            if self.compiled.desired.rows.remove(&key).is_some() {
+                keys.rows.insert(key);
+            }
+            self.report(Origin::Row(key), Vec::new());
+        }
+        let mut wrong = Vec::new();
+        for (number, policy) in self.policies.iter() {
+            let born = policies.born.contains(&number);
+            let mut rows = Rows::new(policy, &self.identities);
+            let identities: Vec<u64> =
+                if born { self.identities.used().collect() } else { identities.found.clone() };
+            for identity in identities {
+                let key = RowKey { policy: number, identity };
+                let (row, dropped) = rows.row(identity);
+                if let Some(row) = row {
+                    self.compiled.desired.rows.insert(key, row);
+                    keys.rows.insert(key);
+                }
+                if dropped > 0 {
+                    wrong.push((key, dropped));
+                }
+            }
+            self.work += rows.work;
+            if born {
+                let content = &policy.content;
+                let objects = content.tiers.iter().flat_map(|tier| tier.policies.clone()).collect();
+                let rules = content.rules().map(|rule| rule.info.clone()).collect();
+                self.compiled.provenance.policies.insert(number, PolicyInfo { objects, rules });
+            }
+        }
+        for (key, dropped) in wrong {
+            let policies = self.compiled.provenance.policies(key.policy);
+            let diagnostic = Diagnostic {
+                object: policies.first().cloned(),
+                path: String::new(),
+                reason: format!(
+                    "more than {ROW_ENTRIES} port ranges to one destination; {dropped} are denied"
+                ),
+                severity: Severity::Error,
+            };
+            self.report(Origin::Row(key), vec![diagnostic]);
+        }
+    }
+}
+
+pub(super) fn display(addr: &Addr) -> IpAddr {
+    IpAddr::from(addr.0).to_canonical()
+}

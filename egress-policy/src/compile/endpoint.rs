@@ -1,0 +1,108 @@
+//! The endpoint of one local pod.
+
+use std::sync::Arc;
+
+use egress_common::wire::{
+    Addr, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED,
+};
+
+use super::grant::Content;
+use super::report::{Diagnostic, EndpointInfo, PodState, Severity};
+use super::select::{self, Selection};
+use crate::index::Index;
+use crate::object::{Pod, address};
+
+/// What there is of a local pod. Without an endpoint it is unknown.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    pub(super) endpoint: Option<(Endpoint, EndpointInfo)>,
+    /// What policies say together about it, where it is isolated.
+    pub(super) content: Option<Content>,
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
+
+/// The pod of a cgroup, by the UID in the cgroup's name.
+///
+/// # Errors
+/// Several pods claim it.
+pub(super) fn find(index: &Index, node: &str, uid: &str) -> Result<Option<Arc<Pod>>, Box<Diagnostic>> {
+    // Anybody may write the annotation; it counts for pods of this node only, and after the UID.
+    let by_hash = || index.by_hash(uid).iter().filter(|pod| pod.node.as_deref() == Some(node)).collect();
+    let mut claims: Vec<&Arc<Pod>> = index.by_uid(uid).iter().collect();
+    if claims.is_empty() {
+        claims = by_hash();
+    }
+    match claims[..] {
+        [] => Ok(None),
+        [pod] => Ok(Some(pod.clone())),
+        _ => Err(Box::new(Diagnostic {
+            object: claims.iter().map(|pod| pod.object_ref()).min(),
+            path: "metadata.uid".to_owned(),
+            reason: format!("{uid} is claimed by several pods; its cgroup stays unknown"),
+            severity: Severity::Error,
+        })),
+    }
+}
+
+/// Judges a local pod. `incomplete`: see [`Node`](super::Node).
+pub(super) fn local(index: &Index, pod: &Pod, incomplete: bool) -> Local {
+    let mut out = Local::default();
+    let selection = select::select(index, pod);
+    let flags = if pod.host_network { FLAG_HOST_NETWORK } else { 0 };
+    let mut entry = Endpoint { state: STATE_INVALID, flags, ..Endpoint::default() };
+    let (state, policies) = match selection {
+        Selection::Undecided => {
+            out.diagnostics.push(Diagnostic {
+                object: Some(pod.object_ref()),
+                path: "metadata.namespace".to_owned(),
+                reason: "its Namespace is not known and policies select by namespace labels; the pod stays unknown".to_owned(),
+                severity: Severity::Error,
+            });
+            return out;
+        }
+        // With objects missing, a pod that nothing selects may be one that something selects.
+        Selection::Unselected if incomplete => return out,
+        Selection::Unselected => {
+            entry.state = STATE_UNSELECTED;
+            (PodState::Unselected, Vec::new())
+        }
+        Selection::Invalid { policies, reasons } => (PodState::Invalid { reasons }, policies),
+        Selection::Isolated(content) => {
+            let audit = content.audit();
+            let policies = content.tiers.iter().flat_map(|tier| tier.policies.clone()).collect();
+            entry.state = STATE_ISOLATED;
+            entry.flags |= if audit { FLAG_AUDIT } else { 0 };
+            out.content = Some(content);
+            (PodState::Isolated { audit }, policies)
+        }
+    };
+    entry.v4 = own(pod, true, &mut out.diagnostics);
+    entry.v6 = own(pod, false, &mut out.diagnostics);
+    let info = EndpointInfo {
+        namespace: pod.namespace.to_string(),
+        name: pod.name.to_string(),
+        uid: pod.uid.to_string(),
+        state,
+        policies,
+        policy: 0,
+        addresses: pod.addresses.clone(),
+        host_network: pod.host_network,
+    };
+    out.endpoint = Some((entry, info));
+    out
+}
+
+/// The address of a family that counts as the pod's own.
+fn own(pod: &Pod, v4: bool, diagnostics: &mut Vec<Diagnostic>) -> Addr {
+    let mut of_family = pod.addresses.iter().filter(|ip| ip.is_ipv4() == v4);
+    let first = of_family.next().map_or(Addr::default(), |ip| address(*ip));
+    if of_family.next().is_some() {
+        diagnostics.push(Diagnostic {
+            object: Some(pod.object_ref()),
+            path: "status.podIPs".to_owned(),
+            reason: "only the first address of each family counts as the pod's own".to_owned(),
+            severity: Severity::Warning,
+        });
+    }
+    first
+}

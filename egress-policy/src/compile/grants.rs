@@ -1,0 +1,217 @@
+//! The grants that policies on this node are made of, and which of them lead to a pod or an address.
+//!
+//! Invariant: an id is not given to another grant while an identity may still speak of it: see [`Grants::reuse`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use egress_common::wire::{Addr, Cidr};
+
+use super::grant::{Grant, Peer};
+use super::matcher::Matcher;
+use crate::digest::Digest;
+use crate::object::{NamespaceLabels, Pod, PodScope, cidr_contains};
+use crate::plan::Prefixes;
+
+/// Stands for a grant.
+pub(super) type GrantId = u32;
+
+#[derive(Debug)]
+struct Entry {
+    grant: Arc<Grant>,
+    digest: Digest,
+    /// How many rules of policies hold it.
+    uses: usize,
+}
+
+/// Grants by id, and by what they lead to.
+#[derive(Debug, Default)]
+pub(super) struct Grants {
+    ids: BTreeMap<Arc<Grant>, GrantId>,
+    entries: Vec<Option<Entry>>,
+    free: Vec<GrantId>,
+    /// Ids that go back to `free` with the next [`Grants::reuse`].
+    released: Vec<GrantId>,
+    /// Pods by labels in namespaces by labels; gateways, too.
+    pods: Matcher<Matcher<BTreeSet<GrantId>>>,
+    /// Pods by labels in a namespace by name.
+    in_namespace: BTreeMap<Arc<str>, Matcher<BTreeSet<GrantId>>>,
+    /// All other peers but prefixes.
+    by_peer: BTreeMap<Peer, BTreeSet<GrantId>>,
+    cidrs: BTreeSet<GrantId>,
+    /// Every boundary of a prefix, with the grants that lead to what is between it and the next ones.
+    regions: BTreeMap<Cidr, BTreeSet<GrantId>>,
+    prefixes: Prefixes,
+}
+
+impl Grants {
+    pub(super) fn get(&self, id: GrantId) -> Option<&Arc<Grant>> {
+        Some(&self.entry(id)?.grant)
+    }
+
+    pub(super) fn digest(&self, id: GrantId) -> Option<&Digest> {
+        Some(&self.entry(id)?.digest)
+    }
+
+    /// The id of a grant that is held.
+    pub(super) fn id(&self, grant: &Grant) -> Option<GrantId> {
+        self.ids.get(grant).copied()
+    }
+
+    fn entry(&self, id: GrantId) -> Option<&Entry> {
+        self.entries.get(usize::try_from(id).ok()?)?.as_ref()
+    }
+
+    /// Holds a grant; tells whether it was not held before.
+    pub(super) fn acquire(&mut self, grant: &Arc<Grant>) -> bool {
+        if let Some(id) = self.id(grant) {
+            let entry = usize::try_from(id).ok().and_then(|at| self.entries.get_mut(at)?.as_mut());
+            entry.into_iter().for_each(|entry| entry.uses += 1);
+            return false;
+        }
+        let entry = Some(Entry { grant: grant.clone(), digest: grant.digest(), uses: 1 });
+        let id = match self.free.pop() {
+            Some(id) => {
+                if let Some(place) = usize::try_from(id).ok().and_then(|at| self.entries.get_mut(at)) {
+                    *place = entry;
+                }
+                id
+            }
+            None => {
+                self.entries.push(entry);
+                GrantId::try_from(self.entries.len() - 1).unwrap_or(GrantId::MAX)
+            }
+        };
+        self.ids.insert(grant.clone(), id);
+        self.list(grant, |ids| {
+            ids.insert(id);
+        });
+        if let Peer::Cidr(_) = grant.peer {
+            self.cidrs.insert(id);
+        }
+        true
+    }
+
+    /// Lets go of a grant; tells whether nothing holds it any more.
+    pub(super) fn release(&mut self, grant: &Arc<Grant>) -> bool {
+        let Some(id) = self.id(grant) else { return false };
+        let Some(place) = usize::try_from(id).ok().and_then(|at| self.entries.get_mut(at)) else {
+            return false;
+        };
+        if let Some(entry) = place.as_mut().filter(|entry| entry.uses > 1) {
+            entry.uses -= 1;
+            return false;
+        }
+        *place = None;
+        self.ids.remove(grant);
+        self.released.push(id);
+        self.list(grant, |ids| {
+            ids.remove(&id);
+        });
+        self.prune(grant);
+        self.cidrs.remove(&id);
+        true
+    }
+
+    /// Says that no identity speaks of a released grant any more.
+    pub(super) fn reuse(&mut self) {
+        self.free.append(&mut self.released);
+    }
+
+    fn list(&mut self, grant: &Grant, change: impl Fn(&mut BTreeSet<GrantId>)) {
+        match &grant.peer {
+            Peer::Pods(PodScope::Namespace(name), pods) => {
+                self.in_namespace.entry(name.clone()).or_default().change(pods, change);
+            }
+            Peer::Pods(PodScope::Matching(namespaces), pods) => {
+                self.pods.change(namespaces, |inner| inner.change(pods, &change));
+            }
+            Peer::Gateway(peer) => {
+                self.pods.change(&peer.namespaces, |inner| inner.change(&peer.pods, &change));
+            }
+            Peer::Cidr(_) => {}
+            peer => change(self.by_peer.entry(peer.clone()).or_default()),
+        }
+    }
+
+    fn prune(&mut self, grant: &Grant) {
+        let (namespaces, pods) = match &grant.peer {
+            Peer::Pods(PodScope::Namespace(name), pods) => {
+                if let Some(inner) = self.in_namespace.get_mut(name) {
+                    inner.prune(pods, BTreeSet::is_empty);
+                    if inner.is_empty() {
+                        self.in_namespace.remove(name);
+                    }
+                }
+                return;
+            }
+            Peer::Pods(PodScope::Matching(namespaces), pods) => (namespaces, pods),
+            Peer::Gateway(peer) => (&peer.namespaces, &peer.pods),
+            Peer::Cidr(_) => return,
+            peer => {
+                if self.by_peer.get(peer).is_some_and(BTreeSet::is_empty) {
+                    self.by_peer.remove(peer);
+                }
+                return;
+            }
+        };
+        self.pods.change(namespaces, |inner| inner.prune(pods, BTreeSet::is_empty));
+        self.pods.prune(namespaces, Matcher::is_empty);
+    }
+
+    /// The grants that lead to a pod by its labels.
+    pub(super) fn of_pod<'a>(
+        &'a self,
+        pod: &'a Pod,
+        namespace: NamespaceLabels<'a>,
+    ) -> impl Iterator<Item = GrantId> + 'a {
+        let by_labels = move |inner: &'a Matcher<BTreeSet<GrantId>>| {
+            inner.matching(pod.labels.iter(), |selector| selector.matches_labels(&pod.labels)).flatten()
+        };
+        let matching =
+            self.pods.matching(namespace.iter(), move |selector| namespace.match_selector(selector));
+        let named = self.in_namespace.get(&pod.namespace);
+        matching.chain(named).flat_map(by_labels).copied()
+    }
+
+    /// The grants of a peer that is not told by labels or prefixes.
+    pub(super) fn of_peer(&self, peer: &Peer) -> impl Iterator<Item = GrantId> {
+        self.by_peer.get(peer).into_iter().flatten().copied()
+    }
+
+    /// The grants that lead to an address by prefixes.
+    pub(super) fn of_address(&self, addr: &Addr) -> impl Iterator<Item = GrantId> {
+        self.prefixes.lookup(&self.regions, addr).into_iter().flat_map(|(_, ids)| ids.iter().copied())
+    }
+
+    pub(super) fn regions(&self) -> &BTreeMap<Cidr, BTreeSet<GrantId>> {
+        &self.regions
+    }
+
+    /// Finds the regions anew, after grants with prefixes came or went.
+    pub(super) fn divide(&mut self) {
+        self.regions.clear();
+        let mut begins: BTreeMap<(Addr, u32), (BTreeSet<GrantId>, BTreeSet<GrantId>)> = BTreeMap::new();
+        for id in &self.cidrs {
+            let Some(Peer::Cidr(peer)) = self.get(*id).map(|grant| &grant.peer) else { continue };
+            begins.entry((peer.cidr.addr, peer.cidr.bits)).or_default().0.insert(*id);
+            for except in &peer.except {
+                begins.entry((except.addr, except.bits)).or_default().1.insert(*id);
+            }
+        }
+        // By address, then length: whoever contains a prefix comes before it.
+        let mut around: Vec<(Cidr, BTreeSet<GrantId>)> = Vec::new();
+        for ((addr, bits), (added, removed)) in begins {
+            let cidr = Cidr { bits, addr };
+            while around.last().is_some_and(|(outer, _)| !cidr_contains(outer, &cidr)) {
+                around.pop();
+            }
+            let mut here = around.last().map(|(_, grants)| grants.clone()).unwrap_or_default();
+            here.extend(added);
+            here.retain(|grant| !removed.contains(grant));
+            self.regions.insert(cidr, here.clone());
+            around.push((cidr, here));
+        }
+        self.prefixes = Prefixes::new(&self.regions);
+    }
+}

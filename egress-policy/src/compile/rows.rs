@@ -1,0 +1,81 @@
+//! The rows of one policy, for whatever identity is asked.
+
+use std::collections::BTreeMap;
+
+use egress_common::wire::{Addr, Row};
+
+use super::address::Addresses;
+use super::grant::Content;
+use super::grants::Grants;
+use super::identity::{Identities, Meaning};
+use super::policies::{Policies, Policy};
+use super::row::{self, Cells};
+use crate::index::Index;
+
+/// Makes the rows of one policy.
+pub(super) struct Rows<'a> {
+    policy: &'a Policy,
+    identities: &'a Identities,
+    /// The verdicts for base identities that composites ask for; `None` where nothing is allowed.
+    parts: BTreeMap<u64, Option<Cells>>,
+    /// Rows made, and stretches of ports told apart in them.
+    pub(super) work: u64,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(policy: &'a Policy, identities: &'a Identities) -> Self {
+        Self { policy, identities, parts: BTreeMap::new(), work: 0 }
+    }
+
+    /// The row for an identity, and how many ranges did not fit.
+    pub(super) fn row(&mut self, identity: u64) -> (Option<Row>, usize) {
+        self.work += 1;
+        let Some(cells) = self.cells(identity) else { return (None, 0) };
+        self.work += cells.len();
+        row::row(&cells)
+    }
+
+    /// The verdicts for an identity; `None` where nothing is allowed.
+    fn cells(&mut self, identity: u64) -> Option<Cells> {
+        match self.identities.meaning(identity) {
+            None => None,
+            Some(Meaning::Base(_)) => self.base(identity),
+            Some(Meaning::Composite(composite)) => {
+                let parts = composite.parts();
+                for part in &parts {
+                    if !self.parts.contains_key(part) {
+                        let cells = self.base(*part);
+                        self.parts.insert(*part, cells);
+                    }
+                }
+                let known = |part: u64| self.parts.get(&part).and_then(Option::as_ref);
+                let any = parts.iter().any(|part| known(*part).is_some());
+                any.then(|| row::composite(composite, known))
+            }
+        }
+    }
+
+    fn base(&self, identity: u64) -> Option<Cells> {
+        match self.identities.meaning(identity) {
+            Some(Meaning::Base(matches)) => {
+                let prepared = &self.policy.prepared;
+                prepared.may_allow(matches).then(|| row::base(prepared, matches))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The number of the rule by which a policy allows one address on a protocol and port, without compiling any other address.
+pub(super) fn rule(index: &Index, content: Content, addr: &Addr, (protocol, port): (u8, u16)) -> Option<u16> {
+    let (mut grants, mut policies, mut identities) =
+        (Grants::default(), Policies::default(), Identities::default());
+    let number = policies.take(content, &mut grants);
+    grants.divide();
+    let (known, mut work) = (BTreeMap::new(), 0);
+    let mut judge =
+        Addresses { index, grants: &grants, identities: &mut identities, known: &known, work: &mut work };
+    let identity = judge.identity(addr);
+    let policy = policies.get(number)?;
+    Some(Rows::new(policy, &identities).cells(identity)?.at(protocol, port)?.1)
+}

@@ -1,0 +1,222 @@
+//! What is asked of the index: objects by name, and whose an address is.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use egress_common::wire::{Addr, Cidr};
+use smallvec::SmallVec;
+
+use super::{Index, Name, of_namespace};
+use crate::object::{
+    EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node, Object,
+    ObjectRef, Pod, Service, address,
+};
+
+/// The last address of a prefix.
+fn last_of(cidr: &Cidr) -> Addr {
+    let rest = u128::MAX.checked_shr(cidr.bits).unwrap_or(0);
+    Addr((u128::from_be_bytes(cidr.addr.0) | rest).to_be_bytes())
+}
+
+impl Index {
+    /// The names of all objects, in order.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectRef> + '_ {
+        let of = |kind| move |name: &Arc<str>| ObjectRef { kind, namespace: None, name: name.clone() };
+        let named = |kind| {
+            move |(namespace, name): &Name| ObjectRef {
+                kind,
+                namespace: Some(namespace.clone()),
+                name: name.clone(),
+            }
+        };
+        let pods = self.pods.keys().map(named(Kind::Pod));
+        let namespaces = self.namespaces.keys().map(of(Kind::Namespace));
+        let services = self.services.keys().map(named(Kind::Service));
+        let slices = self.endpoint_slices.keys().map(named(Kind::EndpointSlice));
+        let nodes = self.nodes.keys().map(of(Kind::Node));
+        let network_policies = self.network_policies.keys().map(named(Kind::NetworkPolicy));
+        let gateway_policies = self.gateway_policies.keys().map(of(Kind::EgressGatewayPolicy));
+        let cluster = pods.chain(namespaces).chain(services).chain(slices).chain(nodes);
+        cluster.chain(network_policies).chain(gateway_policies)
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let cluster = self.pods.len() + self.namespaces.len() + self.services.len() + self.nodes.len();
+        cluster + self.endpoint_slices.len() + self.network_policies.len() + self.gateway_policies.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One object.
+    #[must_use]
+    pub fn get(&self, object: &ObjectRef) -> Option<Object> {
+        let name = &object.name;
+        let full = (object.namespace.clone().unwrap_or_default(), name.clone());
+        match object.kind {
+            Kind::Pod => self.pods.get(&full).map(|pod| Object::Pod(Pod::clone(pod))),
+            Kind::Namespace => self.namespaces.get(name).cloned().map(Object::Namespace),
+            Kind::Service => self.services.get(&full).cloned().map(Object::Service),
+            Kind::EndpointSlice => self
+                .endpoint_slices
+                .get(&full)
+                .map(|slice| Object::EndpointSlice(EndpointSlice::clone(slice))),
+            Kind::Node => self.nodes.get(name).cloned().map(Object::Node),
+            Kind::NetworkPolicy => self.network_policies.get(&full).cloned().map(Object::NetworkPolicy),
+            Kind::EgressGatewayPolicy => {
+                self.gateway_policies.get(name).cloned().map(Object::EgressGatewayPolicy)
+            }
+        }
+    }
+
+    /// Pods, by namespace and name.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values().map(|pod| &**pod)
+    }
+
+    /// Namespaces, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        self.namespaces.values()
+    }
+
+    /// Services, by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// Endpoint slices, by namespace and name.
+    pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
+        self.endpoint_slices.values().map(|slice| &**slice)
+    }
+
+    /// Nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// Network policies, by namespace and name.
+    pub fn network_policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        self.network_policies.values()
+    }
+
+    /// Lock-downs, by name.
+    pub fn gateway_policies(&self) -> impl Iterator<Item = &EgressGatewayPolicy> {
+        self.gateway_policies.values()
+    }
+
+    /// A pod by namespace and name.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        self.shared_pod(namespace, name).map(|pod| &**pod)
+    }
+
+    /// A pod by namespace and name.
+    pub(crate) fn shared_pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
+        self.pods.get(&(Arc::from(namespace), Arc::from(name)))
+    }
+
+    /// Pods, by namespace and name.
+    pub(crate) fn shared_pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    /// The pods of a namespace, by name.
+    pub(crate) fn pods_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        of_namespace(&self.pods, namespace).map(|pod| &**pod)
+    }
+
+    /// The names of all namespaces that have an object or a pod.
+    pub(crate) fn namespace_names(&self) -> BTreeSet<Arc<str>> {
+        let mut names: BTreeSet<Arc<str>> = self.namespaces.keys().cloned().collect();
+        let mut next = self.pods.keys().next();
+        while let Some((namespace, _)) = next {
+            names.insert(namespace.clone());
+            // No name comes after this one.
+            let last = (namespace.clone(), Arc::from("\u{10ffff}"));
+            next = self.pods.range(last..).map(|(name, _)| name).find(|(of, _)| of != namespace);
+        }
+        names
+    }
+
+    /// The network policies of a namespace, by name.
+    pub(crate) fn network_policies_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &NetworkPolicy> {
+        of_namespace(&self.network_policies, namespace)
+    }
+
+    /// The labels of a namespace, whether or not there is an object of it.
+    pub(crate) fn namespace<'n>(&'n self, name: &'n str) -> NamespaceLabels<'n> {
+        NamespaceLabels { name, labels: self.namespaces.get(name).map(|n| &n.labels) }
+    }
+
+    /// The enforcement annotation of a namespace.
+    pub(crate) fn enforcement(&self, namespace: &str) -> Option<&str> {
+        self.namespaces.get(namespace)?.enforcement.as_deref()
+    }
+
+    /// Whether a pod is a gateway of some lock-down.
+    pub(crate) fn is_gateway(&self, pod: &Pod) -> bool {
+        self.gateways.contains(&(pod.namespace.clone(), pod.name.clone()))
+    }
+
+    /// The pods whose address this is.
+    pub(crate) fn owners(&self, addr: &Addr) -> &[Arc<Pod>] {
+        self.owners.get(addr).map_or(&[], SmallVec::as_slice)
+    }
+
+    /// The names of the nodes whose address this is.
+    pub(crate) fn nodes_at(&self, addr: &Addr) -> &[Arc<str>] {
+        self.node_names.get(addr).map_or(&[], SmallVec::as_slice)
+    }
+
+    /// Every address that the objects know, within a prefix.
+    pub(crate) fn known_within(&self, cidr: &Cidr) -> impl Iterator<Item = Addr> {
+        let range = cidr.addr..=last_of(cidr);
+        let owned = self.owners.range(range.clone()).map(|(addr, _)| *addr);
+        let nodes = self.node_names.range(range.clone()).map(|(addr, _)| *addr);
+        owned.chain(nodes).chain(self.lookups.within(range))
+    }
+
+    /// The addresses of a node.
+    pub(crate) fn addresses_of_node(&self, name: &str) -> impl Iterator<Item = Addr> {
+        self.nodes.get(name).into_iter().flat_map(|node| &node.addresses).map(|ip| address(*ip))
+    }
+
+    /// The pods that are a gateway of some lock-down.
+    pub(crate) fn gateways(&self) -> impl Iterator<Item = &Pod> {
+        self.gateways.iter().filter_map(|name| self.pods.get(name)).map(|pod| &**pod)
+    }
+
+    /// Whether an address is a pod's or a node's.
+    pub(crate) fn owned(&self, addr: &Addr) -> bool {
+        self.owners.contains_key(addr) || self.node_names.contains_key(addr)
+    }
+
+    /// The pods that say they have this UID.
+    pub(crate) fn by_uid(&self, uid: &str) -> &[Arc<Pod>] {
+        self.by_uid.get(uid).map_or(&[], SmallVec::as_slice)
+    }
+
+    /// The static pods that say they have this hash.
+    pub(crate) fn by_hash(&self, hash: &str) -> &[Arc<Pod>] {
+        self.by_hash.get(hash).map_or(&[], SmallVec::as_slice)
+    }
+
+    /// Whose address this is: `pod ns/name`, `node name` or `service ns/name`, in this order.
+    #[must_use]
+    pub fn address_name(&self, ip: std::net::IpAddr) -> Option<String> {
+        let addr = address(ip.to_canonical());
+        let pod = || self.owners(&addr).iter().min_by_key(|pod| (&pod.namespace, &pod.name));
+        let pod = pod().map(|pod| format!("pod {}/{}", pod.namespace, pod.name));
+        let node = || self.nodes_at(&addr).iter().min().map(|node| format!("node {node}"));
+        let service = || {
+            let services = self.services_at(&addr).map(|one| (&one.namespace, &one.name)).min();
+            services.map(|(namespace, name)| format!("service {namespace}/{name}"))
+        };
+        pod.or_else(node).or_else(service)
+    }
+}

@@ -1,0 +1,374 @@
+//! The objects of the cluster by name, and whose an address is.
+//!
+//! Invariant: the index depends only on the last event of each object, not on the order of events of different ones;
+//! every lookup says what going through all objects would say. What an event costs depends on what it changes, not on
+//! the size of the cluster. Tested by `tests/incremental.rs` and `tests/identities.rs`.
+
+mod dirty;
+mod intern;
+mod lookup;
+mod services;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use egress_common::wire::Addr;
+use smallvec::SmallVec;
+
+pub use dirty::Dirty;
+use intern::Interner;
+
+use crate::object::{
+    EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
+    PodPeer, Service, address,
+};
+
+/// A change of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is new or changed.
+    Upsert(Object),
+    /// It is gone.
+    Delete(ObjectRef),
+}
+
+/// Namespace and name.
+pub(crate) type Name = (Arc<str>, Arc<str>);
+
+/// Everything that is known of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    interner: Interner,
+    pods: BTreeMap<Name, Arc<Pod>>,
+    namespaces: BTreeMap<Arc<str>, Namespace>,
+    services: BTreeMap<Name, Service>,
+    endpoint_slices: BTreeMap<Name, Arc<EndpointSlice>>,
+    nodes: BTreeMap<Arc<str>, Node>,
+    network_policies: BTreeMap<Name, NetworkPolicy>,
+    gateway_policies: BTreeMap<Arc<str>, EgressGatewayPolicy>,
+    /// Pods that own an address.
+    owners: BTreeMap<Addr, SmallVec<[Arc<Pod>; 1]>>,
+    /// Names of nodes, by address.
+    node_names: BTreeMap<Addr, SmallVec<[Arc<str>; 1]>>,
+    /// Pods by UID, and by the hash of a static pod.
+    by_uid: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 1]>>,
+    by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 1]>>,
+    /// Pods that are a gateway of some lock-down.
+    gateways: BTreeSet<Name>,
+    lookups: services::Lookups,
+}
+
+impl PartialEq for Index {
+    /// Equal objects; all else follows from them.
+    fn eq(&self, other: &Self) -> bool {
+        self.pods == other.pods
+            && self.namespaces == other.namespaces
+            && self.services == other.services
+            && self.endpoint_slices == other.endpoint_slices
+            && self.nodes == other.nodes
+            && self.network_policies == other.network_policies
+            && self.gateway_policies == other.gateway_policies
+    }
+}
+
+impl Eq for Index {}
+
+/// What a map holds of one namespace, by name.
+fn of_namespace<'a, T>(
+    map: &'a BTreeMap<Name, T>,
+    namespace: &Arc<str>,
+) -> impl Iterator<Item = &'a T> + use<'a, T> {
+    let namespace = namespace.clone();
+    let first = (namespace.clone(), Arc::default());
+    map.range(first..).take_while(move |((of, _), _)| *of == namespace).map(|(_, value)| value)
+}
+
+/// Removes a value from a list under a key, and the key with the last one.
+fn unlist<K: Ord, T>(lists: &mut BTreeMap<K, SmallVec<[T; 1]>>, key: &K, is: impl Fn(&T) -> bool) {
+    if let Some(list) = lists.get_mut(key) {
+        list.retain(|one| !is(one));
+        if list.is_empty() {
+            lists.remove(key);
+        }
+    }
+}
+
+/// The addresses that are a pod's alone: none of one that is finished, or that has its node's.
+fn owned(pod: &Pod) -> impl Iterator<Item = Addr> {
+    pod.addresses.iter().filter(|_| !pod.host_network && !pod.finished).map(|ip| address(*ip))
+}
+
+impl Index {
+    /// Takes an event in; tells what may have changed by it.
+    pub fn apply(&mut self, event: Event) -> Dirty {
+        match event {
+            Event::Upsert(object) => match object {
+                Object::Pod(pod) => self.put_pod(&(pod.namespace.clone(), pod.name.clone()), Some(pod)),
+                Object::Namespace(namespace) => self.put_namespace(&namespace.name.clone(), Some(namespace)),
+                Object::Service(one) => {
+                    self.put_service((one.namespace.clone(), one.name.clone()), Some(one))
+                }
+                Object::EndpointSlice(one) => {
+                    self.put_slice((one.namespace.clone(), one.name.clone()), Some(one))
+                }
+                Object::Node(node) => self.put_node(node.name.clone(), Some(node)),
+                Object::NetworkPolicy(one) => {
+                    self.put_network_policy((one.namespace.clone(), one.name.clone()), Some(one))
+                }
+                Object::EgressGatewayPolicy(policy) => {
+                    self.put_gateway_policy(policy.name.clone(), Some(policy))
+                }
+            },
+            Event::Delete(object) => {
+                let name = object.name;
+                let full = (object.namespace.unwrap_or_default(), name.clone());
+                match object.kind {
+                    Kind::Pod => self.put_pod(&full, None),
+                    Kind::Namespace => self.put_namespace(&name, None),
+                    Kind::Service => self.put_service(full, None),
+                    Kind::EndpointSlice => self.put_slice(full, None),
+                    Kind::Node => self.put_node(name, None),
+                    Kind::NetworkPolicy => self.put_network_policy(full, None),
+                    Kind::EgressGatewayPolicy => self.put_gateway_policy(name, None),
+                }
+            }
+        }
+    }
+
+    /// All there is to look at.
+    pub(crate) fn everything(&self) -> Dirty {
+        let mut dirty = Dirty { every_pod: true, ..Dirty::default() };
+        dirty.addresses.extend(self.owners.keys().chain(self.node_names.keys()));
+        dirty.addresses.extend(self.lookups.within(Addr([0; 16])..=Addr([255; 16])));
+        let host = self.pods().filter(|pod| pod.host_network).map(Pod::object_ref);
+        let others = self.objects().filter(|object| !matches!(object.kind, Kind::Pod));
+        dirty.objects.extend(host.chain(others));
+        dirty
+    }
+
+    /// Makes `objects` all there is of a kind: what is not among them is gone. Objects of another kind are left out.
+    pub fn relist(&mut self, kind: Kind, objects: Vec<Object>) -> Dirty {
+        let listed: BTreeSet<ObjectRef> = objects.iter().map(Object::object_ref).collect();
+        let of_kind = self.objects().filter(|object| object.kind == kind);
+        let gone: Vec<_> = of_kind.filter(|object| !listed.contains(object)).collect();
+        let mut dirty = Dirty::default();
+        for object in gone {
+            dirty |= self.apply(Event::Delete(object));
+        }
+        for object in objects.into_iter().filter(|object| object.object_ref().kind == kind) {
+            dirty |= self.apply(Event::Upsert(object));
+        }
+        dirty
+    }
+
+    fn put_pod(&mut self, name: &Name, pod: Option<Pod>) -> Dirty {
+        let pod = pod.map(|mut pod| {
+            self.interner.pod(&mut pod);
+            Arc::new(pod)
+        });
+        let old = self.pods.get(name).cloned();
+        let mut dirty = Dirty::default();
+        if old == pod {
+            return dirty;
+        }
+        if let Some(old) = &old {
+            let this = |one: &Arc<Pod>| Arc::ptr_eq(one, old);
+            for addr in owned(old) {
+                unlist(&mut self.owners, &addr, this);
+                dirty.addresses.insert(addr);
+            }
+            unlist(&mut self.by_uid, &old.uid, this);
+            old.static_hash.iter().for_each(|hash| unlist(&mut self.by_hash, hash, this));
+            self.pods.remove(name);
+            self.gateways.remove(name);
+        }
+        if let Some(pod) = &pod {
+            for addr in owned(pod) {
+                self.owners.entry(addr).or_default().push(pod.clone());
+                dirty.addresses.insert(addr);
+            }
+            if !pod.uid.is_empty() {
+                self.by_uid.entry(pod.uid.clone()).or_default().push(pod.clone());
+            }
+            if let Some(hash) = &pod.static_hash {
+                self.by_hash.entry(hash.clone()).or_default().push(pod.clone());
+            }
+            if self.means_gateway(pod) {
+                self.gateways.insert(name.clone());
+            }
+            self.pods.insert((pod.namespace.clone(), pod.name.clone()), pod.clone());
+        }
+        for pod in [&old, &pod].into_iter().flatten() {
+            dirty.uids.extend([pod.uid.clone()].into_iter().chain(pod.static_hash.clone()));
+            // Only these have something said about them as objects.
+            if pod.host_network {
+                dirty.objects.insert(pod.object_ref());
+            }
+        }
+        dirty
+    }
+
+    fn put_namespace(&mut self, name: &Arc<str>, namespace: Option<Namespace>) -> Dirty {
+        let name = self.interner.text(name);
+        let mut dirty = Dirty::default();
+        if self.namespaces.get(&name) == namespace.as_ref() {
+            return dirty;
+        }
+        match namespace {
+            Some(namespace) => drop(self.namespaces.insert(name.clone(), namespace)),
+            None => drop(self.namespaces.remove(&name)),
+        }
+        let pods: Vec<Arc<Pod>> = of_namespace(&self.pods, &name).cloned().collect();
+        for pod in pods {
+            dirty.addresses.extend(owned(&pod));
+            self.judge_gateway(&pod);
+            if pod.host_network {
+                dirty.objects.insert(pod.object_ref());
+            }
+        }
+        dirty.objects.insert(ObjectRef { kind: Kind::Namespace, namespace: None, name: name.clone() });
+        dirty.namespaces.insert(name);
+        dirty
+    }
+
+    fn put_service(&mut self, name: Name, service: Option<Service>) -> Dirty {
+        let mut dirty = Dirty::default();
+        if self.services.get(&name) == service.as_ref() {
+            return dirty;
+        }
+        let old = self.services.remove(&name);
+        if let Some(old) = &old {
+            self.lookups.remove_service(&name, old);
+        }
+        if let Some(service) = &service {
+            self.lookups.add_service(&name, service);
+            self.services.insert(name, service.clone());
+        }
+        for service in [old, service].into_iter().flatten() {
+            dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
+            dirty.addresses.extend(self.addresses_behind(&service));
+        }
+        dirty
+    }
+
+    fn put_slice(&mut self, name: Name, slice: Option<EndpointSlice>) -> Dirty {
+        let mut dirty = Dirty::default();
+        if self.endpoint_slices.get(&name).map(|slice| &**slice) == slice.as_ref() {
+            return dirty;
+        }
+        let slice = slice.map(Arc::new);
+        let old = self.endpoint_slices.remove(&name);
+        if let Some(old) = &old {
+            self.lookups.remove_slice(old);
+        }
+        if let Some(slice) = &slice {
+            self.lookups.add_slice(slice);
+            self.endpoint_slices.insert(name, slice.clone());
+        }
+        for slice in [old, slice].into_iter().flatten() {
+            dirty.addresses.extend(slice.endpoints.iter().map(|endpoint| address(endpoint.address)));
+            let service = services::service_of(&slice).and_then(|name| self.services.get(&name));
+            let vips = service.into_iter().flat_map(|service| &service.vips);
+            dirty.addresses.extend(vips.map(|vip| address(*vip)));
+        }
+        dirty
+    }
+
+    fn put_node(&mut self, name: Arc<str>, node: Option<Node>) -> Dirty {
+        let mut dirty = Dirty::default();
+        if self.nodes.get(&name) == node.as_ref() {
+            return dirty;
+        }
+        let old = self.nodes.remove(&name);
+        for ip in old.iter().flat_map(|node| &node.addresses) {
+            unlist(&mut self.node_names, &address(*ip), |one| *one == name);
+            dirty.addresses.insert(address(*ip));
+        }
+        if let Some(node) = node {
+            let addresses: BTreeSet<Addr> = node.addresses.iter().map(|ip| address(*ip)).collect();
+            for addr in addresses {
+                self.node_names.entry(addr).or_default().push(name.clone());
+                dirty.addresses.insert(addr);
+            }
+            self.nodes.insert(name, node);
+        }
+        dirty
+    }
+
+    fn put_network_policy(&mut self, name: Name, policy: Option<NetworkPolicy>) -> Dirty {
+        let mut dirty = Dirty::default();
+        if self.network_policies.get(&name) == policy.as_ref() {
+            return dirty;
+        }
+        let (namespace, own) = name.clone();
+        match policy {
+            Some(policy) => drop(self.network_policies.insert(name, policy)),
+            None => drop(self.network_policies.remove(&name)),
+        }
+        let kind = Kind::NetworkPolicy;
+        dirty.objects.insert(ObjectRef { kind, namespace: Some(namespace.clone()), name: own });
+        dirty.namespaces.insert(namespace);
+        dirty
+    }
+
+    fn put_gateway_policy(&mut self, name: Arc<str>, policy: Option<EgressGatewayPolicy>) -> Dirty {
+        let mut dirty = Dirty::default();
+        if self.gateway_policies.get(&name) == policy.as_ref() {
+            return dirty;
+        }
+        dirty.every_pod = true;
+        dirty.objects.insert(ObjectRef {
+            kind: Kind::EgressGatewayPolicy,
+            namespace: None,
+            name: name.clone(),
+        });
+        // With their places, which diagnostics name.
+        let peers = |policy: Option<&EgressGatewayPolicy>| -> Vec<(usize, PodPeer)> {
+            let gateways = policy.into_iter().flat_map(|policy| &policy.gateways);
+            gateways.filter_map(|gateway| Some((gateway.index, gateway.pods.clone()?))).collect()
+        };
+        let old = self.gateway_policies.remove(&name);
+        let (before, after) = (peers(old.as_ref()), peers(policy.as_ref()));
+        if let Some(policy) = policy {
+            self.gateway_policies.insert(name, policy);
+        }
+        // Who is not meant by what was or is written here stays what it was.
+        let changed: Vec<PodPeer> = before
+            .iter()
+            .filter(|peer| !after.contains(peer))
+            .chain(after.iter().filter(|peer| !before.contains(peer)))
+            .map(|(_, peer)| peer.clone())
+            .collect();
+        if !changed.is_empty() {
+            let meant = |pod: &Arc<Pod>| {
+                let labels = self.namespace(&pod.namespace);
+                changed.iter().any(|peer| peer.matches(pod, labels))
+            };
+            let host = self.pods().filter(|pod| pod.host_network).filter(|pod| {
+                let labels = self.namespace(&pod.namespace);
+                changed.iter().any(|peer| peer.matches_labels(pod, labels))
+            });
+            dirty.objects.extend(host.map(Pod::object_ref));
+            let pods: Vec<Arc<Pod>> = self.pods.values().filter(|pod| meant(pod)).cloned().collect();
+            for pod in pods {
+                if self.judge_gateway(&pod) {
+                    dirty.addresses.extend(owned(&pod));
+                }
+            }
+        }
+        dirty
+    }
+
+    /// Whether a pod is meant as a gateway by any lock-down, valid or not.
+    fn means_gateway(&self, pod: &Pod) -> bool {
+        let labels = self.namespace(&pod.namespace);
+        let gateways = self.gateway_policies.values().flat_map(|policy| &policy.gateways);
+        gateways.filter_map(|gateway| gateway.pods.as_ref()).any(|peer| peer.matches(pod, labels))
+    }
+
+    /// Looks again whether a pod is a gateway; tells whether that changed.
+    fn judge_gateway(&mut self, pod: &Pod) -> bool {
+        let name = (pod.namespace.clone(), pod.name.clone());
+        if self.means_gateway(pod) { self.gateways.insert(name) } else { self.gateways.remove(&name) }
+    }
+}

@@ -1,0 +1,207 @@
+//! Services: which addresses stand for them, and what is behind those.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use egress_common::packet::protocol;
+use egress_common::wire::Addr;
+use smallvec::SmallVec;
+
+use super::{Index, Name};
+use crate::object::{EndpointSlice, PortRange, Ports, Service, ServicePort, address};
+
+/// Backends of one service port in one address family: (address, target port).
+pub(crate) type Targets = BTreeSet<(Addr, u16)>;
+
+/// A service port in front of a backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Front<'a> {
+    pub(crate) service: &'a Service,
+    pub(crate) port: &'a ServicePort,
+    pub(crate) target: u16,
+}
+
+/// Lookups from services to addresses and back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lookups {
+    /// The slices of a service, by the service's name.
+    slices: BTreeMap<Name, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
+    /// The slices that an address is in.
+    behind: BTreeMap<Addr, SmallVec<[Arc<EndpointSlice>; 1]>>,
+    /// The services that an address stands for.
+    vips: BTreeMap<Addr, SmallVec<[Name; 1]>>,
+}
+
+impl Lookups {
+    pub(super) fn add_slice(&mut self, slice: &Arc<EndpointSlice>) {
+        if let Some(service) = &slice.service {
+            let service = (slice.namespace.clone(), service.clone());
+            self.slices.entry(service).or_default().insert(slice.name.clone(), slice.clone());
+        }
+        let addresses: BTreeSet<Addr> = slice.endpoints.iter().map(|one| address(one.address)).collect();
+        for addr in addresses {
+            self.behind.entry(addr).or_default().push(slice.clone());
+        }
+    }
+
+    pub(super) fn remove_slice(&mut self, slice: &Arc<EndpointSlice>) {
+        if let Some(service) = &slice.service {
+            let service = (slice.namespace.clone(), service.clone());
+            if let Some(slices) = self.slices.get_mut(&service) {
+                slices.remove(&slice.name);
+                if slices.is_empty() {
+                    self.slices.remove(&service);
+                }
+            }
+        }
+        for endpoint in &slice.endpoints {
+            let addr = address(endpoint.address);
+            if let Some(slices) = self.behind.get_mut(&addr) {
+                slices.retain(|one| !Arc::ptr_eq(one, slice));
+                if slices.is_empty() {
+                    self.behind.remove(&addr);
+                }
+            }
+        }
+    }
+
+    /// The addresses in a range that stand for services or are behind them.
+    pub(super) fn within(&self, range: RangeInclusive<Addr>) -> impl Iterator<Item = Addr> {
+        let behind = self.behind.range(range.clone()).map(|(addr, _)| *addr);
+        behind.chain(self.vips.range(range).map(|(addr, _)| *addr))
+    }
+
+    pub(super) fn add_service(&mut self, name: &Name, service: &Service) {
+        for vip in &service.vips {
+            self.vips.entry(address(*vip)).or_default().push(name.clone());
+        }
+    }
+
+    pub(super) fn remove_service(&mut self, name: &Name, service: &Service) {
+        for vip in &service.vips {
+            let addr = address(*vip);
+            if let Some(names) = self.vips.get_mut(&addr) {
+                names.retain(|one| one != name);
+                if names.is_empty() {
+                    self.vips.remove(&addr);
+                }
+            }
+        }
+    }
+}
+
+impl Index {
+    /// The addresses that stand for services.
+    pub(crate) fn vips(&self) -> impl Iterator<Item = &Addr> {
+        self.lookups.vips.keys()
+    }
+
+    /// Whether an address stands for a service.
+    pub(crate) fn is_vip(&self, addr: &Addr) -> bool {
+        self.lookups.vips.contains_key(addr)
+    }
+
+    /// The services that an address stands for.
+    pub(crate) fn services_at(&self, addr: &Addr) -> impl Iterator<Item = &Service> {
+        self.lookups.vips.get(addr).into_iter().flatten().filter_map(|name| self.services.get(name))
+    }
+
+    /// The service ports that an address is behind, in whatever condition: who translates at connect time goes on with a
+    /// backend that takes no new connections.
+    pub(crate) fn fronts(&self, addr: &Addr) -> impl Iterator<Item = Front<'_>> {
+        let slices = self.lookups.behind.get(addr).into_iter().flatten();
+        slices.filter_map(|slice| Some((slice, self.services.get(&service_of(slice)?)?))).flat_map(
+            |(slice, service)| {
+                service
+                    .ports
+                    .iter()
+                    .filter_map(move |port| Some(Front { service, port, target: target(slice, port)? }))
+            },
+        )
+    }
+
+    /// A service by namespace and name.
+    #[must_use]
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
+        self.services.get(&(Arc::from(namespace), Arc::from(name)))
+    }
+
+    /// The services that are the cluster's DNS.
+    pub(crate) fn dns(&self) -> impl Iterator<Item = &Service> {
+        let system: Arc<str> = Arc::from(SYSTEM);
+        super::of_namespace(&self.services, &system).filter(|service| is_dns(service))
+    }
+
+    /// The slices of a service.
+    fn slices_of<'a>(&'a self, service: &Service) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
+        let name = (service.namespace.clone(), service.name.clone());
+        self.lookups.slices.get(&name).into_iter().flat_map(BTreeMap::values).map(|slice| &**slice)
+    }
+
+    /// Every address behind a service, in whatever condition.
+    pub(crate) fn addresses_behind<'a>(&'a self, service: &Service) -> impl Iterator<Item = Addr> + use<'a> {
+        self.slices_of(service).flat_map(|slice| &slice.endpoints).map(|endpoint| address(endpoint.address))
+    }
+
+    /// The backends that a service port can choose for a VIP of one family: the ready ones; where there are none, those
+    /// serving while terminating, as kube-proxy does it.
+    pub(crate) fn chosen(&self, service: &Service, port: &ServicePort, v4: bool) -> Targets {
+        let (mut ready, mut last_resort) = (Targets::new(), Targets::new());
+        for slice in self.slices_of(service) {
+            let Some(target) = target(slice, port) else { continue };
+            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
+                if endpoint.ready {
+                    ready.insert((address(endpoint.address), target));
+                } else if endpoint.last_resort {
+                    last_resort.insert((address(endpoint.address), target));
+                }
+            }
+        }
+        if ready.is_empty() { last_resort } else { ready }
+    }
+}
+
+const SYSTEM: &str = "kube-system";
+
+/// Whether a service is the cluster's DNS.
+fn is_dns(service: &Service) -> bool {
+    let label = service.labels.get("k8s-app") == Some("kube-dns");
+    *service.namespace == *SYSTEM && (label || matches!(&*service.name, "kube-dns" | "coredns"))
+}
+
+/// The service that a slice is a part of.
+pub(super) fn service_of(slice: &EndpointSlice) -> Option<Name> {
+    Some((slice.namespace.clone(), slice.service.clone()?))
+}
+
+/// The port at the backends of a slice that a service port leads to.
+fn target(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    slice.ports.iter().find(|one| one.name == port.name && one.protocol == port.protocol).map(|one| one.port)
+}
+
+impl Front<'_> {
+    /// The ports by which a backend is the cluster's DNS: 53, and what is behind port 53 of the service.
+    pub(crate) fn dns(&self) -> Option<[PortRange; 3]> {
+        let ServicePort { protocol, port, .. } = *self.port;
+        let is_port = port == 53 && matches!(protocol, protocol::UDP | protocol::TCP);
+        (is_port && is_dns(self.service)).then(|| {
+            [
+                PortRange::one(protocol, self.target),
+                PortRange::one(protocol::UDP, 53),
+                PortRange::one(protocol::TCP, 53),
+            ]
+        })
+    }
+
+    /// The backend's port, where the service is this one and its own port is listed.
+    pub(crate) fn of(&self, namespace: &str, name: &str, listed: &Ports) -> Option<PortRange> {
+        let named = *self.service.namespace == *namespace && *self.service.name == *name;
+        (named && listed.holds(self.port.protocol, self.port.port)).then(|| self.range())
+    }
+
+    /// The backend's port.
+    pub(crate) fn range(&self) -> PortRange {
+        PortRange::one(self.port.protocol, self.target)
+    }
+}

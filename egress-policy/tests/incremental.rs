@@ -1,0 +1,219 @@
+//! A compiler that follows events says at every step what compiling from nothing says, and touches no more than it must.
+//!
+//! `REFERENCE_CASES` sets the number of histories.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+mod random;
+
+use std::env;
+
+use common::{NODE, json, lock, mesh, namespace, np, pod, service, set, slice};
+use egress_policy::compile::{Compiler, LocalPod, Node, UnknownPods, compile};
+use egress_policy::index::{Dirty, Event, Index};
+use egress_policy::object::{Object, read};
+use egress_policy::plan::{State, diff, diff_at};
+use proptest::collection::vec;
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert_eq, proptest};
+use proptest::test_runner::TestCaseError;
+use random::strategy::cluster;
+use serde_json::Value;
+
+fn stored(objects: &[Value]) -> Vec<Object> {
+    let read = objects.iter().flat_map(|object| read(object.clone()).unwrap());
+    read.filter_map(|read| match read.event() {
+        Some(Event::Upsert(object)) => Some(object),
+        _ => None,
+    })
+    .collect()
+}
+
+/// One step of a history.
+#[derive(Clone, Debug)]
+enum Change {
+    /// An object of one of two clusters comes, in the form it has there.
+    Put(bool, u16),
+    /// An object goes.
+    Delete(bool, u16),
+    /// A cgroup comes or goes.
+    Cgroup(u16),
+    /// What unknown pods may do changes, or whether objects are missing.
+    Setting(u8),
+    /// The compiler is brought up to date.
+    Update,
+}
+
+fn history() -> impl Strategy<Value = Vec<Change>> {
+    let change = proptest::prop_oneof![
+        8 => (any::<bool>(), any::<u16>()).prop_map(|(which, at)| Change::Put(which, at)),
+        3 => (any::<bool>(), any::<u16>()).prop_map(|(which, at)| Change::Delete(which, at)),
+        2 => any::<u16>().prop_map(Change::Cgroup),
+        1 => any::<u8>().prop_map(Change::Setting),
+        8 => proptest::strategy::Just(Change::Update),
+    ];
+    vec(change, 1..60)
+}
+
+struct Follower {
+    index: Index,
+    dirty: Dirty,
+    compiler: Compiler,
+    local: Vec<LocalPod>,
+    unknown: UnknownPods,
+    incomplete: bool,
+    /// What the maps hold.
+    observed: State,
+}
+
+impl Follower {
+    fn new() -> Self {
+        Self {
+            index: Index::default(),
+            dirty: Dirty::default(),
+            compiler: Compiler::default(),
+            local: Vec::new(),
+            unknown: UnknownPods::DenyOutside,
+            incomplete: false,
+            observed: State::default(),
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.dirty |= self.index.apply(event);
+    }
+
+    fn update(&mut self) -> Result<usize, TestCaseError> {
+        let node = Node {
+            name: NODE,
+            pod_root_level: 2,
+            unknown_pods: self.unknown,
+            incomplete: self.incomplete,
+            pods: &self.local,
+        };
+        let keys = self.compiler.update(&self.index, &node, std::mem::take(&mut self.dirty));
+        let (followed, direct) = (self.compiler.compiled(), compile(&self.index, &node));
+        prop_assert_eq!(&followed.endpoints, &direct.endpoints);
+        prop_assert_eq!(&followed.desired, &direct.desired);
+        prop_assert_eq!(&followed.provenance, &direct.provenance);
+        prop_assert_eq!(&followed.diagnostics, &direct.diagnostics);
+        let plan = diff_at(&followed.desired, &self.observed, keys);
+        prop_assert_eq!(&plan, &diff(&followed.desired, &self.observed));
+        for step in &plan.steps {
+            self.observed.apply(step);
+        }
+        Ok(plan.steps.len())
+    }
+}
+
+fn cases() -> u32 {
+    env::var("REFERENCE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1000)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn following_events_is_compiling_from_nothing(
+        clusters in [cluster(3), cluster(3)],
+        history in history(),
+    ) {
+        let objects = clusters.each_ref().map(|data| stored(&data.objects()));
+        let cgroups: Vec<LocalPod> = clusters.iter().flat_map(|data| data.world().local).collect();
+        let mut follower = Follower::new();
+        for object in &objects[0] {
+            follower.apply(Event::Upsert(object.clone()));
+        }
+        follower.local = clusters[0].world().local;
+        follower.update()?;
+        for change in history {
+            match change {
+                Change::Put(which, at) => {
+                    let of = &objects[usize::from(which)];
+                    follower.apply(Event::Upsert(of[usize::from(at) % of.len()].clone()));
+                }
+                Change::Delete(which, at) => {
+                    let of = &objects[usize::from(which)];
+                    follower.apply(Event::Delete(of[usize::from(at) % of.len()].object_ref()));
+                }
+                Change::Cgroup(at) => {
+                    let Some(pod) = cgroups.get(usize::from(at) % cgroups.len().max(1)) else { continue };
+                    match follower.local.iter().position(|one| one.cgroup == pod.cgroup) {
+                        Some(at) => drop(follower.local.remove(at)),
+                        None => follower.local.push(pod.clone()),
+                    }
+                }
+                Change::Setting(to) => {
+                    follower.incomplete = to & 4 != 0;
+                    follower.unknown = match to % 4 {
+                        0 => UnknownPods::Deny,
+                        1 => UnknownPods::Allow,
+                        _ => UnknownPods::DenyOutside,
+                    };
+                }
+                Change::Update => drop(follower.update()?),
+            }
+        }
+        follower.update()?;
+        // Nothing happened since: nothing is to be done.
+        prop_assert_eq!(follower.update()?, 0);
+    }
+}
+
+/// The mesh, followed; what an event brings about is told by the steps and the work.
+struct Mesh(Follower);
+
+impl Mesh {
+    fn new() -> Self {
+        let world = mesh().with(lock(json!({"allow": {"inCluster": false}}))).with(np(
+            "app/p",
+            json!({"podSelector": {}, "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "db"}}}]},
+                {"to": [{"ipBlock": {"cidr": "198.51.100.0/24"}}]}]}),
+        ));
+        let mut follower =
+            Follower { index: world.index.clone(), local: world.local.clone(), ..Follower::new() };
+        // Many that are none of the node's business.
+        for i in 0..500 {
+            let name = format!("far/p{i}");
+            let far = pod(&name, &format!("10.9.{}.{}", i / 250, i % 250 + 1), json!({"app": "far"}));
+            follower.apply(Event::Upsert(stored(&[far]).remove(0)));
+        }
+        follower.update().unwrap();
+        Self(follower)
+    }
+
+    /// Steps and work that an event costs.
+    fn cost(&mut self, object: Value) -> (usize, u64) {
+        self.0.apply(Event::Upsert(stored(&[object]).remove(0)));
+        let before = self.0.compiler.work();
+        let steps = self.0.update().unwrap();
+        (steps, self.0.compiler.work() - before)
+    }
+}
+
+#[test]
+fn an_event_that_changes_nothing_costs_nothing() {
+    let mut mesh = Mesh::new();
+    let far = pod("far/p7", "10.9.0.8", json!({"app": "far"}));
+    assert_eq!(mesh.cost(far.clone()), (0, 0));
+    assert_eq!(mesh.cost(set(far, "/status/phase", json!("Pending"))), (0, 0), "nothing that counts");
+    assert_eq!(mesh.cost(namespace("app", json!({"mesh": "on"}))), (0, 0));
+}
+
+#[test]
+fn an_event_touches_what_depends_on_it_and_nothing_else() {
+    let mut mesh = Mesh::new();
+    let (steps, work) = mesh.cost(pod("far/new", "10.9.9.9", json!({"app": "far"})));
+    assert!(steps == 2 && work <= 2, "one address, one revision: {steps}, {work}");
+    let (steps, work) = mesh.cost(pod("app/db2", "10.0.1.9", json!({"app": "db"})));
+    assert!(steps <= 4 && work < 20, "a pod that a policy means: {steps}, {work}");
+    let (steps, work) = mesh.cost(service("far/s", "10.96.3.3", json!([{"name": "x", "port": 80}])));
+    assert!(steps <= 4 && work < 20, "a service: {steps}, {work}");
+    let (steps, work) = mesh.cost(slice("far/s", &["10.9.0.1"], json!([{"name": "x", "port": 80}])));
+    assert!(steps <= 4 && work < 20, "its backends: {steps}, {work}");
+    let (steps, work) = mesh.cost(namespace("other", json!({"team": "b"})));
+    assert!(steps == 0 && work < 5, "a label that nobody asks for: {steps}, {work}");
+    let rules =
+        json!({"podSelector": {}, "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "db"}}}]}]});
+    let (steps, work) = mesh.cost(np("app/p", rules));
+    assert!(steps < 40 && work < 200, "a policy: {steps}, {work}");
+}

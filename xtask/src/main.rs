@@ -2,6 +2,7 @@
 //!
 //! Invariant: each command provides what it needs by itself, or stops with the exact command to run.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -31,6 +32,8 @@ enum Command {
     Demo(demo::Args),
     /// Run every test: host tests, then the privileged ones against the running kernel. Needs root.
     Test(test::Args),
+    /// Measure, print a table, and with `--record` write it into docs/performance.md.
+    Bench(bench::Args),
     /// Check formatting, clippy on host and BPF targets, docs, and dependencies.
     Lint,
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => build::build_ebpf().map(|_| ()),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Lint => lint::lint(),
     };
     match result {

@@ -1,11 +1,9 @@
 //! What is wrong with objects as they are written, whether or not they mean a pod of this node.
 
-use std::collections::BTreeSet;
-
 use super::report::{Diagnostic, Severity};
 use crate::index::Index;
 use crate::object::{
-    EgressGatewayPolicy, Kind, NetworkPolicy, Object, ObjectError, ObjectRef, Peer, Pod, Port, Ports,
+    EgressGatewayPolicy, Kind, NetworkPolicy, Object, ObjectError, ObjectRef, Peer, Pod, Port, Ports, Set,
 };
 
 /// What is wrong with one object; of a pod on the host network, with the lock-downs that mean it as a gateway.
@@ -41,7 +39,7 @@ fn gateway_policy(policy: &EgressGatewayPolicy) -> Vec<Diagnostic> {
             "a subject cannot be read: every pod outside kube-system and egress-enforcer fails closed";
         found.push(diagnostic(&object, "spec.subjects", reason.to_owned(), Severity::Error));
     }
-    let nothing = Ports::Listed(BTreeSet::new());
+    let nothing = Ports::Listed(Set::default());
     for gateway in policy.gateways.iter().filter(|gateway| gateway.ports == nothing) {
         let path = format!("spec.gateways[{}]", gateway.index);
         let reason = "ports is empty: nothing is allowed".to_owned();

@@ -85,7 +85,7 @@ pub(super) fn local(index: &Index, pod: &Pod, incomplete: bool) -> Local {
         state,
         policies,
         policy: 0,
-        addresses: pod.addresses.clone(),
+        addresses: pod.addresses.to_vec(),
         host_network: pod.host_network,
     };
     out.endpoint = Some((entry, info));

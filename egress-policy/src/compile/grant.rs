@@ -4,12 +4,11 @@
 //! Invariant: equal grants and contents have equal digests, and different ones different ones, wherever and in whatever
 //! order they were made.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::report::RuleInfo;
 use crate::digest::{Digest, Encoder};
-use crate::object::{CidrPeer, ObjectRef, PodPeer, PodScope, Port, Ports, Requirement, Selector};
+use crate::object::{CidrPeer, ObjectRef, PodPeer, PodScope, Port, Ports, Requirement, Selector, Set};
 
 /// Where a grant leads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,7 +119,7 @@ impl Grant {
 }
 
 fn encode_selector(out: &mut Encoder, selector: &Selector) {
-    let requirement = |out: &mut Encoder, operator: &str, key: &str, values: &BTreeSet<String>| {
+    let requirement = |out: &mut Encoder, operator: &str, key: &str, values: &Set<String>| {
         out.text(operator);
         out.text(key);
         out.list(values.len());
@@ -133,8 +132,8 @@ fn encode_selector(out: &mut Encoder, selector: &Selector) {
         match one {
             Requirement::In(key, values) => requirement(out, "In", key, values),
             Requirement::NotIn(key, values) => requirement(out, "NotIn", key, values),
-            Requirement::Exists(key) => requirement(out, "Exists", key, &BTreeSet::new()),
-            Requirement::DoesNotExist(key) => requirement(out, "DoesNotExist", key, &BTreeSet::new()),
+            Requirement::Exists(key) => requirement(out, "Exists", key, &Set::default()),
+            Requirement::DoesNotExist(key) => requirement(out, "DoesNotExist", key, &Set::default()),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::object::{Requirement, Selector};
+use crate::object::{Requirement, Selector, Set};
 
 type Slot<T> = BTreeMap<Selector, T>;
 
@@ -81,7 +81,7 @@ impl<T: Default> Matcher<T> {
 }
 
 /// The requirement of a selector by which to find it: one that asks for few values of a label.
-fn asked(selector: &Selector) -> Option<(&String, &std::collections::BTreeSet<String>)> {
+fn asked(selector: &Selector) -> Option<(&String, &Set<String>)> {
     let asking = selector.0.iter().filter_map(|requirement| match requirement {
         Requirement::In(key, values) => Some((key, values)),
         _ => None,
@@ -91,18 +91,16 @@ fn asked(selector: &Selector) -> Option<(&String, &std::collections::BTreeSet<St
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::Matcher;
-    use crate::object::{Labels, Requirement, Selector};
+    use crate::object::{Labels, Requirement, Selector, Set};
 
     fn one(requirement: Requirement) -> Selector {
-        Selector(BTreeSet::from([requirement]))
+        Selector(Set::from([requirement]))
     }
 
     #[test]
     fn finds_what_matches_and_nothing_else() {
-        let values = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect::<BTreeSet<_>>();
+        let values = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect::<Set<_>>();
         let selectors = [
             Selector::default(),
             one(Requirement::In("app".into(), values(&["a"]))),
@@ -110,7 +108,7 @@ mod tests {
             one(Requirement::NotIn("app".into(), values(&["a"]))),
             one(Requirement::Exists("tier".into())),
             one(Requirement::DoesNotExist("tier".into())),
-            Selector(BTreeSet::from([
+            Selector(Set::from([
                 Requirement::In("app".into(), values(&["b"])),
                 Requirement::In("tier".into(), values(&["x", "y"])),
             ])),

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::object::{Labels, Pod, PodSpec};
+use crate::object::{EndpointSlice, Labels, Pod, PodSpec, Service};
 
 /// Held at least before anything is let go of.
 const KEPT: usize = 1024;
@@ -65,6 +65,19 @@ impl Interner {
             pod.spec = Arc::new(spec);
         }
         pod.spec = self.specs.share(&pod.spec, |spec| Arc::strong_count(spec) == 1);
+    }
+
+    pub(super) fn service(&mut self, service: &mut Service) {
+        service.namespace = self.text(&service.namespace);
+        service.name = self.text(&service.name);
+        service.labels = self.labels(&service.labels);
+        service.ports.iter_mut().for_each(|port| port.name = self.text(&port.name));
+    }
+
+    pub(super) fn slice(&mut self, slice: &mut EndpointSlice) {
+        slice.namespace = self.text(&slice.namespace);
+        slice.service = slice.service.as_ref().map(|service| self.text(service));
+        slice.ports.iter_mut().for_each(|port| port.name = self.text(&port.name));
     }
 
     fn labels(&mut self, labels: &Labels) -> Labels {

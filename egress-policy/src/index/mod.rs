@@ -47,12 +47,12 @@ pub struct Index {
     network_policies: BTreeMap<Name, NetworkPolicy>,
     gateway_policies: BTreeMap<Arc<str>, EgressGatewayPolicy>,
     /// Pods that own an address.
-    owners: BTreeMap<Addr, SmallVec<[Arc<Pod>; 1]>>,
+    owners: BTreeMap<Addr, SmallVec<[Arc<Pod>; 2]>>,
     /// Names of nodes, by address.
-    node_names: BTreeMap<Addr, SmallVec<[Arc<str>; 1]>>,
+    node_names: BTreeMap<Addr, SmallVec<[Arc<str>; 2]>>,
     /// Pods by UID, and by the hash of a static pod.
-    by_uid: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 1]>>,
-    by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 1]>>,
+    by_uid: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
+    by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
     /// Pods that are a gateway of some lock-down.
     gateways: BTreeSet<Name>,
     lookups: services::Lookups,
@@ -84,7 +84,13 @@ fn of_namespace<'a, T>(
 }
 
 /// Removes a value from a list under a key, and the key with the last one.
-fn unlist<K: Ord, T>(lists: &mut BTreeMap<K, SmallVec<[T; 1]>>, key: &K, is: impl Fn(&T) -> bool) {
+fn unlist<K: Ord, T, const N: usize>(
+    lists: &mut BTreeMap<K, SmallVec<[T; N]>>,
+    key: &K,
+    is: impl Fn(&T) -> bool,
+) where
+    [T; N]: smallvec::Array<Item = T>,
+{
     if let Some(list) = lists.get_mut(key) {
         list.retain(|one| !is(one));
         if list.is_empty() {
@@ -106,10 +112,10 @@ impl Index {
                 Object::Pod(pod) => self.put_pod(&(pod.namespace.clone(), pod.name.clone()), Some(pod)),
                 Object::Namespace(namespace) => self.put_namespace(&namespace.name.clone(), Some(namespace)),
                 Object::Service(one) => {
-                    self.put_service((one.namespace.clone(), one.name.clone()), Some(one))
+                    self.put_service(&(one.namespace.clone(), one.name.clone()), Some(one))
                 }
                 Object::EndpointSlice(one) => {
-                    self.put_slice((one.namespace.clone(), one.name.clone()), Some(one))
+                    self.put_slice(&(one.namespace.clone(), one.name.clone()), Some(one))
                 }
                 Object::Node(node) => self.put_node(node.name.clone(), Some(node)),
                 Object::NetworkPolicy(one) => {
@@ -125,8 +131,8 @@ impl Index {
                 match object.kind {
                     Kind::Pod => self.put_pod(&full, None),
                     Kind::Namespace => self.put_namespace(&name, None),
-                    Kind::Service => self.put_service(full, None),
-                    Kind::EndpointSlice => self.put_slice(full, None),
+                    Kind::Service => self.put_service(&full, None),
+                    Kind::EndpointSlice => self.put_slice(&full, None),
                     Kind::Node => self.put_node(name, None),
                     Kind::NetworkPolicy => self.put_network_policy(full, None),
                     Kind::EgressGatewayPolicy => self.put_gateway_policy(name, None),
@@ -231,18 +237,21 @@ impl Index {
         dirty
     }
 
-    fn put_service(&mut self, name: Name, service: Option<Service>) -> Dirty {
+    fn put_service(&mut self, name: &Name, service: Option<Service>) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.services.get(&name) == service.as_ref() {
+        if self.services.get(name) == service.as_ref() {
             return dirty;
         }
-        let old = self.services.remove(&name);
+        let old = self.services.remove(name);
         if let Some(old) = &old {
-            self.lookups.remove_service(&name, old);
+            self.lookups.remove_service(name, old);
         }
         if let Some(service) = &service {
-            self.lookups.add_service(&name, service);
-            self.services.insert(name, service.clone());
+            let mut service = service.clone();
+            self.interner.service(&mut service);
+            let name = (service.namespace.clone(), service.name.clone());
+            self.lookups.add_service(&name, &service);
+            self.services.insert(name, service);
         }
         for service in [old, service].into_iter().flatten() {
             dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
@@ -251,19 +260,22 @@ impl Index {
         dirty
     }
 
-    fn put_slice(&mut self, name: Name, slice: Option<EndpointSlice>) -> Dirty {
+    fn put_slice(&mut self, name: &Name, slice: Option<EndpointSlice>) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.endpoint_slices.get(&name).map(|slice| &**slice) == slice.as_ref() {
+        if self.endpoint_slices.get(name).map(|slice| &**slice) == slice.as_ref() {
             return dirty;
         }
-        let slice = slice.map(Arc::new);
-        let old = self.endpoint_slices.remove(&name);
+        let slice = slice.map(|mut slice| {
+            self.interner.slice(&mut slice);
+            Arc::new(slice)
+        });
+        let old = self.endpoint_slices.remove(name);
         if let Some(old) = &old {
             self.lookups.remove_slice(old);
         }
         if let Some(slice) = &slice {
             self.lookups.add_slice(slice);
-            self.endpoint_slices.insert(name, slice.clone());
+            self.endpoint_slices.insert((slice.namespace.clone(), slice.name.clone()), slice.clone());
         }
         for slice in [old, slice].into_iter().flatten() {
             dirty.addresses.extend(slice.endpoints.iter().map(|endpoint| address(endpoint.address)));

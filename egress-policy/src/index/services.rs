@@ -8,7 +8,7 @@ use egress_common::packet::protocol;
 use egress_common::wire::Addr;
 use smallvec::SmallVec;
 
-use super::{Index, Name};
+use super::{Index, Name, unlist};
 use crate::object::{EndpointSlice, PortRange, Ports, Service, ServicePort, address};
 
 /// Backends of one service port in one address family: (address, target port).
@@ -26,9 +26,9 @@ pub(crate) struct Front<'a> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lookups {
     /// The slices of a service, by the service's name.
-    slices: BTreeMap<Name, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
+    slices: BTreeMap<Name, SmallVec<[Arc<EndpointSlice>; 2]>>,
     /// The slices that an address is in.
-    behind: BTreeMap<Addr, SmallVec<[Arc<EndpointSlice>; 1]>>,
+    behind: BTreeMap<Addr, SmallVec<[Arc<EndpointSlice>; 2]>>,
     /// The services that an address stands for.
     vips: BTreeMap<Addr, SmallVec<[Name; 1]>>,
 }
@@ -37,7 +37,7 @@ impl Lookups {
     pub(super) fn add_slice(&mut self, slice: &Arc<EndpointSlice>) {
         if let Some(service) = &slice.service {
             let service = (slice.namespace.clone(), service.clone());
-            self.slices.entry(service).or_default().insert(slice.name.clone(), slice.clone());
+            self.slices.entry(service).or_default().push(slice.clone());
         }
         let addresses: BTreeSet<Addr> = slice.endpoints.iter().map(|one| address(one.address)).collect();
         for addr in addresses {
@@ -48,21 +48,10 @@ impl Lookups {
     pub(super) fn remove_slice(&mut self, slice: &Arc<EndpointSlice>) {
         if let Some(service) = &slice.service {
             let service = (slice.namespace.clone(), service.clone());
-            if let Some(slices) = self.slices.get_mut(&service) {
-                slices.remove(&slice.name);
-                if slices.is_empty() {
-                    self.slices.remove(&service);
-                }
-            }
+            unlist(&mut self.slices, &service, |one| Arc::ptr_eq(one, slice));
         }
         for endpoint in &slice.endpoints {
-            let addr = address(endpoint.address);
-            if let Some(slices) = self.behind.get_mut(&addr) {
-                slices.retain(|one| !Arc::ptr_eq(one, slice));
-                if slices.is_empty() {
-                    self.behind.remove(&addr);
-                }
-            }
+            unlist(&mut self.behind, &address(endpoint.address), |one| Arc::ptr_eq(one, slice));
         }
     }
 
@@ -80,13 +69,7 @@ impl Lookups {
 
     pub(super) fn remove_service(&mut self, name: &Name, service: &Service) {
         for vip in &service.vips {
-            let addr = address(*vip);
-            if let Some(names) = self.vips.get_mut(&addr) {
-                names.retain(|one| one != name);
-                if names.is_empty() {
-                    self.vips.remove(&addr);
-                }
-            }
+            unlist(&mut self.vips, &address(*vip), |one| one == name);
         }
     }
 }
@@ -136,7 +119,7 @@ impl Index {
     /// The slices of a service.
     fn slices_of<'a>(&'a self, service: &Service) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
         let name = (service.namespace.clone(), service.name.clone());
-        self.lookups.slices.get(&name).into_iter().flat_map(BTreeMap::values).map(|slice| &**slice)
+        self.lookups.slices.get(&name).into_iter().flatten().map(|slice| &**slice)
     }
 
     /// Every address behind a service, in whatever condition.

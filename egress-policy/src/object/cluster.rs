@@ -25,7 +25,7 @@ pub struct Pod {
     /// Whether it shares the node's network namespace.
     pub host_network: bool,
     /// Its addresses, in the order of `status.podIPs`.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Box<[IpAddr]>,
     /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
     pub finished: bool,
 }
@@ -125,16 +125,16 @@ pub struct Service {
     pub labels: Labels,
     /// Cluster IPs, external IPs and load-balancer IPs. Left out: load balancers with `ipMode: Proxy`, whose traffic
     /// really leaves the node, and node ports.
-    pub vips: Vec<IpAddr>,
+    pub vips: Box<[IpAddr]>,
     /// Its ports.
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
 }
 
 /// A port of a service or of an endpoint slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Its name, empty where there is none; pairs the service's port with the slice's.
-    pub name: String,
+    pub name: Arc<str>,
     /// IANA protocol number.
     pub protocol: u8,
     /// The service's own port, or the backend's port in a slice.
@@ -151,9 +151,9 @@ pub struct EndpointSlice {
     /// The service's name.
     pub service: Option<Arc<str>>,
     /// Ports of the backends.
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
     /// The backends.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
 }
 
 /// One address of a backend; a backend's addresses are interchangeable.

@@ -274,7 +274,7 @@ fn pod(
         spec: Arc::new(pod_spec),
         node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),
         host_network: spec.host_network.unwrap_or(false),
-        addresses,
+        addresses: addresses.into(),
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     })
 }
@@ -307,7 +307,7 @@ fn service(
         }
     }
     let ports = ports(spec.ports, "spec.ports")?;
-    Ok(Service { namespace, name, labels, vips, ports })
+    Ok(Service { namespace, name, labels, vips: vips.into(), ports })
 }
 
 fn slice(
@@ -330,7 +330,13 @@ fn slice(
         }
     }
     let service = labels.get(SERVICE_NAME_LABEL).map(Arc::from);
-    Ok(EndpointSlice { namespace, name, service, ports: ports(raw.ports, "ports")?, endpoints })
+    Ok(EndpointSlice {
+        namespace,
+        name,
+        service,
+        ports: ports(raw.ports, "ports")?,
+        endpoints: endpoints.into(),
+    })
 }
 
 fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
@@ -343,17 +349,17 @@ fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
     Ok(Node { name, addresses })
 }
 
-fn ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Vec<ServicePort>, ObjectError> {
+fn ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Box<[ServicePort]>, ObjectError> {
     let mut ports = Vec::new();
     for raw in raw.unwrap_or_default() {
         let Some(port) = raw.port else { continue };
         ports.push(ServicePort {
-            name: raw.name.unwrap_or_default(),
+            name: Arc::from(raw.name.unwrap_or_default()),
             protocol: read_protocol(raw.protocol.as_deref(), path)?,
             port: read_port(port, path)?,
         });
     }
-    Ok(ports)
+    Ok(ports.into())
 }
 
 /// Reads an address; `None` for an empty text, which is how status fields say "not yet".

@@ -3,10 +3,9 @@
 //! Invariant: a field that is unknown, null or malformed makes the policy invalid; what could be read of its
 //! subjects and gateways is kept, so that it fails closed for those it is about. *Absent* and *empty* are different.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{CidrPeer, Kind, NamespaceLabels, ObjectError, ObjectRef, Pod, Ports, Selector};
+use super::{CidrPeer, Kind, NamespaceLabels, ObjectError, ObjectRef, Pod, Ports, Selector, Set};
 
 /// Namespaces whose pods are subjects only where an entry says `systemNamespaces: true`.
 pub const LIFELINE_NAMESPACES: [&str; 2] = ["kube-system", "egress-enforcer"];
@@ -46,14 +45,14 @@ pub struct Grantee {
     /// Absent: every pod.
     pub pods: Selector,
     /// Absent or empty: any.
-    pub service_accounts: BTreeSet<String>,
+    pub service_accounts: Set<String>,
 }
 
 impl Grantee {
     /// Whether it means this pod.
     #[must_use]
     pub fn matches(&self, pod: &Pod, namespace: NamespaceLabels<'_>) -> bool {
-        (self.service_accounts.is_empty() || self.service_accounts.contains(&*pod.spec.service_account))
+        (self.service_accounts.is_empty() || self.service_accounts.contains::<str>(&pod.spec.service_account))
             && self.pods.matches_labels(&pod.labels)
             && namespace.match_selector(&self.namespaces)
     }

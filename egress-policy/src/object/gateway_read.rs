@@ -13,7 +13,7 @@ use super::gateway_policy::{
 };
 use super::net::{read_protocol, read_range};
 use super::selector::RawSelector;
-use super::{CidrPeer, Metadata, ObjectError, Port, Ports, Selector, join, parse};
+use super::{CidrPeer, Metadata, ObjectError, Port, Ports, Selector, Set, join, parse};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -279,7 +279,7 @@ fn salvage_gateway(value: &Value, index: usize) -> Option<Gateway> {
     } else {
         Destinations::Unrestricted
     };
-    let ports = Ports::Listed(BTreeSet::new());
+    let ports = Ports::Listed(Set::default());
     let clients = Some(Vec::new());
     Some(Gateway {
         index,
@@ -300,7 +300,7 @@ fn read_ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Ports, ObjectErro
         let protocol = read_protocol(raw.protocol.as_deref(), &join(path, "protocol"))?;
         ports.insert(Port::Range(read_range(protocol, raw.port, raw.end_port, path)?));
     }
-    Ok(Ports::Listed(ports))
+    Ok(Ports::Listed(ports.into_iter().collect()))
 }
 
 fn read_allow(raw: RawAllow) -> Result<Allow, ObjectError> {

@@ -13,6 +13,7 @@ mod labels;
 mod net;
 mod network_policy;
 mod selector;
+mod set;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,6 +35,7 @@ pub use labels::Labels;
 pub use net::{CidrPeer, MAPPED_V4, Port, PortRange, Ports, address, cidr_contains, masked, protocol_name};
 pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
 pub use selector::{NamespaceLabels, Requirement, Selector};
+pub use set::Set;
 
 /// `matchLabels` key of a namespace's name (`kubernetes.io/metadata.name`), on every namespace by definition.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";

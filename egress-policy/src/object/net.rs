@@ -1,6 +1,5 @@
 //! Addresses, prefixes and ports, in the form the maps hold them.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use egress_common::packet::protocol;
 use egress_common::wire::{Addr, Cidr};
 use ipnet::IpNet;
 
-use super::{ObjectError, join};
+use super::{ObjectError, Set, join};
 
 /// Every IPv4 address, `::ffff:0:0/96`.
 pub const MAPPED_V4: Cidr = Cidr { bits: 96, addr: Addr::v4([0; 4]) };
@@ -43,14 +42,14 @@ pub struct CidrPeer {
     pub cidr: Cidr,
     /// What is not meant, each strictly inside `cidr`. All of IPv4 is here for an IPv6 prefix whose mapped form would
     /// hold it.
-    pub except: BTreeSet<Cidr>,
+    pub except: Set<Cidr>,
 }
 
 impl CidrPeer {
     /// Reads a prefix and its exceptions.
     pub(super) fn read(cidr: &str, except: &[String], path: &str) -> Result<Self, ObjectError> {
         let outer = net(cidr, &join(path, "cidr"))?;
-        let mut peer = Self { cidr: outer, except: BTreeSet::new() };
+        let mut excepted = Vec::new();
         for (i, text) in except.iter().enumerate() {
             let path = join(path, &format!("except[{i}]"));
             let inner = net(text, &path)?;
@@ -58,12 +57,12 @@ impl CidrPeer {
             if !same_family || inner == outer || !cidr_contains(&outer, &inner) {
                 return Err(ObjectError::new(path, format!("{text} is not strictly within {cidr}")));
             }
-            peer.except.insert(inner);
+            excepted.push(inner);
         }
         if outer != MAPPED_V4 && cidr_contains(&outer, &MAPPED_V4) {
-            peer.except.insert(MAPPED_V4);
+            excepted.push(MAPPED_V4);
         }
-        Ok(peer)
+        Ok(Self { cidr: outer, except: excepted.into_iter().collect() })
     }
 }
 
@@ -122,7 +121,7 @@ pub enum Ports {
     /// Absent: every protocol and port.
     All,
     /// These; an empty list allows none.
-    Listed(BTreeSet<Port>),
+    Listed(Set<Port>),
 }
 
 impl Ports {

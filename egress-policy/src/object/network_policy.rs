@@ -197,7 +197,7 @@ fn read_rule(value: &Value, namespace: &Arc<str>, path: &str) -> Result<EgressRu
     }
     Ok(EgressRule {
         to: if to.is_empty() { None } else { Some(to) },
-        ports: if ports.is_empty() { Ports::All } else { Ports::Listed(ports) },
+        ports: if ports.is_empty() { Ports::All } else { Ports::Listed(ports.into_iter().collect()) },
     })
 }
 

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::{Labels, NAMESPACE_NAME_LABEL, ObjectError, join};
+use super::{Labels, NAMESPACE_NAME_LABEL, ObjectError, Set, join};
 
 /// One requirement of a selector. `In` and `NotIn` never hold an empty set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Requirement {
     /// The label is there and has one of these values.
-    In(String, BTreeSet<String>),
+    In(String, Set<String>),
     /// The label is not there, or has none of these values.
-    NotIn(String, BTreeSet<String>),
+    NotIn(String, Set<String>),
     /// The label is there.
     Exists(String),
     /// The label is not there.
@@ -31,7 +31,7 @@ impl Requirement {
 
 /// A selector: all requirements must hold, so an empty one matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Selector(pub BTreeSet<Requirement>);
+pub struct Selector(pub Set<Requirement>);
 
 impl Selector {
     /// Whether labels, given by their lookup, fulfil every requirement.
@@ -109,12 +109,12 @@ impl RawSelector {
         let mut requirements = BTreeSet::new();
         for (key, value) in self.match_labels.unwrap_or_default() {
             check_key(&key, &join(path, "matchLabels"))?;
-            requirements.insert(Requirement::In(key, BTreeSet::from([value])));
+            requirements.insert(Requirement::In(key, Set::from([value])));
         }
         for (i, raw) in self.match_expressions.unwrap_or_default().into_iter().enumerate() {
             let path = join(path, &format!("matchExpressions[{i}]"));
             check_key(&raw.key, &join(&path, "key"))?;
-            let values: BTreeSet<String> = raw.values.unwrap_or_default().into_iter().collect();
+            let values: Set<String> = raw.values.unwrap_or_default().into_iter().collect();
             let wants_values = matches!(raw.operator.as_str(), "In" | "NotIn");
             if wants_values && values.is_empty() {
                 return Err(ObjectError::new(join(&path, "values"), "must not be empty for In and NotIn"));
@@ -136,7 +136,7 @@ impl RawSelector {
                 }
             });
         }
-        Ok(Selector(requirements))
+        Ok(Selector(requirements.into_iter().collect()))
     }
 }
 

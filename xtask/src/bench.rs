@@ -1,0 +1,160 @@
+//! `bench`: measures, prints a table, and with `--record` writes it into docs/performance.md.
+//!
+//! Invariant: a number in docs/performance.md comes from a run that names its machine.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::command::{cargo, line, output, root, target};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    /// Compiling and following events, for clusters of 1,000 to 100,000 pods.
+    Policy,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to measure.
+    what: What,
+    /// Write the table into docs/performance.md.
+    #[arg(long)]
+    record: bool,
+    /// Fewer samples.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// A row of the table: what was measured, per size.
+type Rows = BTreeMap<String, BTreeMap<u64, String>>;
+
+pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
+    match args.what {
+        What::Policy => policy(args),
+    }
+}
+
+#[derive(Deserialize)]
+struct Benchmark {
+    function_id: String,
+    value_str: String,
+}
+
+#[derive(Deserialize)]
+struct Estimates {
+    median: Estimate,
+}
+
+#[derive(Deserialize)]
+struct Estimate {
+    point_estimate: f64,
+}
+
+fn policy(args: &Args) -> anyhow::Result<()> {
+    let results = target().join("criterion/policy");
+    // Results of a benchmark that has another name by now are no results.
+    if results.exists() {
+        std::fs::remove_dir_all(&results)?;
+    }
+    let mut command = cargo();
+    command.args(["bench", "--locked", "-p", "egress-policy", "--bench", "policy", "--"]);
+    command.args(args.quick.then_some("--quick"));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", line(&command)))?;
+    let mut rows = Rows::new();
+    let stdout = child.stdout.take().context("the benchmark has no output")?;
+    for text in BufReader::new(stdout).lines() {
+        let text = text?;
+        eprintln!("{text}");
+        // memory PODS of WHAT BYTES
+        if let Some((size, rest)) = text.strip_prefix("memory ").and_then(|rest| rest.split_once(' '))
+            && let Some((what, bytes)) = rest.rsplit_once(' ')
+        {
+            let cell = format!("{bytes} B");
+            rows.entry(format!("memory per pod, {what}")).or_default().insert(size.parse()?, cell);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{} failed ({status})", line(&command));
+    }
+    for name in std::fs::read_dir(&results).context("the benchmark left no results")? {
+        for size in std::fs::read_dir(name?.path())? {
+            let new = size?.path().join("new");
+            if let Ok(benchmark) = read::<Benchmark>(&new.join("benchmark.json")) {
+                let median = read::<Estimates>(&new.join("estimates.json"))?.median.point_estimate;
+                let size = benchmark.value_str.parse()?;
+                rows.entry(benchmark.function_id).or_default().insert(size, time(median));
+            }
+        }
+    }
+    let table = table(&rows)?;
+    print!("{table}");
+    if args.record { record("policy", &table) } else { Ok(()) }
+}
+
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn time(nanoseconds: f64) -> String {
+    match nanoseconds {
+        ns if ns < 1e3 => format!("{ns:.0} ns"),
+        ns if ns < 1e6 => format!("{:.1} µs", ns / 1e3),
+        ns if ns < 1e9 => format!("{:.1} ms", ns / 1e6),
+        ns => format!("{:.2} s", ns / 1e9),
+    }
+}
+
+fn table(rows: &Rows) -> anyhow::Result<String> {
+    let mut out = String::new();
+    let sizes: std::collections::BTreeSet<u64> = rows.values().flat_map(BTreeMap::keys).copied().collect();
+    writeln!(out, "{}\n", machine())?;
+    write!(out, "| pods |")?;
+    sizes.iter().try_for_each(|size| write!(out, " {size} |"))?;
+    write!(out, "\n|---|")?;
+    sizes.iter().try_for_each(|_| write!(out, "---:|"))?;
+    writeln!(out)?;
+    for (what, cells) in rows {
+        write!(out, "| {what} |")?;
+        sizes.iter().try_for_each(|size| write!(out, " {} |", cells.get(size).map_or("", String::as_str)))?;
+        writeln!(out)?;
+    }
+    Ok(out)
+}
+
+/// The machine, in one line.
+fn machine() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("unknown processor", |(_, model)| model);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = output(Command::new("uname").arg("-r")).unwrap_or_default();
+    let rustc = output(Command::new("rustc").arg("--version")).unwrap_or_default();
+    format!("Medians on {processors} processors of an {model}, Linux {kernel}, {rustc}.")
+}
+
+/// Puts a table between its marks in docs/performance.md.
+fn record(name: &str, table: &str) -> anyhow::Result<()> {
+    let path = root().join("docs/performance.md");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
+    let marks = text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
+    let (before, after) = marks.with_context(|| format!("{} has no marks for {name}", path.display()))?;
+    std::fs::write(&path, format!("{before}{begin}{table}{end}{after}"))?;
+    eprintln!("written: {}", path.display());
+    Ok(())
+}

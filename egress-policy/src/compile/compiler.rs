@@ -347,11 +347,14 @@ impl Compiler {
             self.report(Origin::Row(key), Vec::new());
         }
         let mut wrong = Vec::new();
-        for (number, policy) in self.policies.iter() {
+        let touched = self
+            .policies
+            .iter()
+            .filter(|(number, _)| policies.born.contains(number) || !identities.found.is_empty());
+        for (number, policy) in touched {
             let born = policies.born.contains(&number);
             let mut rows = Rows::new(policy, &self.identities);
-            let identities: Vec<u64> =
-                if born { self.identities.used().collect() } else { identities.found.clone() };
+            let identities = if born { rows.candidates() } else { identities.found.clone() };
             for identity in identities {
                 let key = RowKey { policy: number, identity };
                 let (row, dropped) = rows.row(identity);

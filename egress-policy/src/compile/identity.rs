@@ -52,8 +52,6 @@ struct Entry {
     digest: Digest,
     /// How many addresses and prefixes lead to it.
     uses: usize,
-    /// How many composites are made of it.
-    part_of: usize,
 }
 
 /// The identities by number.
@@ -61,6 +59,10 @@ struct Entry {
 pub(super) struct Identities {
     numbers: Numbers,
     entries: BTreeMap<u64, Entry>,
+    /// Base identities by the grants that lead to them.
+    by_grant: BTreeMap<GrantId, BTreeSet<u64>>,
+    /// Composites by the base identities that they are made of.
+    by_part: BTreeMap<u64, BTreeSet<u64>>,
     /// Those that may have lost or found their use since the last [`Identities::collect`], with whether they had one then.
     touched: BTreeMap<u64, bool>,
 }
@@ -68,10 +70,12 @@ pub(super) struct Identities {
 impl Default for Identities {
     fn default() -> Self {
         let meaning = Meaning::Base(Matches::new());
-        let world = Entry { meaning, digest: Digest::default(), uses: 1, part_of: 0 };
+        let world = Entry { meaning, digest: Digest::default(), uses: 1 };
         Self {
             numbers: Numbers::default(),
             entries: BTreeMap::from([(IDENTITY_WORLD, world)]),
+            by_grant: BTreeMap::new(),
+            by_part: BTreeMap::new(),
             touched: BTreeMap::from([(IDENTITY_WORLD, false)]),
         }
     }
@@ -92,6 +96,24 @@ impl Identities {
     /// Those that an address or a prefix leads to, and the world.
     pub(super) fn used(&self) -> impl Iterator<Item = u64> {
         self.entries.iter().filter(|(_, entry)| entry.uses > 0).map(|(identity, _)| *identity)
+    }
+
+    /// Those that one of these grants leads to, and what is made of them; and the world. Used or not.
+    pub(super) fn led_to(&self, grants: impl IntoIterator<Item = GrantId>) -> BTreeSet<u64> {
+        let bases = grants.into_iter().filter_map(|grant| self.by_grant.get(&grant)).flatten().copied();
+        let bases: BTreeSet<u64> = bases.chain([IDENTITY_WORLD]).collect();
+        let made = bases.iter().filter_map(|base| self.by_part.get(base)).flatten().copied();
+        made.chain(bases.iter().copied()).collect()
+    }
+
+    /// How many base identities a grant leads to.
+    pub(super) fn reach(&self, grant: GrantId) -> usize {
+        self.by_grant.get(&grant).map_or(0, BTreeSet::len)
+    }
+
+    /// Whether an address or a prefix leads to it.
+    pub(super) fn is_used(&self, identity: u64) -> bool {
+        self.entries.get(&identity).is_some_and(|entry| entry.uses > 0)
     }
 
     /// The identity of what these grants lead to.
@@ -145,12 +167,19 @@ impl Identities {
         let number = self.numbers.of(&digest);
         if !self.entries.contains_key(&number) {
             let meaning = meaning();
-            if let Meaning::Composite(composite) = &meaning {
-                for part in composite.parts() {
-                    self.entries.get_mut(&part).into_iter().for_each(|entry| entry.part_of += 1);
+            match &meaning {
+                Meaning::Base(matches) => {
+                    for (grant, _) in matches {
+                        self.by_grant.entry(*grant).or_default().insert(number);
+                    }
+                }
+                Meaning::Composite(composite) => {
+                    for part in composite.parts() {
+                        self.by_part.entry(part).or_default().insert(number);
+                    }
                 }
             }
-            self.entries.insert(number, Entry { meaning, digest, uses: 0, part_of: 0 });
+            self.entries.insert(number, Entry { meaning, digest, uses: 0 });
             // Gone again unless something comes to lead to it.
             self.touched.insert(number, false);
         }
@@ -184,20 +213,35 @@ impl Identities {
                 (true, false) => changes.lost.push(identity),
                 (true, true) | (false, false) => {}
             }
-            if entry.uses > 0 || entry.part_of > 0 {
+            if entry.uses > 0 || self.by_part.contains_key(&identity) {
                 continue;
             }
             let Some(entry) = self.entries.remove(&identity) else { continue };
             self.numbers.forget(identity, &entry.digest);
-            if let Meaning::Composite(composite) = &entry.meaning {
-                for part in composite.parts() {
-                    if let Some(entry) = self.entries.get_mut(&part) {
-                        entry.part_of = entry.part_of.saturating_sub(1);
-                        touched.entry(part).or_insert(entry.uses > 0);
+            match &entry.meaning {
+                Meaning::Base(matches) => {
+                    matches.iter().for_each(|(grant, _)| unlist(&mut self.by_grant, *grant, identity));
+                }
+                Meaning::Composite(composite) => {
+                    for part in composite.parts() {
+                        unlist(&mut self.by_part, part, identity);
+                        if let Some(entry) = self.entries.get(&part) {
+                            touched.entry(part).or_insert(entry.uses > 0);
+                        }
                     }
                 }
             }
         }
         changes
+    }
+}
+
+/// Takes a number off a list, and the list away with its last number.
+fn unlist<K: Copy + Ord>(lists: &mut BTreeMap<K, BTreeSet<u64>>, key: K, number: u64) {
+    if let Some(list) = lists.get_mut(&key) {
+        list.remove(&number);
+        if list.is_empty() {
+            lists.remove(&key);
+        }
     }
 }

@@ -85,6 +85,14 @@ struct Allowed {
 }
 
 impl Prepared {
+    /// The grants of which one has to lead to an identity for its row to be anything but empty, as few as `reach` finds;
+    /// `None` where that may be any identity.
+    pub(super) fn needed(&self, reach: impl Fn(GrantId) -> usize) -> Option<Vec<GrantId>> {
+        let enforcing = self.tiers.iter().filter(|tier| !tier.audit && tier.anywhere.is_empty());
+        let needed = enforcing.map(|tier| tier.by_id.keys().copied().collect::<Vec<_>>());
+        needed.min_by_key(|grants| grants.iter().map(|grant| reach(*grant)).sum::<usize>())
+    }
+
     /// Whether the row for a base identity may be anything but empty: each tier that enforces has a rule that leads there,
     /// or some tier where none does.
     pub(super) fn may_allow(&self, matches: &Matches) -> bool {

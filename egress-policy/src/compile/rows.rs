@@ -27,6 +27,17 @@ impl<'a> Rows<'a> {
         Self { policy, identities, parts: BTreeMap::new(), work: 0 }
     }
 
+    /// The identities in use for which there may be a row.
+    pub(super) fn candidates(&self) -> Vec<u64> {
+        match self.policy.prepared.needed(|grant| self.identities.reach(grant)) {
+            None => self.identities.used().collect(),
+            Some(grants) => {
+                let led_to = self.identities.led_to(grants);
+                led_to.into_iter().filter(|identity| self.identities.is_used(*identity)).collect()
+            }
+        }
+    }
+
     /// The row for an identity, and how many ranges did not fit.
     pub(super) fn row(&mut self, identity: u64) -> (Option<Row>, usize) {
         self.work += 1;

@@ -52,8 +52,9 @@ pub struct PodSpec {
 }
 
 /// Annotations that take a pod, or some of what it sends, out of its sidecar's hands.
-pub const MESH_ANNOTATIONS: [&str; 9] = [
+pub const MESH_ANNOTATIONS: [&str; 10] = [
     "sidecar.istio.io/inject",
+    "sidecar.istio.io/interceptionMode",
     "traffic.sidecar.istio.io/excludeOutboundIPRanges",
     "traffic.sidecar.istio.io/excludeOutboundPorts",
     "traffic.sidecar.istio.io/includeOutboundIPRanges",
@@ -86,6 +87,8 @@ pub struct Container {
     pub kind: ContainerKind,
     /// The user it runs as, by its own `securityContext` or its pod's.
     pub run_as_user: Option<i64>,
+    /// The group it runs as, by its own `securityContext` or its pod's.
+    pub run_as_group: Option<i64>,
     /// Capabilities added to those of the runtime, as written.
     pub capabilities: Vec<Arc<str>>,
     /// `securityContext.privileged`.

@@ -43,6 +43,7 @@ struct RawPodSpec {
 #[serde(rename_all = "camelCase", default)]
 struct RawSecurityContext {
     run_as_user: Option<i64>,
+    run_as_group: Option<i64>,
     privileged: Option<bool>,
     capabilities: Option<RawCapabilities>,
 }
@@ -219,7 +220,7 @@ fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
     let regular = raw.containers.iter().flatten().map(|c| (ContainerKind::Regular, c));
     let init = raw.init_containers.iter().flatten().map(|c| (init(c), c));
     let ephemeral = raw.ephemeral_containers.iter().flatten().map(|c| (ContainerKind::Ephemeral, c));
-    let of_pod = raw.security_context.as_ref().and_then(|context| context.run_as_user);
+    let of_pod = raw.security_context.as_ref();
     for (kind, container) in regular.chain(init).chain(ephemeral) {
         if matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar) {
             let path = "spec.containers[].ports[]";
@@ -238,7 +239,10 @@ fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
         spec.containers.push(Container {
             name: Arc::from(container.name.as_str()),
             kind,
-            run_as_user: context.and_then(|context| context.run_as_user).or(of_pod),
+            run_as_user: context
+                .and_then(|context| context.run_as_user)
+                .or(of_pod.and_then(|of| of.run_as_user)),
+            run_as_group: context.and_then(|c| c.run_as_group).or(of_pod.and_then(|of| of.run_as_group)),
             capabilities: added.into_iter().flatten().map(|name| Arc::from(name.as_str())).collect(),
             privileged: context.and_then(|context| context.privileged).unwrap_or(false),
         });

@@ -10,6 +10,7 @@ pub mod compile;
 mod digest;
 pub mod explain;
 pub mod index;
+pub mod lint;
 pub mod object;
 pub mod plan;
 #[cfg(feature = "reference")]
@@ -17,5 +18,6 @@ pub mod reference;
 
 pub use compile::{Compiled, Compiler, compile};
 pub use index::{Dirty, Event, Index};
+pub use lint::lint;
 pub use object::{Kind, Object, ObjectError, ObjectRef};
 pub use plan::{Keys, Plan, State, Step, diff, diff_at};

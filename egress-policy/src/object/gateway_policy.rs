@@ -35,6 +35,14 @@ impl EgressGatewayPolicy {
     pub fn object_ref(&self) -> ObjectRef {
         ObjectRef { kind: Kind::EgressGatewayPolicy, namespace: None, name: self.name.clone() }
     }
+
+    /// Whether a pod is one of its subjects, unless it is a gateway of any policy, which nothing locks down.
+    #[must_use]
+    pub fn selects(&self, pod: &Pod, namespace: NamespaceLabels<'_>) -> bool {
+        let lifeline = LIFELINE_NAMESPACES.contains(&&*pod.namespace);
+        let mut listed = self.subjects.iter().filter(|subject| subject.system_namespaces || !lifeline);
+        (self.unreadable_subjects && !lifeline) || listed.any(|subject| subject.who.matches(pod, namespace))
+    }
 }
 
 /// Pods by namespace labels, labels and service account.

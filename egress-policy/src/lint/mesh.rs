@@ -1,0 +1,104 @@
+//! How a mesh and its gateways are told from other pods.
+//!
+//! Invariant: everything that is known of a mesh by name is here, and nothing else of this module knows a name. Tested
+//! by `tests/lint.rs`.
+
+use crate::index::Index;
+use crate::object::{Container, ContainerKind, LIFELINE_NAMESPACES, NamespaceLabels, Pod};
+
+/// Containers that are a mesh's proxy.
+const PROXIES: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
+/// Init containers by which a mesh sets up, or tries, the redirect.
+const MESH_INIT: [&str; 4] = ["istio-init", "istio-validation", "linkerd-init", "linkerd-network-validator"];
+/// Istio's label for pods and namespaces of an ambient mesh.
+const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// Gateway API's label on the pods of a gateway.
+const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// A pod with its part in the policies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) namespace: NamespaceLabels<'a>,
+    /// Subjects of some policy mean it.
+    pub(super) selected: bool,
+    /// Some policy's gateways mean it.
+    pub(super) gateway: bool,
+    /// Some policy asks for labels of its namespace, which has no object.
+    pub(super) undecided: bool,
+}
+
+impl Member<'_> {
+    /// Whether it is locked down.
+    pub(super) fn subject(&self) -> bool {
+        self.selected && !self.gateway
+    }
+}
+
+/// Every pod that has not finished.
+pub(super) fn members(index: &Index) -> Vec<Member<'_>> {
+    index.pods().filter(|pod| !pod.finished).map(|pod| member(index, pod)).collect()
+}
+
+fn member<'a>(index: &'a Index, pod: &'a Pod) -> Member<'a> {
+    let namespace = index.namespace(&pod.namespace);
+    let lifeline = LIFELINE_NAMESPACES.contains(&&*pod.namespace);
+    let subjects = index.gateway_policies().flat_map(|policy| &policy.subjects);
+    let mut subjects = subjects.filter(|subject| subject.system_namespaces || !lifeline);
+    let gateways = index.gateway_policies().flat_map(|policy| &policy.gateways);
+    let mut gateways = gateways.filter_map(|gateway| gateway.pods.as_ref());
+    Member {
+        pod,
+        namespace,
+        selected: index.gateway_policies().any(|policy| policy.selects(pod, namespace)),
+        gateway: index.is_gateway(pod),
+        undecided: subjects.any(|subject| !namespace.decides(&subject.who.namespaces))
+            || gateways.any(|peer| !namespace.decides(&peer.namespaces)),
+    }
+}
+
+/// Whether a container is a mesh's proxy. What a policy's `spec.proxy.containers` names will count here as well.
+pub(super) fn is_proxy(container: &Container) -> bool {
+    matches!(container.kind, ContainerKind::Regular | ContainerKind::Sidecar)
+        && PROXIES.contains(&&*container.name)
+}
+
+/// Whether a container sets up the redirect, before any other runs.
+pub(super) fn is_mesh_init(container: &Container) -> bool {
+    container.kind == ContainerKind::Init && MESH_INIT.contains(&&*container.name)
+}
+
+/// Whether a pod has a mesh's proxy.
+pub(super) fn has_proxy(pod: &Pod) -> bool {
+    pod.spec.containers.iter().any(is_proxy)
+}
+
+/// Whether a pod runs a proxy and no application, as a mesh's gateways do. Its labels are no evidence: who writes the
+/// pod writes them.
+pub(super) fn only_proxy(pod: &Pod) -> bool {
+    let mut applications = pod.spec.containers.iter().filter(|c| c.kind == ContainerKind::Regular);
+    has_proxy(pod) && applications.all(is_proxy)
+}
+
+/// Whether an ambient mesh takes a pod's traffic, without a sidecar. The pod's own word counts before its namespace's.
+pub(super) fn is_ambient(pod: &Pod, namespace: NamespaceLabels<'_>) -> bool {
+    pod.labels.get(DATAPLANE_MODE).or_else(|| namespace.get(DATAPLANE_MODE)) == Some("ambient")
+}
+
+/// Whether a namespace is a mesh's, by its labels.
+pub(super) fn is_mesh(namespace: NamespaceLabels<'_>) -> bool {
+    namespace.get("istio-injection") == Some("enabled")
+        || namespace.get("istio.io/rev").is_some()
+        || namespace.get(DATAPLANE_MODE) == Some("ambient")
+}
+
+/// The label by which a pod looks like an egress gateway. One of Gateway API has to have `egress` in its name, because
+/// most of those are for incoming traffic.
+pub(super) fn egress_gateway_label(pod: &Pod) -> Option<(&'static str, &str)> {
+    let label = |key: &'static str, is: fn(&str) -> bool| {
+        pod.labels.get(key).filter(|value| is(value)).map(|value| (key, value))
+    };
+    label("istio", |value| value == "egressgateway")
+        .or_else(|| label("app", |value| value == "istio-egressgateway"))
+        .or_else(|| label(GATEWAY_NAME, |value| value.contains("egress")))
+}

@@ -1,0 +1,147 @@
+//! Pods: subjects that can get round their sidecar, gateways without a policy, pods that nothing locks down.
+//!
+//! Invariant: a pod that has finished is not looked at, and of a subject everything is. Tested by `tests/lint.rs`.
+
+use std::collections::BTreeMap;
+
+use super::mesh::{
+    Member, egress_gateway_label, has_proxy, is_ambient, is_mesh, is_mesh_init, is_proxy, only_proxy,
+};
+use super::{Check, Found, count, few};
+use crate::object::{Container, ContainerKind, Kind, LIFELINE_NAMESPACES, ObjectRef, Pod};
+
+/// The user that a mesh's redirect lets pass, by the mesh.
+const PROXY_USERS: [(i64, &str); 2] = [(1337, "Istio"), (2102, "Linkerd")];
+/// The group that Istio's redirect lets pass.
+const PROXY_GROUP: i64 = 1337;
+
+pub(super) fn lint(members: &[Member<'_>], found: &mut Found) {
+    let mut outside: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut undecided: BTreeMap<&str, usize> = BTreeMap::new();
+    for member in members {
+        let Member { pod, namespace, .. } = *member;
+        if member.subject() {
+            subject(member, found);
+        } else if member.undecided && !member.gateway {
+            *undecided.entry(&pod.namespace).or_default() += 1;
+        } else if !member.gateway
+            && !LIFELINE_NAMESPACES.contains(&&*pod.namespace)
+            && (is_mesh(namespace) || has_proxy(pod))
+            && !only_proxy(pod)
+        {
+            outside.entry(&pod.namespace).or_default().push(&pod.name);
+        }
+        if let Some((key, value)) = egress_gateway_label(pod).filter(|_| !member.gateway) {
+            let host = if pod.host_network { ", as none can: it is on the host network" } else { "" };
+            let detail = format!("label {key} is {value:?}, but no policy's gateways name it{host}");
+            found.add(Check::GatewayWithoutPolicy, pod.object_ref(), detail);
+        }
+    }
+    for (name, pods) in outside {
+        let verb = if pods.len() == 1 { "is a subject" } else { "are subjects" };
+        let detail = format!("{} {verb} of no policy: {}", count(pods.len(), "pod"), few(pods));
+        found.add(Check::NotLockedDown, namespace(name), detail);
+    }
+    for (name, pods) in undecided {
+        let detail = format!("it has no object: {} could not be looked at", count(pods, "pod"));
+        found.add(Check::NamespaceMissing, namespace(name), detail);
+    }
+}
+
+fn namespace(name: &str) -> ObjectRef {
+    ObjectRef { kind: Kind::Namespace, namespace: None, name: name.into() }
+}
+
+fn subject(member: &Member<'_>, found: &mut Found) {
+    let pod = member.pod;
+    for (key, value) in pod.spec.mesh_annotations.iter().filter(|(key, value)| excludes(key, value)) {
+        found.add(Check::MeshExclusion, pod.object_ref(), format!("{key} is {value:?}"));
+    }
+    if pod.host_network {
+        found.add(Check::HostNetwork, pod.object_ref(), "hostNetwork is true");
+    } else if !has_proxy(pod) && !is_ambient(pod, member.namespace) {
+        match asks_for_no_proxy(pod) {
+            Some(wish) => found.add(Check::InjectionDisabled, pod.object_ref(), wish),
+            None => {
+                found.add(Check::NoProxy, pod.object_ref(), "no container istio-proxy or linkerd-proxy");
+            }
+        }
+    }
+    for container in &pod.spec.containers {
+        self::container(pod, container, found);
+    }
+}
+
+/// Whether an annotation takes traffic out of the sidecar's hands.
+fn excludes(key: &str, value: &str) -> bool {
+    let value = value.trim();
+    match key {
+        "traffic.sidecar.istio.io/excludeOutboundIPRanges"
+        | "traffic.sidecar.istio.io/excludeOutboundPorts"
+        | "traffic.sidecar.istio.io/excludeInterfaces"
+        | "config.linkerd.io/skip-outbound-ports"
+        | "config.linkerd.io/skip-subnets" => !value.is_empty(),
+        "traffic.sidecar.istio.io/includeOutboundIPRanges" => value != "*",
+        "sidecar.istio.io/interceptionMode" => value.eq_ignore_ascii_case("NONE"),
+        _ => false,
+    }
+}
+
+/// By which word a pod asks for no proxy.
+fn asks_for_no_proxy(pod: &Pod) -> Option<String> {
+    let annotation = |wanted: &str| {
+        let mut all = pod.spec.mesh_annotations.iter();
+        all.find(|(key, _)| **key == *wanted).map(|(_, value)| &**value)
+    };
+    let istio = "sidecar.istio.io/inject";
+    let (what, value) = match pod.labels.get(istio) {
+        Some(value) => ("label", Some(value)),
+        None => ("annotation", annotation(istio)),
+    };
+    // What is neither yes nor no is the default's to decide; older releases took it, and YAML's other words, for a no.
+    let no = ["false", "no", "n", "off"];
+    if let Some(value) = value.filter(|value| no.contains(&value.to_ascii_lowercase().as_str())) {
+        return Some(format!("{what} {istio} is {value:?}"));
+    }
+    let linkerd = "linkerd.io/inject";
+    let value = annotation(linkerd).filter(|value| *value == "disabled")?;
+    Some(format!("annotation {linkerd} is {value:?}"))
+}
+
+fn container(pod: &Pod, container: &Container, found: &mut Found) {
+    let name = &container.name;
+    let mut add = |check, detail: String| found.add(check, pod.object_ref(), detail);
+    if container.kind == ContainerKind::Ephemeral {
+        add(Check::DebugContainer, format!("container {name} is ephemeral"));
+    }
+    if is_mesh_init(container) {
+        return;
+    }
+    let capabilities: Vec<String> = container.capabilities.iter().map(|c| capability(c)).collect();
+    let has = |wanted: &str| capabilities.iter().any(|capability| capability == wanted);
+    if container.privileged {
+        add(Check::NodeCapability, format!("container {name} is privileged"));
+    } else if let Some(capability) = ["ALL", "SYS_ADMIN"].into_iter().find(|wanted| has(wanted)) {
+        add(Check::NodeCapability, format!("container {name} has {capability}"));
+    }
+    if is_proxy(container) {
+        return;
+    }
+    let net: Vec<&str> = ["NET_ADMIN", "NET_RAW"].into_iter().filter(|wanted| has(wanted)).collect();
+    if !net.is_empty() {
+        add(Check::NetCapability, format!("container {name} has {}", net.join(" and ")));
+    }
+    for (user, mesh) in PROXY_USERS.into_iter().filter(|(user, _)| container.run_as_user == Some(*user)) {
+        add(Check::ProxyUser, format!("container {name} runs as user {user}, which is {mesh}'s proxy"));
+    }
+    if container.run_as_group == Some(PROXY_GROUP) {
+        let detail = format!("container {name} runs as group {PROXY_GROUP}, which is Istio's proxy");
+        add(Check::ProxyUser, detail);
+    }
+}
+
+/// A capability's name as the kernel writes it, without `CAP_`.
+fn capability(written: &str) -> String {
+    let upper = written.trim().to_ascii_uppercase();
+    upper.strip_prefix("CAP_").map_or(upper.clone(), str::to_owned)
+}

@@ -1,0 +1,162 @@
+//! Policies: whether they lock down what they seem to, and whether the way out is the gateway's alone.
+//!
+//! Invariant: of an invalid policy only that is told, and what its gateways exempt all the same. Tested by
+//! `tests/lint.rs`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use egress_common::wire::Cidr;
+
+use super::mesh::{Member, only_proxy};
+use super::{Check, Found, count, few};
+use crate::index::Index;
+use crate::object::{
+    CidrPeer, Destinations, EgressGatewayPolicy, Gateway, LIFELINE_NAMESPACES, MAPPED_V4, PodPeer, ToPeer,
+    cidr_contains,
+};
+
+/// Prefix length of 10.0.0.0/8.
+const WIDEST_PRIVATE_V4: u32 = 8;
+/// Prefix length of fc00::/7.
+const WIDEST_PRIVATE_V6: u32 = 7;
+
+pub(super) fn lint(index: &Index, members: &[Member<'_>], found: &mut Found) {
+    let unready = unready(index);
+    for policy in index.gateway_policies() {
+        for gateway in &policy.gateways {
+            exemptions(policy, gateway, members, found);
+        }
+        if policy.errors.is_empty() {
+            valid(index, policy, members, found);
+            for gateway in &policy.gateways {
+                way_out(index, policy, gateway, members, &unready, found);
+            }
+        } else {
+            for error in &policy.errors {
+                found.add(Check::PolicyInvalid, policy.object_ref(), error.to_string());
+            }
+            if policy.unreadable_subjects {
+                let but = LIFELINE_NAMESPACES.join(" and ");
+                let detail =
+                    format!("spec.subjects: it may mean anybody, so every pod outside {but} is a subject");
+                found.add(Check::PolicyInvalid, policy.object_ref(), detail);
+            }
+        }
+    }
+}
+
+fn valid(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], found: &mut Found) {
+    let object = policy.object_ref();
+    if policy.audit {
+        found.add(Check::PolicyAudits, object.clone(), "spec.enforcement is Audit");
+    }
+    // A pod that has finished was a subject, and its next run will be one; a pod that cannot be judged may be one.
+    let selects = |pod| policy.selects(pod, index.namespace(&pod.namespace));
+    if !no_pods(index) && !index.pods().any(selects) && !members.iter().any(|m| m.undecided) {
+        found.add(Check::PolicyWithoutSubjects, object.clone(), "spec.subjects select no pod");
+    }
+    for (i, to) in policy.allow.to.iter().enumerate() {
+        if let ToPeer::Cidr(cidr) = &to.peer {
+            open(policy, &format!("spec.allow.to[{i}]"), cidr, found);
+        }
+    }
+}
+
+/// What a gateway entry takes out of every lock-down.
+fn exemptions(policy: &EgressGatewayPolicy, gateway: &Gateway, members: &[Member<'_>], found: &mut Found) {
+    let Some(peer) = &gateway.pods else { return };
+    if peer.namespaces.0.is_empty() {
+        let detail = format!("{} takes pods of every namespace", path(gateway));
+        found.add(Check::GatewayAnyNamespace, policy.object_ref(), detail);
+    }
+    let exempt = of(peer, members).filter(|member| member.selected && !only_proxy(member.pod));
+    let exempt: Vec<String> =
+        exempt.map(|member| format!("{}/{}", member.pod.namespace, member.pod.name)).collect();
+    if !exempt.is_empty() {
+        let names = few(exempt.iter().map(String::as_str));
+        let detail = format!("{} exempts {}: {names}", path(gateway), count(exempt.len(), "subject"));
+        found.add(Check::GatewayExemptsSubjects, policy.object_ref(), detail);
+    }
+}
+
+fn way_out(
+    index: &Index,
+    policy: &EgressGatewayPolicy,
+    gateway: &Gateway,
+    members: &[Member<'_>],
+    unready: &BTreeSet<IpAddr>,
+    found: &mut Found,
+) {
+    for (i, cidr) in gateway.addresses.iter().enumerate() {
+        open(policy, &format!("{}.addresses[{i}]", path(gateway)), cidr, found);
+    }
+    let Some(peer) = &gateway.pods else { return };
+    let mut restricted = of(peer, members).map(|member| is_restricted(index, member)).peekable();
+    let never_seen = restricted.peek().is_none();
+    if gateway.destinations == Destinations::Unrestricted && (never_seen || restricted.any(|is| !is)) {
+        let detail = format!("{} has no destinations", path(gateway));
+        found.add(Check::GatewayUnrestricted, policy.object_ref(), detail);
+    }
+    let ready = |member: &Member<'_>| member.pod.addresses.iter().any(|ip| !unready.contains(ip));
+    let undecided = members.iter().any(|member| !member.namespace.decides(&peer.namespaces));
+    if gateway.addresses.is_empty()
+        && !no_pods(index)
+        && !undecided
+        && !of(peer, members).any(|member| ready(&member))
+    {
+        let matched = of(peer, members).count();
+        let what = if matched == 0 {
+            "matches no pod".to_owned()
+        } else {
+            format!("matches {}, none of them ready", count(matched, "pod"))
+        };
+        found.add(Check::NoWayOut, policy.object_ref(), format!("{} {what}", path(gateway)));
+    }
+}
+
+/// Without any pod nothing can be said of which pods are meant.
+fn no_pods(index: &Index) -> bool {
+    index.pods().next().is_none()
+}
+
+/// The pods that a gateway entry means.
+fn of<'m, 'a>(peer: &'m PodPeer, members: &'m [Member<'a>]) -> impl Iterator<Item = Member<'a>> + 'm {
+    members.iter().copied().filter(|member| peer.matches(member.pod, member.namespace))
+}
+
+/// Whether any gateway entry that means a pod has destinations.
+fn is_restricted(index: &Index, member: Member<'_>) -> bool {
+    let mut gateways = index.gateway_policies().flat_map(|policy| &policy.gateways);
+    gateways.any(|gateway| {
+        gateway.destinations != Destinations::Unrestricted
+            && gateway.pods.as_ref().is_some_and(|peer| peer.matches(member.pod, member.namespace))
+    })
+}
+
+/// Addresses that services have as backends, and none of them as a ready one.
+fn unready(index: &Index) -> BTreeSet<IpAddr> {
+    let endpoints = || index.endpoint_slices().flat_map(|slice| &slice.endpoints);
+    let ready: BTreeSet<IpAddr> = endpoints().filter(|e| e.ready).map(|e| e.address).collect();
+    endpoints().map(|e| e.address).filter(|address| !ready.contains(address)).collect()
+}
+
+/// A block so wide that it is the outside.
+fn open(policy: &EgressGatewayPolicy, path: &str, peer: &CidrPeer, found: &mut Found) {
+    let Cidr { bits, addr } = peer.cidr;
+    let (address, bits, widest) = if cidr_contains(&MAPPED_V4, &peer.cidr) {
+        let [.., a, b, c, d] = addr.0;
+        (IpAddr::from([a, b, c, d]), bits.saturating_sub(96), WIDEST_PRIVATE_V4)
+    } else {
+        (IpAddr::from(addr.0), bits, WIDEST_PRIVATE_V6)
+    };
+    if bits < widest {
+        let detail = format!("{path} is {address}/{bits}, wider than any private network");
+        found.add(Check::OpenExit, policy.object_ref(), detail);
+    }
+}
+
+fn path(gateway: &Gateway) -> String {
+    let name = if gateway.name.is_empty() { String::new() } else { format!(" ({})", gateway.name) };
+    format!("spec.gateways[{}]{name}", gateway.index)
+}

@@ -1,0 +1,527 @@
+//! What weakens the mesh's exit: each check, and the nearest lawful object, which is no finding.
+#![expect(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    reason = "tests take literals, and fail by panic"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Value, World, egp, json, labels, namespace, node, pod, set, slice, world};
+use egress_policy::compile::PodState;
+use egress_policy::lint::{Check, Finding, Severity, lint};
+
+/// A pod with an application beside a proxy.
+fn meshed(name: &str, ip: &str, labels: Value) -> Value {
+    containers(pod(name, ip, labels), json!([{"name": "app"}, {"name": "istio-proxy"}]))
+}
+
+fn containers(pod: Value, containers: Value) -> Value {
+    set(pod, "/spec/containers", containers)
+}
+
+fn web() -> Value {
+    meshed("app/web", "10.0.1.1", json!({"app": "web"}))
+}
+
+fn gate() -> Value {
+    containers(
+        pod("gw/gate", "10.0.2.1", json!({"istio": "egressgateway"})),
+        json!([{"name": "istio-proxy", "securityContext": {"runAsUser": 1337}}]),
+    )
+}
+
+fn spec(extra: Value) -> Value {
+    let mut spec = json!({
+        "subjects": [{"namespaces": labels("mesh", "on")}],
+        "gateways": [{"name": "out", "namespaces": labels("kubernetes.io/metadata.name", "gw"),
+            "pods": labels("istio", "egressgateway"), "destinations": [{"cidr": "198.51.100.0/24"}]}]});
+    for (field, value) in extra.as_object().unwrap() {
+        spec[field] = value.clone();
+    }
+    spec
+}
+
+/// A mesh without a flaw: `app/web` locked down with its proxy, `gw/gate` its gateway, `other/free` in no mesh.
+fn clean() -> World {
+    world([
+        namespace("app", json!({"mesh": "on"})),
+        namespace("gw", json!({})),
+        namespace("other", json!({})),
+        node("node-b", "192.168.0.2"),
+        web(),
+        gate(),
+        pod("other/free", "10.0.1.3", json!({})),
+        egp("mesh", spec(json!({}))),
+    ])
+}
+
+fn findings(world: &World) -> Vec<String> {
+    lint(&world.index)
+        .iter()
+        .map(|Finding { check, object, detail }| format!("{check} {object}: {detail}"))
+        .collect()
+}
+
+/// What an object, put into the clean mesh, is told.
+#[track_caller]
+fn finds(object: Value, expected: &[&str]) {
+    assert_eq!(findings(&clean().with(object)), expected);
+}
+
+#[track_caller]
+fn lawful(object: Value) {
+    finds(object, &[]);
+}
+
+fn annotated(key: &str, value: &str) -> Value {
+    set(web(), "/metadata/annotations", json!({key: value}))
+}
+
+fn policy(extra: Value) -> Value {
+    egp("mesh", spec(extra))
+}
+
+/// The gateway's entry with some fields changed; null takes one away.
+fn entry(extra: Value) -> Value {
+    let mut gateway = spec(json!({}))["gateways"][0].clone();
+    for (field, value) in extra.as_object().unwrap() {
+        match value {
+            Value::Null => drop(gateway.as_object_mut().unwrap().remove(field)),
+            value => gateway[field] = value.clone(),
+        }
+    }
+    policy(json!({"gateways": [gateway]}))
+}
+
+#[test]
+fn a_mesh_without_a_flaw_has_no_finding() {
+    assert_eq!(findings(&clean()), Vec::<String>::new());
+    assert_eq!(findings(&World { index: egress_policy::Index::default(), ..clean() }), Vec::<String>::new());
+}
+
+#[test]
+fn names_are_distinct_and_every_check_says_what_to_do() {
+    let names: BTreeSet<_> = Check::ALL.iter().map(|check| check.name()).collect();
+    assert_eq!(names.len(), Check::ALL.len());
+    for check in Check::ALL {
+        assert!(check.name().chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{check}");
+        assert!(!check.describe().is_empty() && !check.advice().is_empty(), "{check}");
+    }
+}
+
+#[test]
+fn annotations_that_exclude_traffic() {
+    for (key, value) in [
+        ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "0.0.0.0/0"),
+        ("traffic.sidecar.istio.io/excludeOutboundPorts", "5432"),
+        ("traffic.sidecar.istio.io/excludeInterfaces", "net1"),
+        ("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.0.0.0/8"),
+        ("traffic.sidecar.istio.io/includeOutboundIPRanges", ""),
+        ("sidecar.istio.io/interceptionMode", "NONE"),
+        ("config.linkerd.io/skip-outbound-ports", "443"),
+        ("config.linkerd.io/skip-subnets", "10.0.0.0/8"),
+    ] {
+        finds(annotated(key, value), &[&format!("mesh-exclusion Pod app/web: {key} is {value:?}")]);
+    }
+    for (key, value) in [
+        ("traffic.sidecar.istio.io/excludeOutboundPorts", ""),
+        ("traffic.sidecar.istio.io/includeOutboundIPRanges", "*"),
+        ("traffic.sidecar.istio.io/includeOutboundPorts", "443"),
+        ("traffic.sidecar.istio.io/excludeInboundPorts", "15020"),
+        ("sidecar.istio.io/interceptionMode", "REDIRECT"),
+    ] {
+        lawful(annotated(key, value));
+    }
+}
+
+#[test]
+fn pods_that_ask_for_no_proxy() {
+    let bare = |pod| containers(pod, json!([{"name": "app"}]));
+    for (key, value) in [("sidecar.istio.io/inject", "false"), ("linkerd.io/inject", "disabled")] {
+        let detail = format!("injection-disabled Pod app/web: annotation {key} is {value:?}");
+        finds(bare(annotated(key, value)), &[&detail]);
+        lawful(annotated(key, value));
+    }
+    let label = set(web(), "/metadata/labels", json!({"sidecar.istio.io/inject": "false"}));
+    let detail = "injection-disabled Pod app/web: label sidecar.istio.io/inject is \"false\"";
+    finds(bare(label), &[detail]);
+    let both = set(
+        annotated("sidecar.istio.io/inject", "false"),
+        "/metadata/labels",
+        json!({"sidecar.istio.io/inject": "true"}),
+    );
+    finds(bare(both), &["no-proxy Pod app/web: no container istio-proxy or linkerd-proxy"]);
+}
+
+#[test]
+fn subjects_without_a_proxy() {
+    let missing = "no-proxy Pod app/web: no container istio-proxy or linkerd-proxy";
+    let bare = containers(web(), json!([{"name": "app"}]));
+    finds(bare.clone(), &[missing]);
+    lawful(containers(web(), json!([{"name": "app"}, {"name": "linkerd-proxy"}])));
+    let init = |container: Value| set(bare.clone(), "/spec/initContainers", json!([container]));
+    lawful(init(json!({"name": "istio-proxy", "restartPolicy": "Always"})));
+    finds(init(json!({"name": "istio-proxy"})), &[missing]);
+
+    let ambient = |value: &str| json!({"istio.io/dataplane-mode": value});
+    lawful(set(bare.clone(), "/metadata/labels", ambient("ambient")));
+    let space = namespace("app", json!({"mesh": "on", "istio.io/dataplane-mode": "ambient"}));
+    assert_eq!(findings(&clean().with(bare.clone()).with(space.clone())), Vec::<String>::new());
+    let out = set(bare.clone(), "/metadata/labels", ambient("none"));
+    assert_eq!(findings(&clean().with(space).with(out)), [missing]);
+
+    lawful(set(bare, "/status/phase", json!("Succeeded")));
+}
+
+#[test]
+fn containers_that_run_as_the_proxy() {
+    let app = |context: Value| {
+        containers(web(), json!([{"name": "app", "securityContext": context}, {"name": "istio-proxy"}]))
+    };
+    let found = |who: &str| format!("proxy-user Pod app/web: container app runs as {who}'s proxy");
+    finds(app(json!({"runAsUser": 1337})), &[&found("user 1337, which is Istio")]);
+    finds(app(json!({"runAsUser": 2102})), &[&found("user 2102, which is Linkerd")]);
+    finds(
+        app(json!({"runAsGroup": 1337})),
+        &["proxy-user Pod app/web: container app runs as group 1337, which is Istio's proxy"],
+    );
+    lawful(app(json!({"runAsUser": 1338, "runAsGroup": 2102})));
+    // The pod's user is the container's unless that says otherwise.
+    let of_pod = |pod| set(pod, "/spec/securityContext", json!({"runAsUser": 1337, "runAsGroup": 1337}));
+    assert_eq!(findings(&clean().with(of_pod(app(json!({}))))).len(), 2);
+    lawful(of_pod(app(json!({"runAsUser": 1000, "runAsGroup": 1000}))));
+    let init = |name: &str| {
+        set(web(), "/spec/initContainers", json!([{"name": name, "securityContext": {"runAsUser": 1337}}]))
+    };
+    lawful(init("istio-validation"));
+    assert_eq!(findings(&clean().with(init("migrate"))).len(), 1);
+}
+
+#[test]
+fn containers_that_can_change_the_redirect_or_own_the_node() {
+    let app = |context: Value| {
+        containers(web(), json!([{"name": "app", "securityContext": context}, {"name": "istio-proxy"}]))
+    };
+    let with = |names: &[&str]| app(json!({"capabilities": {"add": names}}));
+    let net = |what: &str| format!("net-capability Pod app/web: container app has {what}");
+    finds(with(&["NET_ADMIN"]), &[&net("NET_ADMIN")]);
+    finds(with(&["cap_net_raw", "Net_Admin"]), &[&net("NET_ADMIN and NET_RAW")]);
+    lawful(with(&["NET_BIND_SERVICE", "CHOWN"]));
+    lawful(app(json!({"capabilities": {"drop": ["NET_RAW"]}})));
+
+    let owner = |what: &str| format!("node-capability Pod app/web: container app {what}");
+    finds(app(json!({"privileged": true})), &[&owner("is privileged")]);
+    finds(with(&["all"]), &[&owner("has ALL")]);
+    finds(with(&["CAP_SYS_ADMIN"]), &[&owner("has SYS_ADMIN")]);
+    lawful(app(json!({"privileged": false})));
+
+    let both = json!({"privileged": true, "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]}});
+    let init =
+        |name: &str| set(web(), "/spec/initContainers", json!([{"name": name, "securityContext": both}]));
+    lawful(init("istio-init"));
+    lawful(init("linkerd-init"));
+    assert_eq!(findings(&clean().with(init("setup"))).len(), 2);
+    // By its name alone a container is no init container.
+    let regular = json!([{"name": "istio-init", "securityContext": both}, {"name": "istio-proxy"}]);
+    assert_eq!(findings(&clean().with(containers(web(), regular))).len(), 2);
+    // A proxy in TPROXY mode has both, but is not privileged.
+    let proxy = |context: Value| {
+        containers(web(), json!([{"name": "app"}, {"name": "istio-proxy", "securityContext": context}]))
+    };
+    lawful(proxy(json!({"capabilities": {"add": ["NET_ADMIN", "NET_RAW"]}, "runAsUser": 1337})));
+    finds(
+        proxy(json!({"privileged": true})),
+        &["node-capability Pod app/web: container istio-proxy is privileged"],
+    );
+}
+
+#[test]
+fn subjects_on_the_host_network() {
+    let host = |name: &str| set(pod(name, "192.168.0.1", json!({})), "/spec/hostNetwork", json!(true));
+    finds(host("app/agent"), &["host-network Pod app/agent: hostNetwork is true"]);
+    lawful(host("other/agent"));
+}
+
+#[test]
+fn debug_containers() {
+    let debug = |pod| set(pod, "/spec/ephemeralContainers", json!([{"name": "debugger"}]));
+    finds(debug(web()), &["debug-container Pod app/web: container debugger is ephemeral"]);
+    lawful(debug(pod("other/free", "10.0.1.3", json!({}))));
+}
+
+#[test]
+fn gateways_without_a_policy() {
+    for (key, value) in [
+        ("istio", "egressgateway"),
+        ("app", "istio-egressgateway"),
+        ("gateway.networking.k8s.io/gateway-name", "shared-egress"),
+    ] {
+        let stray = pod("other/gate", "10.0.2.2", json!({key: value}));
+        let detail = format!(
+            "gateway-without-policy Pod other/gate: label {key} is {value:?}, but no policy's gateways name it"
+        );
+        finds(stray, &[&detail]);
+    }
+    for (key, value) in [
+        ("istio", "ingressgateway"),
+        ("app", "istio-ingressgateway"),
+        ("gateway.networking.k8s.io/gateway-name", "public"),
+    ] {
+        lawful(pod("other/gate", "10.0.2.2", json!({key: value})));
+    }
+    // The only gateway is one that no policy can name.
+    let host = set(gate(), "/spec/hostNetwork", json!(true));
+    let found = findings(&clean().with(host));
+    assert!(found[0].ends_with("as none can: it is on the host network"), "{found:?}");
+}
+
+#[test]
+fn gateways_without_destinations() {
+    let of = |name: &str| {
+        [format!(
+            "gateway-unrestricted EgressGatewayPolicy {name}: spec.gateways[0] (out) has no destinations"
+        )]
+    };
+    assert_eq!(findings(&clean().with(entry(json!({"destinations": null})))), of("mesh"));
+    // Nothing is allowed, which is a restriction.
+    lawful(entry(json!({"destinations": []})));
+    // The first policy's destinations restrict the pods for both.
+    lawful(egp(
+        "second",
+        spec(json!({"gateways": entry(json!({"destinations": null}))["spec"]["gateways"]})),
+    ));
+    // Addresses are no pods of ours.
+    let addresses = json!([{"name": "far", "addresses": ["192.0.2.0/24"]}]);
+    lawful(egp("second", spec(json!({"gateways": addresses}))));
+}
+
+#[test]
+fn gateways_that_exempt_applications() {
+    let broad = |namespace: &str| {
+        entry(json!({"namespaces": labels("kubernetes.io/metadata.name", namespace), "pods": {}}))
+    };
+    let found = findings(&clean().with(broad("app")));
+    let exempts = "gateway-exempts-subjects EgressGatewayPolicy mesh: spec.gateways[0] (out) exempts 1 subject: app/web";
+    assert!(found.contains(&exempts.to_owned()), "{found:#?}");
+    // A gateway in a namespace of subjects is exempt by design: it runs nothing but a proxy.
+    let gateway = namespace("gw", json!({"mesh": "on"}));
+    lawful(gateway.clone());
+    // Its labels are no evidence, for anybody can write them.
+    let posing = meshed("gw/posing", "10.0.2.3", json!({"istio": "egressgateway"}));
+    let found = findings(&clean().with(gateway).with(posing.clone()));
+    let exempts = "gateway-exempts-subjects EgressGatewayPolicy mesh: spec.gateways[0] (out) exempts 1 subject: gw/posing";
+    assert_eq!(found, [exempts]);
+    lawful(posing);
+    let many = (1..=5).map(|i| meshed(&format!("app/w{i}"), &format!("10.0.4.{i}"), json!({})));
+    let mut world = clean().with(broad("app"));
+    for pod in many {
+        world.add(pod);
+    }
+    let found = findings(&world);
+    assert!(
+        found.iter().any(|f| f.ends_with("exempts 6 subjects: app/w1, app/w2, app/w3 and 3 more")),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn gateways_of_any_namespace() {
+    let any = "gateway-any-namespace EgressGatewayPolicy mesh: spec.gateways[0] (out) takes pods of every namespace";
+    finds(entry(json!({"namespaces": null})), &[any]);
+    finds(entry(json!({"namespaces": {}})), &[any]);
+    lawful(entry(json!({"namespaces": {"matchExpressions": [
+        {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["gw", "gw-2"]}]}})));
+}
+
+#[test]
+fn gateways_without_a_ready_pod() {
+    let out = |what: &str| format!("no-way-out EgressGatewayPolicy mesh: spec.gateways[0] (out) {what}");
+    assert_eq!(findings(&clean().without("Pod gw/gate")), [out("matches no pod")]);
+    let not_ready = |ready: bool| {
+        let slice = slice("gw/gate", &["10.0.2.1"], json!([{"name": "https", "port": 8443}]));
+        set(slice, "/endpoints/0/conditions", json!({"ready": ready}))
+    };
+    finds(not_ready(false), &[&out("matches 1 pod, none of them ready")]);
+    lawful(not_ready(true));
+    finds(set(gate(), "/status/phase", json!("Failed")), &[&out("matches no pod")]);
+    let addresses = entry(json!({"addresses": ["192.0.2.0/24"]}));
+    assert_eq!(findings(&clean().without("Pod gw/gate").with(addresses)), Vec::<String>::new());
+    assert_eq!(
+        findings(&clean().without("Pod gw/gate").with(policy(json!({"gateways": []})))),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn exits_that_are_open() {
+    let open = |field: &str, cidr: &str| {
+        format!("open-exit EgressGatewayPolicy mesh: {field} is {cidr}, wider than any private network")
+    };
+    let to = |peer: Value| policy(json!({"allow": {"to": [peer]}}));
+    for cidr in ["0.0.0.0/0", "128.0.0.0/1", "8.0.0.0/7", "::/0", "2000::/3"] {
+        finds(to(json!({"cidr": cidr})), &[&open("spec.allow.to[0]", cidr)]);
+        finds(entry(json!({"addresses": [cidr]})), &[&open("spec.gateways[0] (out).addresses[0]", cidr)]);
+    }
+    for cidr in ["10.0.0.0/8", "203.0.113.7/32", "fc00::/7", "2001:db8::/32"] {
+        lawful(to(json!({"cidr": cidr})));
+        lawful(entry(json!({"addresses": [cidr]})));
+    }
+    lawful(to(json!({"service": {"namespace": "other", "name": "db"}})));
+}
+
+#[test]
+fn policies_that_are_invalid_or_audit_or_select_nothing() {
+    let second = |extra: Value| egp("second", spec(extra));
+    finds(
+        second(json!({"enforcement": "Audit"})),
+        &["policy-audits EgressGatewayPolicy second: spec.enforcement is Audit"],
+    );
+    lawful(second(json!({"enforcement": "Enforce"})));
+    finds(
+        second(json!({"alow": {}})),
+        &["policy-invalid EgressGatewayPolicy second: spec.alow: unknown field"],
+    );
+    let nobody = json!({"subjects": [{"pods": labels("app", "nobody")}]});
+    finds(
+        second(nobody),
+        &["policy-without-subjects EgressGatewayPolicy second: spec.subjects select no pod"],
+    );
+    lawful(second(json!({"subjects": [{"pods": labels("app", "web")}]})));
+    // What has finished was a subject.
+    let job = set(pod("other/job", "10.0.1.4", json!({"app": "job"})), "/status/phase", json!("Succeeded"));
+    let of_job = second(json!({"subjects": [{"pods": labels("app", "job")}]}));
+    assert_eq!(findings(&clean().with(job).with(of_job)), Vec::<String>::new());
+    // Whom a policy means that names nobody: everybody.
+    let found = findings(&clean().with(egp("second", json!({"subject": []}))));
+    let first = "no-proxy Pod other/free: no container istio-proxy or linkerd-proxy";
+    assert!(found.contains(&first.to_owned()), "{found:#?}");
+    assert!(
+        found.iter().any(|f| f.contains("every pod outside kube-system and egress-enforcer")),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn without_pods_only_policies_are_judged() {
+    let lonely = world([egp("mesh", spec(json!({})))]);
+    assert_eq!(findings(&lonely), Vec::<String>::new());
+}
+
+#[test]
+fn pods_of_the_mesh_that_nothing_locks_down() {
+    let detail = "not-locked-down Namespace other: 1 pod is a subject of no policy: free";
+    for (key, value) in
+        [("istio-injection", "enabled"), ("istio.io/rev", "stable"), ("istio.io/dataplane-mode", "ambient")]
+    {
+        finds(namespace("other", json!({key: value})), &[detail]);
+        lawful(namespace("kube-system", json!({key: value})));
+    }
+    lawful(namespace("other", json!({"istio-injection": "disabled"})));
+    finds(meshed("other/free", "10.0.1.3", json!({})), &[detail]);
+    // A gateway for what comes in has nothing but a proxy.
+    lawful(containers(pod("other/ingress", "10.0.1.5", json!({})), json!([{"name": "istio-proxy"}])));
+    let system = meshed("kube-system/dns", "10.0.3.1", json!({}));
+    lawful(system);
+    let mut world = clean().with(namespace("other", json!({"istio-injection": "enabled"})));
+    for i in 1..=4 {
+        world.add(pod(&format!("other/p{i}"), &format!("10.0.5.{i}"), json!({})));
+    }
+    let many = "not-locked-down Namespace other: 5 pods are subjects of no policy: free, p1, p2 and 2 more";
+    assert_eq!(findings(&world), [many]);
+}
+
+#[test]
+fn pods_that_cannot_be_judged_are_told() {
+    let detail = "namespace-missing Namespace other: it has no object: 1 pod could not be looked at";
+    assert_eq!(findings(&clean().without("Namespace other")), [detail]);
+    // The name is known without the object.
+    let by_name = policy(json!({"subjects": [{"namespaces": labels("kubernetes.io/metadata.name", "app")}]}));
+    assert_eq!(findings(&clean().without("Namespace other").with(by_name)), Vec::<String>::new());
+    lawful(pod("kube-system/dns", "10.0.3.1", json!({})));
+}
+
+#[test]
+fn what_cannot_be_judged_is_not_taken_for_nothing() {
+    // Whether the policy has subjects, or the gateway pods, is not known.
+    let missing = |name: &str| {
+        format!("namespace-missing Namespace {name}: it has no object: 1 pod could not be looked at")
+    };
+    assert_eq!(findings(&clean().without("Namespace app")), [missing("app")]);
+    // A gateway is exempt, whatever its namespace's labels.
+    assert_eq!(findings(&clean().without("Namespace gw")), Vec::<String>::new());
+    let by_label = entry(json!({"namespaces": labels("role", "exit")}));
+    let space = namespace("gw", json!({"role": "exit"}));
+    let world = clean().with(by_label).with(space);
+    assert_eq!(findings(&world), Vec::<String>::new());
+    let found = findings(&world.without("Namespace gw"));
+    assert!(
+        found.contains(&missing("gw")) && !found.iter().any(|f| f.starts_with("no-way-out")),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn a_subject_is_who_the_compiler_locks_down() {
+    let names = ["app/web", "gw/gate", "other/free", "kube-system/dns", "egress-enforcer/agent", "gone/pod"];
+    let all = json!({"namespaces": {}, "systemNamespaces": true});
+    for subjects in [
+        json!([{"namespaces": labels("mesh", "on")}]),
+        json!([{"namespaces": {}}]),
+        json!([all]),
+        json!([{"pods": labels("app", "web")}, {"serviceAccounts": ["payer"]}]),
+        json!([{"serviceAccounts": ["default"], "namespaces": labels("mesh", "on")}]),
+        json!([{"nonsense": {}}]),
+        json!([]),
+    ] {
+        // A gateway without destinations is not selected at all.
+        let gateway = json!([{"pods": labels("app", "gate")}]);
+        let mut world = clean().with(policy(json!({"subjects": subjects, "gateways": gateway})));
+        for (i, name) in names.iter().enumerate() {
+            let (_, app) = name.split_once('/').unwrap();
+            let pod = pod(name, &format!("10.0.9.{i}"), json!({"app": app}));
+            world.add(set(pod, "/spec/ephemeralContainers", json!([{"name": "debugger"}])));
+        }
+        let (compiled, found) = (world.compile(), lint(&world.index));
+        for name in names {
+            let endpoint = compiled.endpoints.get(&world.cgroup(name));
+            let locked_down = endpoint.is_some_and(|endpoint| endpoint.state != PodState::Unselected);
+            let mut debugged = found.iter().filter(|f| f.check == Check::DebugContainer);
+            let told = debugged.any(|f| f.object.to_string() == format!("Pod {name}"));
+            assert_eq!(told, locked_down, "{name} under {subjects}");
+        }
+    }
+}
+
+#[test]
+fn the_worst_comes_first_and_the_order_of_objects_does_not_matter() {
+    let objects = || {
+        vec![
+            annotated("traffic.sidecar.istio.io/excludeOutboundPorts", "5432"),
+            set(pod("app/bare", "10.0.1.9", json!({})), "/spec/ephemeralContainers", json!([{"name": "d"}])),
+            policy(json!({"enforcement": "Audit", "allow": {"to": [{"cidr": "0.0.0.0/0"}]}})),
+        ]
+    };
+    let of = |objects: Vec<Value>| {
+        let mut world = clean();
+        for object in objects {
+            world.add(object);
+        }
+        lint(&world.index)
+    };
+    let found = of(objects());
+    let checks: Vec<_> = found.iter().map(|f| f.check.name()).collect();
+    let expected = ["mesh-exclusion", "open-exit", "no-proxy", "debug-container", "policy-audits"];
+    assert_eq!(checks, expected);
+    assert!(found.is_sorted_by_key(|f| f.check.severity()) && found[0].check.severity() == Severity::Error);
+    assert_eq!(found, of(objects().into_iter().rev().collect()));
+    let line = serde_json::to_value(&found[0]).unwrap();
+    assert_eq!(
+        line,
+        json!({"check": "mesh-exclusion", "severity": "error", "object": "Pod app/web",
+            "detail": "traffic.sidecar.istio.io/excludeOutboundPorts is \"5432\"",
+            "advice": Check::MeshExclusion.advice()})
+    );
+}

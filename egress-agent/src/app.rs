@@ -68,6 +68,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Simulate(args) => offline::simulate(&args)?,
         Command::Plan(args) => offline::plan(&args)?,
+        Command::Lint(args) => {
+            let clean = offline::lint(&args)?;
+            return Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Cleanup(args) => {
             let lock = lock::Lock::bpffs(&args.bpffs.bpffs)?;
             cleanup::cleanup(&args.bpffs.bpffs, &args.socket.socket, lock)?;

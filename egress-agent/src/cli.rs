@@ -16,7 +16,7 @@ use crate::offline::Sender;
 /// The exit codes, as `--help` shows them.
 pub const EXIT_CODES: &str = "Exit codes:
   0   fine
-  1   failed; the reason is on stderr (explain: the flow is denied)
+  1   failed; the reason is on stderr (explain: the flow is denied; lint: there are findings)
   2   wrong usage
   3   the agent cannot be reached
   77  this node lacks something the agent needs; one sentence on stderr says what and how to provide it";
@@ -50,6 +50,9 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Print the map writes that would bring a node from nothing to the desired state.
     Plan(PlanArgs),
+    /// List what weakens the mesh's exit: pods that get round their sidecar, gateways without a policy, policies that do not do what they seem to.
+    #[command(after_help = offline::checks())]
+    Lint(LintArgs),
     /// Remove every link, program, map and pin of the enforcer from this node: nothing is enforced afterwards.
     Cleanup(CleanupArgs),
 }
@@ -190,6 +193,17 @@ pub struct PlanArgs {
     /// What pods may send that the agent does not know.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
+    /// How to print.
+    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Arguments of `lint`.
+#[derive(Clone, Debug, Args)]
+pub struct LintArgs {
+    /// Where the objects are: `file:DIR`.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
+    pub source: Source,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,

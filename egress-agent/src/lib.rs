@@ -19,4 +19,5 @@ pub mod preflight;
 pub mod run;
 pub mod source;
 pub mod status;
+mod table;
 pub mod watch;

@@ -22,7 +22,7 @@ fn stdout(output: &Output) -> String {
 #[test]
 fn the_command_line_is_sound_and_helps() {
     Cli::command().debug_assert();
-    for command in ["run", "status", "endpoints", "flows", "cleanup"] {
+    for command in ["run", "status", "endpoints", "flows", "explain", "simulate", "plan", "lint", "cleanup"] {
         let output = agent(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).contains("EGRESS_"), "{command}: every flag has a variable");
@@ -32,9 +32,14 @@ fn the_command_line_is_sound_and_helps() {
 
 #[test]
 fn wrong_usage_is_2() {
-    for words in
-        [&["run"][..], &["run", "--source", "nonsense"], &["nonsense"], &["status", "--output", "xml"]]
-    {
+    for words in [
+        &["run"][..],
+        &["run", "--source", "nonsense"],
+        &["nonsense"],
+        &["status", "--output", "xml"],
+        &["lint"],
+        &["lint", "--source", "nonsense"],
+    ] {
         assert_eq!(agent(words).status.code(), Some(2), "{words:?}");
     }
 }

@@ -1,10 +1,10 @@
 //! The commands' end of the admin socket: asks, and prints tables or JSON.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::Table;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
@@ -15,6 +15,7 @@ use super::{Request, Unreachable};
 use crate::cli::{FlowsArgs, Output, ReadArgs};
 use crate::flow::Flow;
 use crate::status::{EndpointStatus, Status};
+use crate::table::{print, table};
 
 /// Lines of answer to a request.
 struct Answer {
@@ -46,16 +47,6 @@ fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     serde_json::to_writer(&mut out, value)?;
     out.write_all(b"\n")?;
     Ok(())
-}
-
-fn table(head: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(head);
-    // Lines are folded for a screen only; a pipe gets one line per row.
-    if std::io::stdout().is_terminal() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    }
-    table
 }
 
 /// `status`.
@@ -113,11 +104,6 @@ fn status_table(status: &Status) -> Table {
         row("error", error.clone());
     }
     rows
-}
-
-/// Without the trailing blanks that a table would put into a pipe.
-fn print(table: &Table) -> anyhow::Result<()> {
-    Ok(writeln!(std::io::stdout(), "{}", table.trim_fmt())?)
 }
 
 /// `endpoints`.

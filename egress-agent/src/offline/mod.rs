@@ -1,13 +1,15 @@
-//! Commands that judge from objects alone: `explain`, `simulate`, `plan`.
+//! Commands that judge from objects alone: `explain`, `simulate`, `plan`, `lint`.
 //!
-//! Invariant: they touch neither kernel nor agent, and judge with the code that the kernel runs. Tested by
-//! `tests/offline.rs`.
+//! Invariant: they touch neither kernel nor agent, and verdicts are given by the code that the kernel runs. Tested by
+//! `tests/offline.rs` and `tests/lint.rs`.
 
 mod explain;
+mod lint;
 mod plan;
 mod simulate;
 
 pub use explain::explain;
+pub use lint::{checks, lint};
 pub use plan::plan;
 pub use simulate::simulate;
 
@@ -93,6 +95,11 @@ pub fn target(text: &str) -> Result<Target, String> {
 
 /// Reads all objects of a source. What cannot be read is told on stderr; the rest counts.
 fn load(source: &Source) -> anyhow::Result<Index> {
+    load_what_can_be(source).map(|(index, _)| index)
+}
+
+/// Like [`load`], and tells how many times something could not be read.
+fn load_what_can_be(source: &Source) -> anyhow::Result<(Index, usize)> {
     let Source::File(dir) = source;
     std::fs::read_dir(dir).with_context(|| format!("cannot read the source directory {}", dir.display()))?;
     let changes = FileSource::new(dir.clone()).look();
@@ -106,7 +113,7 @@ fn load(source: &Source) -> anyhow::Result<Index> {
     if index.is_empty() {
         bail!("{} has no objects", dir.display());
     }
-    Ok(index)
+    Ok((index, changes.errors.len()))
 }
 
 /// A verdict, in words.

@@ -1,0 +1,119 @@
+//! `lint` from the outside: exit codes, table and JSON.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn agent(dir: &Path, words: &[&str]) -> Output {
+    let source = format!("file:{}", dir.display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_egress-agent"));
+    command.arg("lint").arg("--source").arg(source).args(words).env_clear().output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_owned()).unwrap()
+}
+
+/// A locked-down pod with its proxy and its gateway; `context` is that of its application.
+fn objects(context: &Value) -> TempDir {
+    let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let pod = |namespace: &str, name: &str, ip: &str, containers: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
+            "spec": {"containers": containers}, "status": {"phase": "Running", "podIP": ip},
+        })
+    };
+    let named = |name: &str| json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    let policy = json!({
+        "apiVersion": "egress-enforcer.io/v1alpha1", "kind": "EgressGatewayPolicy", "metadata": {"name": "mesh"},
+        "spec": {
+            "subjects": [{"namespaces": named("shop")}],
+            "gateways": [{"name": "out", "namespaces": named("egress"), "destinations": [{"cidr": "198.51.100.0/24"}]}],
+        },
+    });
+    let app = json!([{"name": "app", "securityContext": context}, {"name": "istio-proxy"}]);
+    let items = json!([
+        namespace("shop"),
+        namespace("egress"),
+        pod("shop", "web", "10.1.0.1", app),
+        pod("egress", "gate", "10.1.0.2", json!([{"name": "istio-proxy"}])),
+        policy,
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    fs::write(dir.path().join("all.json"), list.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn without_findings_it_says_so_in_one_line_and_ends_with_0() {
+    let dir = objects(&json!({"runAsUser": 1000}));
+    let output = agent(dir.path(), &[]);
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(0), "no findings in 2 pods, 1 policy\n")
+    );
+    assert_eq!(text(&output.stderr), "");
+    let output = agent(dir.path(), &["--output", "json"]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn findings_are_a_table_or_json_lines_and_end_with_1() {
+    let dir = objects(&json!({"runAsUser": 1337, "capabilities": {"add": ["NET_ADMIN"]}}));
+    let table = agent(dir.path(), &[]);
+    let json = agent(dir.path(), &["--output", "json"]);
+    assert_eq!((table.status.code(), json.status.code()), (Some(1), Some(1)));
+    let table = text(&table.stdout);
+    assert!(table.ends_with("\n\n2 errors in 2 pods, 1 policy\n"), "{table}");
+    let lines: Vec<Value> =
+        text(&json.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let checks: Vec<_> = lines.iter().map(|line| line["check"].as_str().unwrap()).collect();
+    assert_eq!(checks, ["proxy-user", "net-capability"]);
+    for line in &lines {
+        assert_eq!(line["object"], "Pod shop/web");
+        assert_eq!(line.as_object().unwrap().len(), 5, "{line}");
+        for key in ["check", "severity", "object", "detail", "advice"] {
+            assert!(table.contains(line[key].as_str().unwrap()), "{key}: {table}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_no_success() {
+    let dir = objects(&json!({}));
+    fs::write(dir.path().join("broken.yaml"), "kind: [").unwrap();
+    let output = agent(dir.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("broken.yaml") && stderr.contains("was not looked at"), "{stderr}");
+
+    let output = agent(&dir.path().join("nowhere"), &[]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
+    assert!(text(&output.stderr).contains("cannot read the source directory"), "{output:?}");
+}
+
+#[test]
+fn the_example_is_told_what_it_leaves_open() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let output = agent(&examples, &["--output", "json"]);
+    let checks: Vec<Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(checks.iter().all(|line| line["check"] == "gateway-unrestricted"), "{checks:?}");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("there are no pods"), "{output:?}");
+}
+
+#[test]
+fn help_lists_every_check() {
+    let help = Command::new(env!("CARGO_BIN_EXE_egress-agent")).args(["lint", "--help"]).output().unwrap();
+    let help = text(&help.stdout);
+    for check in egress_policy::lint::Check::ALL {
+        assert!(help.contains(check.name()) && help.contains(check.describe()), "{check}: {help}");
+    }
+}

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use egress_common::wire::{ABI, FlowEvent};
-use egress_policy::compile::{Compiler, Node, PodState, UnknownPods};
+use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, PodState, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef};
 use egress_policy::plan::{self, Keys, Plan};
@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::admin::server::Published;
 use crate::datapath::{Datapath, SOCKET_PROGRAM};
-use crate::pods::{PodRoot, Scan};
+use crate::pods::{PodCgroup, PodRoot, Scan};
 use crate::source::{Changes, FileSource};
 use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status};
 use crate::watch::Watcher;
@@ -62,13 +62,13 @@ impl Agent {
     ) -> Self {
         let adopted = datapath.observed().config.abi == ABI;
         Self {
-            node,
             root,
             unknown_pods,
             datapath,
             source,
             source_state: Changes::default(),
-            index: Index::default(),
+            index: Index::of_node(&node),
+            node,
             scan: Scan::default(),
             scan_error: None,
             lingering: Vec::new(),
@@ -180,12 +180,13 @@ impl Agent {
         if !std::mem::take(&mut self.dirty) {
             return false;
         }
+        let pods = self.local_pods();
         let node = Node {
             name: &self.node,
             pod_root_level: self.root.level,
             unknown_pods: self.unknown_pods,
             incomplete: self.held,
-            pods: &self.scan.pods,
+            pods: &pods,
         };
         let told = self.compiler.compiled().diagnostics.clone();
         let keys = self.compiler.update(&self.index, &node, std::mem::take(&mut self.changed));
@@ -211,6 +212,18 @@ impl Agent {
         self.attach();
         self.retry = !self.errors.is_empty();
         true
+    }
+
+    /// The pods found on this node, with the names of their containers as far as their objects tell.
+    fn local_pods(&self) -> Vec<LocalPod> {
+        let pods = self.scan.pods.iter().map(|pod| {
+            let named = pod.containers.iter().filter_map(|(id, cgroup)| {
+                let name = self.index.container_name(&pod.uid, id)?.to_owned();
+                Some(LocalContainer { name, cgroup: *cgroup })
+            });
+            LocalPod { uid: pod.uid.clone(), cgroup: pod.cgroup, containers: named.collect() }
+        });
+        pods.collect()
     }
 
     fn apply(&mut self, plan: &Plan) {
@@ -240,13 +253,13 @@ impl Agent {
     }
 
     pub(crate) fn flow(&self, event: &FlowEvent) -> crate::flow::Flow {
-        let flow = crate::flow::enrich(
-            event,
-            self.compiler.compiled(),
-            &self.index,
-            &self.node,
-            (Timestamp::now(), monotonic()),
-        );
+        let pod = self.scan.pods.iter().find(|pod| event.container != 0 && pod.cgroup == event.cgroup);
+        let id =
+            |pod: &PodCgroup| Some(pod.containers.iter().find(|(_, id)| *id == event.container)?.0.clone());
+        let container = pod.and_then(|pod| self.index.container_name(&pod.uid, &id(pod)?));
+        let objects = (self.compiler.compiled(), &self.index);
+        let now = (Timestamp::now(), monotonic());
+        let flow = crate::flow::enrich(event, objects, container, &self.node, now);
         tracing::debug!(pod = flow.pod, to = %flow.destination, protocol = flow.protocol, reason = flow.reason, "{}", flow.action);
         flow
     }
@@ -332,6 +345,8 @@ fn endpoint(cgroup: u64, info: &egress_policy::compile::EndpointInfo) -> Endpoin
         coverage: "socket hook".to_owned(),
         policies: info.policies.iter().map(ToString::to_string).collect(),
         policy: format!("{:016x}", info.policy),
+        proxies: info.proxies.iter().map(|proxy| proxy.name.clone()).collect(),
+        lock: info.lock != 0,
     }
 }
 

@@ -143,7 +143,7 @@ pub struct CleanupArgs {
 /// Arguments of `explain`.
 #[derive(Clone, Debug, Args)]
 pub struct ExplainArgs {
-    /// The sender: NS/POD or NS/POD/CONTAINER.
+    /// The sender: NS/POD or NS/POD/CONTAINER; without a container, one that is no proxy of a lock.
     #[arg(long, env = "EGRESS_FROM", value_name = "NS/POD")]
     pub from: Sender,
     /// The destination: ADDR:PORT/PROTO, or ADDR/ICMP.

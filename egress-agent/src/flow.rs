@@ -23,6 +23,8 @@ pub struct Flow {
     pub pod: Option<String>,
     /// Id of the sender's cgroup at pod level.
     pub cgroup: u64,
+    /// The container that sent it, where the pod has a proxy lock and the container's name is known.
+    pub container: Option<String>,
     /// Source address and port.
     pub source: SocketAddr,
     /// Destination address and port.
@@ -47,12 +49,12 @@ pub struct Flow {
     pub revision: u64,
 }
 
-/// Names the numbers of an event. `now` is the present on both clocks: wall clock and `CLOCK_MONOTONIC` nanoseconds.
+/// Names the numbers of an event, sent by `container`. `now` is the present on both clocks: wall clock and `CLOCK_MONOTONIC` nanoseconds.
 #[must_use]
 pub fn enrich(
     event: &FlowEvent,
-    compiled: &Compiled,
-    index: &Index,
+    (compiled, index): (&Compiled, &Index),
+    container: Option<&str>,
     node: &str,
     now: (Timestamp, u64),
 ) -> Flow {
@@ -66,6 +68,7 @@ pub fn enrich(
         node: node.to_owned(),
         pod: endpoint.map(|endpoint| format!("{}/{}", endpoint.namespace, endpoint.name)),
         cgroup: event.cgroup,
+        container: container.map(str::to_owned),
         source: SocketAddr::new(ip(&event.source), event.source_port),
         destination: SocketAddr::new(destination, event.destination_port),
         destination_name: index.address_name(destination),
@@ -135,7 +138,7 @@ mod tests {
             ..FlowEvent::default()
         };
         let now = Timestamp::from_second(1000).unwrap();
-        let flow = enrich(&event, &compiled, &index, "n", (now, 6_000_000_000));
+        let flow = enrich(&event, (&compiled, &index), None, "n", (now, 6_000_000_000));
         assert_eq!(flow.time, Timestamp::from_second(999).unwrap());
         assert_eq!((flow.pod, flow.cgroup), (None, 7));
         assert_eq!(flow.destination.to_string(), "198.51.100.10:443");

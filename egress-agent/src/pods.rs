@@ -8,8 +8,6 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use egress_policy::compile::LocalPod;
-
 use crate::preflight::{self, Missing};
 
 /// Where kubelet makes its pod cgroups.
@@ -100,7 +98,7 @@ impl PodRoot {
         scan.directories.extend(self.path.parent().map(Path::to_owned));
         for (name, path, id) in children(&self.path)? {
             if let Some(uid) = pod_uid(&name) {
-                scan.pods.push(LocalPod { uid, cgroup: id });
+                scan.add(uid, path, id);
             } else {
                 // A QoS class; its pods are one level further down.
                 let below = match children(&path) {
@@ -108,9 +106,9 @@ impl PodRoot {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     below => below?,
                 };
-                for (name, _, id) in below {
+                for (name, path, id) in below {
                     if let Some(uid) = pod_uid(&name) {
-                        scan.pods.push(LocalPod { uid, cgroup: id });
+                        scan.add(uid, path, id);
                     }
                 }
                 scan.directories.push(path);
@@ -125,9 +123,30 @@ impl PodRoot {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
     /// The pods.
-    pub pods: Vec<LocalPod>,
-    /// The pod root and its QoS classes.
+    pub pods: Vec<PodCgroup>,
+    /// The pod root, its QoS classes, and the pods.
     pub directories: Vec<PathBuf>,
+}
+
+/// A pod's cgroup and those of its containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// The UID in its name, or the hash of a static pod.
+    pub uid: String,
+    /// Its id.
+    pub cgroup: u64,
+    /// The containers: the runtime's id in the name, and the cgroup's id.
+    pub containers: Vec<(String, u64)>,
+}
+
+impl Scan {
+    fn add(&mut self, uid: String, path: PathBuf, cgroup: u64) {
+        // Without them the pod has no proxies, which denies.
+        let below = children(&path).unwrap_or_default();
+        let containers = below.iter().filter_map(|(name, _, id)| Some((container_id(name)?, *id))).collect();
+        self.pods.push(PodCgroup { uid, cgroup, containers });
+        self.directories.push(path);
+    }
 }
 
 /// Collects what kubelet may have named as its pod root, down to `depth` levels below `dir`.
@@ -171,9 +190,25 @@ fn pod_uid(name: &str) -> Option<String> {
     plausible.then_some(uid)
 }
 
+/// The container's id in a cgroup name of a runtime: 64 hexadecimal digits (cgroupfs driver), or those between a prefix and
+/// `.scope` (systemd driver), as in `cri-containerd-<id>.scope`, `crio-<id>.scope`, `docker-<id>.scope`. What CRI-O's monitor
+/// runs in (`crio-conmon-<id>.scope`) is no container.
+///
+/// Source: `k8s.io/kubernetes/pkg/kubelet/cm/util` and the runtimes' cgroup paths.
+fn container_id(name: &str) -> Option<String> {
+    let bare = name.strip_suffix(".scope").unwrap_or(name);
+    let id = match bare.rsplit_once('-') {
+        Some(("cri-containerd" | "crio" | "docker", id)) => id,
+        Some(_) => return None,
+        None => bare,
+    };
+    let plausible = id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    plausible.then(|| id.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{mounts, pod_uid};
+    use super::{container_id, mounts, pod_uid};
     use std::path::PathBuf;
 
     #[test]
@@ -183,6 +218,17 @@ mod tests {
         assert_eq!(pod_uid("kubepods-burstable-pod0f3a1c52_7d0e_4b43_9c55_000000000001.slice"), uid);
         assert_eq!(pod_uid("kubepods-pod0f3a1c52_7d0e_4b43_9c55_000000000001.slice"), uid);
         assert_eq!(pod_uid("kubelet-kubepods-besteffort-pod5c8e.slice"), Some("5c8e".to_owned()));
+    }
+
+    #[test]
+    fn runtimes_names_give_the_containers_id() {
+        let id = "0123456789abcdef".repeat(4);
+        for name in ["cri-containerd-ID.scope", "crio-ID.scope", "docker-ID.scope", "ID", "crio-ID"] {
+            assert_eq!(container_id(&name.replace("ID", &id)), Some(id.clone()), "{name}");
+        }
+        for name in ["crio-conmon-ID.scope", "x-ID.scope", "IDa", "init.scope", "cri-containerd-.scope"] {
+            assert_eq!(container_id(&name.replace("ID", &id)), None, "{name}");
+        }
     }
 
     #[test]

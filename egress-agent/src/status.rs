@@ -89,4 +89,8 @@ pub struct EndpointStatus {
     pub policies: Vec<String>,
     /// The number of its policy in the maps, in hexadecimal.
     pub policy: String,
+    /// Whether only its proxies may send some of what its policies allow.
+    pub lock: bool,
+    /// The containers that are known to be proxies of the lock.
+    pub proxies: Vec<String>,
 }

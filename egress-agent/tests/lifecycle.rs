@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Stand, denied, entries, eventually, outside, passes, pod_object, policy};
-use egress_topology::{Agent, CgroupDriver, Exec, PodSpec, Qos, mount_bpffs};
+use egress_topology::{Agent, CgroupDriver, ContainerKind, Exec, PodSpec, Qos, mount_bpffs};
 use serde_json::json;
 
 #[test]
@@ -293,4 +293,44 @@ fn a_pod_root_that_is_made_anew_is_enforced_again() {
         pod.remove().unwrap();
         outcome == egress_probe::Outcome::Denied
     });
+}
+
+#[test]
+fn a_proxy_lock_lets_only_the_proxy_out() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let peer = stand.peer();
+    stand.lock_down(json!({
+        "proxy": {"containers": ["istio-proxy"]}, "allow": {"to": [{"cidr": "198.51.100.10/32"}]},
+    }));
+    let app = stand.pod(PodSpec::new("a", "pod"));
+    stand.start();
+    denied(&app, &outside()[0]);
+    passes(&app, peer.pod().v4());
+    // A container that nobody knows yet is no proxy; once its status says which it is, it is.
+    let proxy = app.pod().add_container_of_kind("istio-proxy", ContainerKind::Sidecar).unwrap();
+    denied(&proxy, &outside()[0]);
+    stand.write(pod_object(&stand, app.pod()));
+    eventually("the proxy is known", || {
+        let endpoints = stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
+        String::from_utf8(endpoints.stdout).unwrap().contains(r#""proxies":["istio-proxy"]"#)
+    });
+    passes(&proxy, &outside()[0]);
+    denied(&proxy, &outside()[1]);
+    denied(&app, &outside()[0]);
+    // A container with the right name in another pod's status, or one that comes after, is another container.
+    let debugger = app.pod().add_container_of_kind("debugger", ContainerKind::Ephemeral).unwrap();
+    stand.write(pod_object(&stand, app.pod()));
+    denied(&debugger, &outside()[0]);
+    eventually("the flow log names the container", || {
+        let flows = stand.agent.ask(&["flows", "-o", "json", "--pod", "a/pod"]).unwrap();
+        let flows = String::from_utf8(flows.stdout).unwrap();
+        flows.lines().any(|flow| flow.contains("SidecarBypass") && flow.contains(r#""container":"app""#))
+    });
+    // It holds while no agent runs, and ends with the policy's.
+    stand.agent.kill().unwrap();
+    denied(&app, &outside()[0]);
+    passes(&proxy, &outside()[0]);
+    stand.lock_down(json!({"allow": {"to": [{"cidr": "198.51.100.10/32"}]}}));
+    stand.start();
+    passes(&app, &outside()[0]);
 }

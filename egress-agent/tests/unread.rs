@@ -6,6 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use common::{Stand, denied, eventually, outside, passes, pod_object, policy};
+use egress_common::wire::ABI;
 use egress_topology::{CgroupDriver, PodSpec};
 use serde_json::json;
 
@@ -104,7 +105,7 @@ fn a_pinned_link_that_somebody_removes_is_attached_again() {
     stand.lock_down(json!({}));
     let pod = stand.pod(PodSpec::new("a", "pod"));
     stand.start();
-    let link = stand.bpffs.path().join("egress-enforcer/v1/link_egress_socket");
+    let link = stand.bpffs.path().join(format!("egress-enforcer/v{ABI}/link_egress_socket"));
     fs::remove_file(&link).unwrap();
     eventually("it is pinned again", || common::exists(&link));
     denied(&pod, &outside()[0]);

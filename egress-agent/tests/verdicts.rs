@@ -12,7 +12,8 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use egress_agent::datapath::Datapath;
 use egress_common::reason::REASON_SLOTS;
 use egress_common::wire::{
-    ABI, Addr, Cidr, Config, Endpoint, FlowEvent, IDENTITY_WORLD, Ports, ROW_ENTRIES, Row, RowKey,
+    ABI, Addr, Cidr, Config, Endpoint, FlowEvent, IDENTITY_WORLD, PROXIES, Ports, Proxy, ROW_ENTRIES, Row,
+    RowKey,
 };
 use egress_common::{Action, Decision, Meta, Owner, Reason, decide};
 use egress_policy::plan::{State, diff};
@@ -24,6 +25,8 @@ use proptest::test_runner::{Config as Cases, TestRunner};
 
 const POLICY: u64 = 7;
 const UNKNOWN: u64 = 8;
+const PROXY: u64 = 9;
+const LOCK: u64 = 10;
 const V4: [u8; 4] = [10, 244, 1, 5];
 const V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
 
@@ -192,7 +195,7 @@ fn row() -> impl Strategy<Value = Row> {
 }
 
 /// What the maps say about a sender whose pod is known by one of the cgroups at pod level, or by none.
-fn state(level: u32, pods: [u64; 2]) -> impl Strategy<Value = State> {
+fn state(level: u32, pods: [u64; 2], container: u64) -> impl Strategy<Value = State> {
     let config = (
         prop_oneof![20 => Just(ABI), 1 => any::<u32>()],
         prop_oneof![5 => Just(1u32), 1 => 0u32..4],
@@ -212,9 +215,12 @@ fn state(level: u32, pods: [u64; 2]) -> impl Strategy<Value = State> {
         0u32..4,
         prop::bool::weighted(0.9),
         prop::bool::weighted(0.9),
+        (select(vec![0, 0, LOCK]), vec(select(vec![0, 1, container, container]), PROXIES)),
     )
-        .prop_map(move |(state, flags, v4, v6)| Endpoint {
+        .prop_map(move |(state, flags, v4, v6, (lock, listed))| Endpoint {
             policy: POLICY,
+            lock,
+            proxies: std::array::from_fn(|at| Proxy { cgroup: listed[at], policy: PROXY }),
             state,
             flags,
             v4: own(v4, Addr::v4(V4)),
@@ -228,7 +234,7 @@ fn state(level: u32, pods: [u64; 2]) -> impl Strategy<Value = State> {
         (prop_oneof![addr4().prop_map(Addr::v4), addr6().prop_map(Addr)], 0u32..=128, identity.clone()),
         0..6,
     );
-    let rows = vec((select(vec![POLICY, UNKNOWN]), identity, row()), 0..8);
+    let rows = vec((select(vec![POLICY, POLICY, UNKNOWN, PROXY, LOCK]), identity, row()), 0..10);
     (config, endpoint, endpoints, addresses, cidrs, rows).prop_map(
         move |(config, endpoint, at, addresses, cidrs, rows)| State {
             config,
@@ -278,6 +284,7 @@ fn same_event(event: &FlowEvent, expected: &Decision, ifindex: u32, length: usiz
         "{event:?}"
     );
     assert_eq!((event.rule, event.cgroup), (expected.verdict.rule, expected.cgroup));
+    assert_eq!(event.container, expected.container);
     assert_eq!(
         (event.policy, event.identity, event.revision),
         (expected.policy, expected.identity, expected.revision)
@@ -302,6 +309,7 @@ fn the_kernel_decides_as_the_host_does() {
     let owner = ancestors(cgroups.path(), &container);
     let level = u32::try_from(ancestors(cgroups.path(), root.path()).0.len() - 1).unwrap();
     let pods = [owner.cgroup(level + 2), owner.cgroup(level + 1)];
+    let own = owner.cgroup(level + 3);
     let netns = Netns::new("verdicts").unwrap();
     netns.ip(&["link add v0 type veth peer name v1"]).unwrap();
     let eth = netns.interface_index("v0").unwrap();
@@ -317,7 +325,7 @@ fn the_kernel_decides_as_the_host_does() {
             let mut runner =
                 TestRunner::new(Cases { cases: 1500, failure_persistence: None, ..Cases::default() });
             runner
-                .run(&(state(level, pods), tries), |(state, tries)| {
+                .run(&(state(level, pods, own), tries), |(state, tries)| {
                     let (datapath, ring, seen) = &mut *cell.borrow_mut();
                     // The revision of a plan counts on; here it is to be as it was drawn.
                     let mut plan = diff(&state, datapath.observed());

@@ -6,8 +6,8 @@
 use crate::packet::{self, Bytes, Flow};
 use crate::reason::{Action, Reason};
 use crate::wire::{
-    ABI, Addr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROTOCOL_ANY, ROW_ENTRIES,
-    Row, RowKey, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
+    ABI, Addr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROTOCOL_ANY, PROXIES,
+    ROW_ENTRIES, Row, RowKey, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
     VERDICT_ALLOW, VERDICT_AUDIT,
 };
 
@@ -111,6 +111,8 @@ pub struct Decision {
     pub flow: Flow,
     /// The pod's cgroup; the deepest cgroup at pod level where the pod is not known; 0 before that.
     pub cgroup: u64,
+    /// The container's cgroup, 0 where the pod has no lock.
+    pub container: u64,
     /// The policy that applied, 0 for none.
     pub policy: u64,
     /// The destination's identity, 0 where the verdict came before it.
@@ -133,6 +135,7 @@ where
         verdict: Verdict::of(Reason::NotReady),
         flow: Flow::default(),
         cgroup: 0,
+        container: 0,
         policy: 0,
         identity: 0,
         revision: 0,
@@ -144,6 +147,9 @@ where
 /// How a pod is to be judged.
 struct Subject<'a> {
     policy: u64,
+    /// The rows of what only the proxy may send and this container may not are those that this policy does not allow; 0
+    /// for the proxy and where there is no lock.
+    lock: u64,
     /// Denies of this subject pass with an event.
     audit: bool,
     /// The pod, where it is known.
@@ -241,10 +247,19 @@ where
     };
     decision.identity = identity;
     let key = RowKey { policy: subject.policy, identity };
-    match view.row(&key) {
+    let verdict = match view.row(&key) {
         Some(row) => in_row(row, flow, &subject),
         None => Verdict::audited(subject.denied(), subject.audit),
+    };
+    if subject.lock == 0 || !matches!(verdict.reason, Reason::NotAllowed) {
+        return verdict;
     }
+    // Denied in any case; what is left to find out is whether it would have been the proxy's to send.
+    let covered = match view.row(&RowKey { policy: subject.lock, identity }) {
+        Some(row) => entry(row, flow).is_none(),
+        None => true,
+    };
+    if covered { Verdict { reason: Reason::SidecarBypass, ..verdict } } else { verdict }
 }
 
 /// Finds the pod, and how it is to be judged; a verdict where no more than the pod counts.
@@ -259,11 +274,13 @@ where
     V: View,
     O: Owner,
 {
-    let nested = owner.cgroup(config.pod_root_level.wrapping_add(2));
+    let mut level = config.pod_root_level.wrapping_add(2);
+    let nested = owner.cgroup(level);
     decision.cgroup = nested;
     let mut endpoint = view.endpoint(nested);
     if endpoint.is_none() {
-        let direct = owner.cgroup(config.pod_root_level.wrapping_add(1));
+        level = config.pod_root_level.wrapping_add(1);
+        let direct = owner.cgroup(level);
         endpoint = view.endpoint(direct);
         if endpoint.is_some() || nested == 0 {
             decision.cgroup = direct;
@@ -272,8 +289,23 @@ where
     let Some(endpoint) = endpoint else {
         return unknown(config);
     };
+    let (mut policy, mut lock) = (endpoint.policy, endpoint.lock);
+    if lock != 0 {
+        let container = owner.cgroup(level.wrapping_add(1));
+        decision.container = container;
+        let mut i = 0;
+        while i < PROXIES {
+            let proxy = &endpoint.proxies[i];
+            if container != 0 && proxy.cgroup == container {
+                policy = proxy.policy;
+                lock = 0;
+            }
+            i += 1;
+        }
+    }
     let subject = Subject {
-        policy: endpoint.policy,
+        policy,
+        lock,
         audit: endpoint.flags & FLAG_AUDIT != 0,
         endpoint: Some(endpoint),
         closed: None,
@@ -288,7 +320,8 @@ where
 
 #[inline(always)]
 fn unknown<'a>(config: &Config) -> Result<Subject<'a>, Verdict> {
-    let subject = Subject { policy: config.unknown_policy, audit: false, endpoint: None, closed: None };
+    let subject =
+        Subject { policy: config.unknown_policy, lock: 0, audit: false, endpoint: None, closed: None };
     match config.unknown {
         UNKNOWN_ALLOW => Err(Verdict::of(Reason::UnknownPodAllowed)),
         UNKNOWN_POLICY => Ok(subject),
@@ -296,12 +329,23 @@ fn unknown<'a>(config: &Config) -> Result<Subject<'a>, Verdict> {
     }
 }
 
-/// Finds the entry of a row that matches the packet.
+/// The verdict of a row.
 #[inline(always)]
 fn in_row(row: &Row, flow: &Flow, subject: &Subject<'_>) -> Verdict {
     if row.len as usize > ROW_ENTRIES {
         return Verdict::of(Reason::BadEntry);
     }
+    match entry(row, flow) {
+        None => Verdict::audited(subject.denied(), subject.audit),
+        Some((VERDICT_ALLOW, rule)) => Verdict { rule, ..Verdict::of(subject.allowed()) },
+        Some((VERDICT_AUDIT, rule)) => Verdict { rule, ..Verdict::audited(subject.denied(), true) },
+        Some(_) => Verdict::of(Reason::BadEntry),
+    }
+}
+
+/// Verdict and rule of the entry of a row that matches the packet.
+#[inline(always)]
+fn entry(row: &Row, flow: &Flow) -> Option<(u8, u16)> {
     let mut i = 0;
     while i < ROW_ENTRIES {
         if i >= row.len as usize {
@@ -313,13 +357,9 @@ fn in_row(row: &Row, flow: &Flow, subject: &Subject<'_>) -> Verdict {
                 && ports.low <= flow.destination_port
                 && flow.destination_port <= ports.high);
         if matches {
-            return match ports.verdict {
-                VERDICT_ALLOW => Verdict { rule: ports.rule, ..Verdict::of(subject.allowed()) },
-                VERDICT_AUDIT => Verdict { rule: ports.rule, ..Verdict::audited(subject.denied(), true) },
-                _ => Verdict::of(Reason::BadEntry),
-            };
+            return Some((ports.verdict, ports.rule));
         }
         i += 1;
     }
-    Verdict::audited(subject.denied(), subject.audit)
+    None
 }

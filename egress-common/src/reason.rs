@@ -120,6 +120,8 @@ reasons! {
     SpoofedSource = 28, Deny;
     /// No rule allows this destination, protocol and port.
     NotAllowed = 29, Deny;
+    /// A container that is not the proxy sends what only the proxy may send.
+    SidecarBypass = 30, Deny;
 }
 
 /// Number of slots per action in the counter array; every reason's number is below it.

@@ -8,7 +8,7 @@
 
 /// Version of everything in this module. Pins live in a directory named after it; change it with any layout
 /// or meaning here.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,12 +112,30 @@ pub const FLAG_AUDIT: u32 = 1;
 /// [`Endpoint::flags`]: the pod shares the node's network namespace, so its source address is not judged.
 pub const FLAG_HOST_NETWORK: u32 = 2;
 
-/// A value of map `ENDPOINTS`, keyed by the id of the pod's cgroup (`u64`).
+/// Most containers of a pod that are proxies of a lock at the same time. What does not fit counts as no proxy.
+pub const PROXIES: usize = 4;
+
+/// A container that may send more than the others of its pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct Proxy {
+    /// Id of its cgroup; 0 for none.
+    pub cgroup: u64,
+    /// First half of the keys of the rows that apply to it.
+    pub policy: u64,
+}
+
+/// A value of map `ENDPOINTS`, keyed by the id of the pod's cgroup (`u64`). One entry holds all that is said about a pod
+/// and its containers, so that it changes in one write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Endpoint {
-    /// First half of the keys of the rows that apply.
+    /// First half of the keys of the rows that apply; under a lock, to every container that is none of `proxies`.
     pub policy: u64,
+    /// First half of the keys of the rows that say what the lock does not cover; 0 where there is no lock.
+    pub lock: u64,
+    /// The proxies of the lock; the others are zero.
+    pub proxies: [Proxy; PROXIES],
     /// One of the `STATE_` constants; any other value denies.
     pub state: u32,
     /// Union of the `FLAG_` constants.
@@ -229,6 +247,8 @@ pub struct FlowEvent {
     pub time: u64,
     /// Id of the pod's cgroup; of the deepest cgroup at pod level where the pod is not known.
     pub cgroup: u64,
+    /// Id of the container's cgroup, 0 where the pod has no lock.
+    pub container: u64,
     /// The policy that applied, 0 for none.
     pub policy: u64,
     /// The destination's identity, 0 where the verdict came before it.
@@ -266,12 +286,13 @@ pub struct FlowEvent {
 const _: () = {
     assert!(size_of::<Addr>() == 16 && align_of::<Addr>() == 1);
     assert!(size_of::<Config>() == 4 + 4 + 8 + 8 + 4 + 4);
-    assert!(size_of::<Endpoint>() == 8 + 4 + 4 + 16 + 16);
+    assert!(size_of::<Proxy>() == 8 + 8);
+    assert!(size_of::<Endpoint>() == 8 + 8 + 16 * PROXIES + 4 + 4 + 16 + 16);
     assert!(size_of::<RowKey>() == 8 + 8);
     assert!(size_of::<Ports>() == 1 + 1 + 2 + 2 + 2);
     assert!(size_of::<Row>() == 4 + 4 + 8 * ROW_ENTRIES);
     assert!(size_of::<Counter>() == 8 + 8);
-    assert!(size_of::<FlowEvent>() == 5 * 8 + 2 * 16 + 2 * 4 + 3 * 2 + 5 + 5);
+    assert!(size_of::<FlowEvent>() == 6 * 8 + 2 * 16 + 2 * 4 + 3 * 2 + 5 + 5);
 };
 
 #[cfg(feature = "user")]

@@ -3,10 +3,11 @@
 mod support;
 
 use egress_common::wire::{
-    Addr, Cidr, Config, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROTOCOL_ANY, Ports, ROW_ENTRIES,
-    STATE_INVALID, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY, VERDICT_ALLOW, VERDICT_AUDIT,
+    Addr, Cidr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROTOCOL_ANY, PROXIES,
+    Ports, Proxy, ROW_ENTRIES, STATE_INVALID, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY, VERDICT_ALLOW,
+    VERDICT_AUDIT,
 };
-use egress_common::{Action, Decision, Meta, Reason, decide};
+use egress_common::{Action, Decision, Hook, Meta, Reason, decide};
 use support::{ETH0, LO, Maps, PEER, PEER_V4, PEER_V6, POD, POLICY, Sender, V4, V6, ipv4, tcp4, tcp6};
 
 const OUTSIDE: [u8; 4] = [198, 51, 100, 10];
@@ -290,4 +291,91 @@ mod property {
             prop_assert_eq!(decision.verdict.action, Action::Deny);
         }
     }
+}
+
+const LOCK: u64 = 0xcccc;
+const PROXY_POLICY: u64 = 0xdddd;
+/// The container of [`Sender::NESTED`] and [`Sender::DIRECT`].
+const CONTAINER: u64 = 1000;
+
+/// The pod of [`Maps::new`] under a lock whose proxy may send to port 443 of the peer, and others to port 80.
+fn locked(proxies: &[u64]) -> Maps {
+    let mut maps = Maps::new();
+    let endpoint = maps.endpoint_mut();
+    endpoint.lock = LOCK;
+    for (place, cgroup) in endpoint.proxies.iter_mut().zip(proxies) {
+        *place = Proxy { cgroup: *cgroup, policy: PROXY_POLICY };
+    }
+    let port = |low| Ports { protocol: 6, verdict: VERDICT_ALLOW, rule: 1, low, high: low };
+    maps.set_row(POLICY, PEER, &[port(80)]);
+    maps.set_row(PROXY_POLICY, PEER, &[port(443)]);
+    maps
+}
+
+#[test]
+fn a_lock_tells_the_proxy_from_other_containers() {
+    for sender in [Sender::NESTED, Sender::DIRECT] {
+        let judge = |maps: &Maps, port| maps.judge_from(sender, &tcp4(V4, PEER_V4, port), ETH0);
+        for at in 0..PROXIES {
+            let mut proxies = [7; PROXIES];
+            proxies[at] = CONTAINER;
+            let maps = locked(&proxies);
+            assert_eq!(judge(&maps, 443).verdict.reason, Reason::Allowed);
+            assert_eq!(judge(&maps, 80).verdict.reason, Reason::NotAllowed, "no bypass: it is the proxy");
+            assert_eq!((judge(&maps, 443).container, judge(&maps, 443).policy), (CONTAINER, PROXY_POLICY));
+        }
+        let maps = locked(&[7, 0]);
+        assert_eq!(judge(&maps, 80).verdict.reason, Reason::Allowed);
+        assert_eq!(judge(&maps, 443).verdict.reason, Reason::SidecarBypass);
+        // Without a lock nobody asks for the container.
+        let mut free = locked(&[CONTAINER]);
+        free.endpoint_mut().lock = 0;
+        assert_eq!(judge(&free, 80).verdict.reason, Reason::Allowed);
+        assert_eq!((judge(&free, 443).verdict.reason, judge(&free, 443).container), (Reason::NotAllowed, 0));
+    }
+}
+
+#[test]
+fn what_the_lock_does_not_cover_is_no_bypass() {
+    let mut maps = locked(&[]);
+    maps.set_row(LOCK, PEER, &[Ports { protocol: 6, verdict: VERDICT_ALLOW, rule: 0, low: 443, high: 443 }]);
+    let judge = |maps: &Maps, port| maps.judge(&tcp4(V4, PEER_V4, port)).verdict.reason;
+    assert_eq!((judge(&maps, 443), judge(&maps, 8443)), (Reason::NotAllowed, Reason::SidecarBypass));
+    maps.endpoint_mut().flags = FLAG_AUDIT;
+    let audited = maps.judge(&tcp4(V4, PEER_V4, 8443)).verdict;
+    assert_eq!((audited.action, audited.reason), (Action::Audit, Reason::SidecarBypass));
+}
+
+#[test]
+fn a_sender_without_a_container_is_no_proxy() {
+    let maps = locked(&[0, 0]);
+    let in_the_pods_own_cgroup = Sender([1, 10, 20, POD, 0, 0]);
+    let verdict = maps.judge_from(in_the_pods_own_cgroup, &tcp4(V4, PEER_V4, 443), ETH0).verdict;
+    assert_eq!(verdict.reason, Reason::SidecarBypass);
+}
+
+#[test]
+fn an_invalid_or_unreadable_endpoint_that_audits_denies_all_the_same() {
+    for state in [STATE_INVALID, 9] {
+        let mut maps = Maps::new();
+        *maps.endpoint_mut() = Endpoint { state, flags: FLAG_AUDIT, ..*maps.endpoint_mut() };
+        let short = &tcp4(V4, PEER_V4, 443)[..8];
+        for packet in [&tcp4(V4, PEER_V4, 443)[..], short] {
+            assert_eq!(maps.judge(packet).verdict.action, Action::Deny, "{state}");
+        }
+    }
+}
+
+#[test]
+fn unknown_pods_that_are_denied_are_denied_before_their_packets_are_looked_at() {
+    let maps = Maps { endpoints: Default::default(), ..Maps::new() };
+    let verdict = maps.judge(&ipv4(47, V4, PEER_V4, &[])).verdict;
+    assert_eq!(verdict.reason, Reason::UnknownPod, "not Tunnel");
+}
+
+#[test]
+fn hooks_have_numbers_and_names() {
+    assert_eq!(Hook::from_wire(Hook::Socket as u8), Some(Hook::Socket));
+    assert_eq!((Hook::from_wire(0), Hook::from_wire(2)), (None, None));
+    assert_eq!(Hook::Socket.name(), "socket");
 }

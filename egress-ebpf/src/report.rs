@@ -42,6 +42,7 @@ fn event(packet: &Packet<'_>, decision: &Decision, hook: Hook) {
     unsafe {
         (*event).time = bpf_ktime_get_ns();
         (*event).cgroup = decision.cgroup;
+        (*event).container = decision.container;
         (*event).policy = decision.policy;
         (*event).identity = decision.identity;
         (*event).revision = decision.revision;

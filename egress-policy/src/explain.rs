@@ -63,12 +63,19 @@ pub struct Judge<'a> {
     cgroups: BTreeMap<(String, String), u64>,
 }
 
-/// The sender's cgroup: two levels below a pod root at level 0.
-struct Sender(u64);
+/// The sender's cgroups: the pod's two levels below a pod root at level 0, and the container's below that.
+struct Sender {
+    pod: u64,
+    container: u64,
+}
 
 impl Owner for Sender {
     fn cgroup(&self, level: u32) -> u64 {
-        if level == 2 { self.0 } else { 0 }
+        match level {
+            2 => self.pod,
+            3 => self.container,
+            _ => 0,
+        }
     }
 }
 
@@ -97,20 +104,23 @@ impl View for Maps<'_> {
 }
 
 impl<'a> Judge<'a> {
-    /// A judge over these objects, for these senders by namespace and name. A sender that the objects do not have is an
-    /// unknown pod.
+    /// A judge over these objects, for these senders by namespace, name and container. A pod that the objects do not have is
+    /// an unknown pod; a container is taken at its word, whether or not the pod's spec has it.
     #[must_use]
     pub fn new<'s>(
         index: &'a Index,
         unknown_pods: UnknownPods,
-        senders: impl IntoIterator<Item = (&'s str, &'s str)>,
+        senders: impl IntoIterator<Item = ((&'s str, &'s str), Option<&'s str>)>,
     ) -> Self {
-        let senders: BTreeSet<(&str, &str)> = senders.into_iter().collect();
-        let pods: Vec<_> = senders
-            .iter()
-            .filter_map(|(namespace, name)| index.shared_pod(namespace, name))
-            .cloned()
-            .collect();
+        let mut by_pod: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+        for (pod, container) in senders {
+            by_pod.entry(pod).or_default().extend(container);
+        }
+        let pods = by_pod.into_iter().filter_map(|((namespace, name), containers)| {
+            let pod = index.shared_pod(namespace, name)?.clone();
+            Some((pod, containers.into_iter().map(str::to_owned).collect()))
+        });
+        let pods = pods.collect();
         let compiled = compile_pods(index, "", unknown_pods, pods);
         let cgroups = compiled.endpoints.iter();
         let cgroups =
@@ -118,12 +128,20 @@ impl<'a> Judge<'a> {
         Self { index, compiled, cgroups }
     }
 
-    /// Judges flows of one of the senders, in their order.
+    /// Judges flows of one of the senders, in their order: those of a container, or of one that is no proxy.
     #[must_use]
-    pub fn judge(&self, namespace: &str, name: &str, targets: &[Target]) -> Vec<Judged<'_>> {
+    pub fn judge(
+        &self,
+        (namespace, name): (&str, &str),
+        container: Option<&str>,
+        targets: &[Target],
+    ) -> Vec<Judged<'_>> {
         let cgroup = self.cgroups.get(&(namespace.to_owned(), name.to_owned())).copied();
-        let sender = Sender(cgroup.unwrap_or(0));
         let endpoint = cgroup.and_then(|cgroup| self.compiled.endpoints.get(&cgroup));
+        let proxies = endpoint.into_iter().flat_map(|endpoint| &endpoint.proxies);
+        let proxy = proxies.into_iter().find(|proxy| Some(&*proxy.name) == container);
+        let sender =
+            Sender { pod: cgroup.unwrap_or(0), container: proxy.map_or(u64::MAX, |proxy| proxy.cgroup) };
         let state = &self.compiled.desired;
         let maps = Maps { state, prefixes: Prefixes::new(&state.cidrs) };
         targets.iter().map(|target| self.one(&maps, &sender, endpoint, target)).collect()

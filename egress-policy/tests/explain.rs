@@ -19,7 +19,7 @@ fn target(address: &str, port: u16) -> Target {
 fn the_judge_gives_what_the_state_of_the_pods_node_gives() {
     let world = mesh().with(lock(json!({})));
     let names: Vec<_> = world.names.iter().map(|name| name.split_once('/').unwrap()).collect();
-    let judge = Judge::new(&world.index, UnknownPods::DenyOutside, names.iter().copied());
+    let judge = Judge::new(&world.index, UnknownPods::DenyOutside, names.iter().map(|name| (*name, None)));
     let mut passed = 0;
     for (name, (namespace, pod)) in world.names.iter().zip(names) {
         let flows = [
@@ -30,7 +30,7 @@ fn the_judge_gives_what_the_state_of_the_pods_node_gives() {
             ("10.96.0.10", 53),
         ];
         let targets: Vec<_> = flows.iter().map(|(address, port)| target(address, *port)).collect();
-        let judged = judge.judge(namespace, pod, &targets);
+        let judged = judge.judge((namespace, pod), None, &targets);
         for ((address, port), judged) in flows.iter().zip(judged) {
             let verdict = world.verdict(name, address, &format!("tcp/{port}"));
             assert_eq!((judged.action, judged.reason), (verdict.action, verdict.reason), "{name} {address}");
@@ -43,8 +43,8 @@ fn the_judge_gives_what_the_state_of_the_pods_node_gives() {
 #[test]
 fn a_pod_that_is_not_there_is_unknown() {
     let world = mesh().with(lock(json!({})));
-    let judge = Judge::new(&world.index, UnknownPods::DenyOutside, [("no", "body")]);
-    let judged = judge.judge("no", "body", &[target("198.51.100.10", 443), target("10.0.1.2", 80)]);
+    let judge = Judge::new(&world.index, UnknownPods::DenyOutside, [(("no", "body"), None)]);
+    let judged = judge.judge(("no", "body"), None, &[target("198.51.100.10", 443), target("10.0.1.2", 80)]);
     assert_eq!(
         judged.iter().map(|one| one.reason).collect::<Vec<_>>(),
         [Reason::UnknownPod, Reason::UnknownPodAllowed]
@@ -59,11 +59,25 @@ fn the_chain_names_tiers_rules_and_backends() {
     });
     let world = mesh().with(lock(json!({}))).with(deny_all);
     let to = target("10.96.0.9", 443);
-    let chain = chain(&world.index, ("app", "web"), to.address, to.protocol, to.port);
+    let chain = chain(&world.index, ("app", "web"), None, to.address, (to.protocol, to.port));
     let [mesh, network] = &chain.tiers[..] else { panic!("{chain:?}") };
     assert!(mesh.rule.as_ref().unwrap().path.starts_with("spec.gateways[0]"), "{mesh:?}");
     assert_eq!((network.policies[0].to_string().as_str(), &network.rule), ("NetworkPolicy app/deny", &None));
     let backends: Vec<_> = chain.backends.iter().map(|b| (b.address.to_string(), b.port)).collect();
     assert_eq!(backends, [("10.0.2.1".to_owned(), 8443)]);
     assert!(!world.allows("app/web", "10.96.0.9", "tcp/443"));
+}
+
+#[test]
+fn a_container_is_taken_at_its_word() {
+    let world = mesh().with(lock(json!({"proxy": {"containers": ["istio-proxy"]}})));
+    let (web, proxy) = (("app", "web"), Some("istio-proxy"));
+    let judge =
+        Judge::new(&world.index, UnknownPods::DenyOutside, [(web, proxy), (web, None), (web, Some("app"))]);
+    let reason = |container| judge.judge(web, container, &[target("10.0.2.1", 8443)])[0].reason;
+    assert_eq!(reason(proxy), Reason::Allowed);
+    assert_eq!([reason(None), reason(Some("app"))], [Reason::SidecarBypass; 2]);
+    let tiers = |container| chain(&world.index, web, container, "10.0.2.1".parse().unwrap(), (6, 8443)).tiers;
+    assert!(tiers(proxy)[0].rule.is_some() && tiers(None)[0].rule.is_none());
+    assert_eq!(tiers(None)[0].tier, "EgressGatewayPolicy");
 }

@@ -19,7 +19,17 @@ fn every_mistake_in_a_lock_down_is_found_where_it_is() {
         policy
     };
     for (policy, path) in [
-        (lock(json!({"proxy": {"containers": ["istio-proxy"]}})), "spec.proxy: spec.proxy is not supported"),
+        (lock(json!({"proxy": {}})), "spec.proxy: missing field `containers`"),
+        (
+            lock(json!({"proxy": {"containers": [""]}})),
+            "spec.proxy.containers[0]: a container's name must not be",
+        ),
+        (lock(json!({"proxy": {"containers": null}})), "spec.proxy.containers: null"),
+        (
+            lock(json!({"proxy": {"containers": ["p"], "scope": "egress"}})),
+            "spec.proxy.scope: unknown variant `egress`",
+        ),
+        (lock(json!({"proxy": {"containers": ["p"], "names": []}})), "spec.proxy.names: unknown field"),
         (lock(json!({"gatways": []})), "spec.gatways: unknown field"),
         (lock(json!({"enforcement": "audit"})), "spec.enforcement: unknown variant"),
         (lock(json!({"enforcement": null})), "spec.enforcement: null"),

@@ -525,3 +525,14 @@ fn the_worst_comes_first_and_the_order_of_objects_does_not_matter() {
             "advice": Check::MeshExclusion.advice()})
     );
 }
+
+#[test]
+fn a_subject_without_the_proxy_that_its_lock_names() {
+    let with = |name: &str| {
+        let web = containers(pod("app/web", "10.0.1.1", json!({})), json!([{"name": "app"}, {"name": name}]));
+        let world = world([namespace("app", json!({"mesh": "on"})), namespace("gw", json!({})), gate(), web]);
+        let world = world.with(egp("mesh", spec(json!({"proxy": {"containers": ["envoy"]}}))));
+        lint(&world.index).iter().filter(|finding| finding.check == Check::NoProxy).count()
+    };
+    assert_eq!((with("istio-proxy"), with("envoy")), (1, 0));
+}

@@ -4,15 +4,15 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{egp, json, judge, labels, lock, mesh, np, pod};
+use common::{egp, json, judge, judge_from, labels, lock, mesh, np, pod};
 use egress_common::wire::{
-    ABI, Addr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, Ports, Row, RowKey,
-    STATE_ISOLATED, UNKNOWN_POLICY, VERDICT_ALLOW,
+    ABI, Addr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROXIES, Ports, Proxy, Row,
+    RowKey, STATE_ISOLATED, UNKNOWN_POLICY, VERDICT_ALLOW,
 };
 use egress_common::{Action, Reason};
 use egress_policy::object::masked;
 use egress_policy::plan::{Plan, State, Step, diff};
-use proptest::collection::btree_map;
+use proptest::collection::{btree_map, vec};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 
 const CGROUPS: std::ops::Range<u64> = 1..5;
@@ -39,12 +39,25 @@ fn addr(last: u8) -> Addr {
 
 fn states(live: bool) -> impl Strategy<Value = State> {
     let identity = || prop_oneof![1 => Just(IDENTITY_WORLD), 5 => 2_u64..8];
-    let endpoint = (20_u64..25, 0_u32..5, any::<bool>()).prop_map(|(policy, state, audit)| {
-        let flags = FLAG_HOST_NETWORK | if audit { FLAG_AUDIT } else { 0 };
-        // Isolated and enforced more often than not.
-        let (state, flags) = if state == 4 { (STATE_ISOLATED, FLAG_HOST_NETWORK) } else { (state, flags) };
-        Endpoint { policy, state, flags, ..Endpoint::default() }
-    });
+    let proxy = (101_u64..104, 20_u64..25).prop_map(|(cgroup, policy)| Proxy { cgroup, policy });
+    let lock = (prop_oneof![2 => Just(0_u64), 1 => 20_u64..25], vec(proxy, 0..3));
+    let endpoint =
+        (20_u64..25, 0_u32..5, any::<bool>(), lock).prop_map(|(policy, state, audit, (lock, listed))| {
+            let mut proxies = [Proxy::default(); PROXIES];
+            // A container is listed once, and without a lock there are none.
+            let listed: BTreeMap<u64, u64> =
+                listed.iter().map(|proxy| (proxy.cgroup, proxy.policy)).collect();
+            for (place, (cgroup, policy)) in
+                proxies.iter_mut().zip(listed).take(if lock == 0 { 0 } else { PROXIES })
+            {
+                *place = Proxy { cgroup, policy };
+            }
+            let flags = FLAG_HOST_NETWORK | if audit { FLAG_AUDIT } else { 0 };
+            // Isolated and enforced more often than not.
+            let (state, flags) =
+                if state == 4 { (STATE_ISOLATED, FLAG_HOST_NETWORK) } else { (state, flags) };
+            Endpoint { policy, lock, proxies, state, flags, ..Endpoint::default() }
+        });
     let abi = if live { Just(ABI).boxed() } else { prop_oneof![Just(ABI), Just(0)].boxed() };
     (
         btree_map(CGROUPS, endpoint, 0..4),
@@ -64,7 +77,10 @@ fn states(live: bool) -> impl Strategy<Value = State> {
 fn close(mut state: State) -> State {
     let identities: BTreeSet<u64> =
         state.addresses.values().chain(state.cidrs.values()).copied().chain([IDENTITY_WORLD]).collect();
-    let mut policies: BTreeSet<u64> = state.endpoints.values().map(|e| e.policy).collect();
+    let of_endpoint =
+        |e: &Endpoint| e.proxies.iter().map(|p| p.policy).chain([e.policy, e.lock]).collect::<Vec<_>>();
+    let mut policies: BTreeSet<u64> =
+        state.endpoints.values().flat_map(of_endpoint).filter(|p| *p != 0).collect();
     policies.insert(state.config.unknown_policy);
     for policy in policies {
         for identity in &identities {
@@ -76,14 +92,16 @@ fn close(mut state: State) -> State {
 }
 
 /// Which of all probes pass.
-fn passing(state: &State) -> BTreeSet<(u64, u8, &'static str)> {
+fn passing(state: &State) -> BTreeSet<(u64, u64, u8, &'static str)> {
     let mut found = BTreeSet::new();
-    for cgroup in CGROUPS.chain([99]) {
+    for (cgroup, container) in
+        CGROUPS.chain([99]).flat_map(|cgroup| [0, 101, 102, 103].map(move |one| (cgroup, one)))
+    {
         for last in 0..18_u8 {
             for port in PORTS {
                 let to = if last == 17 { "11.0.0.1".to_owned() } else { format!("10.0.0.{last}") };
-                if judge(state, cgroup, &to, port).action != Action::Deny {
-                    found.insert((cgroup, last, port));
+                if judge_from(2, state, (cgroup, container), &to, port).action != Action::Deny {
+                    found.insert((cgroup, container, last, port));
                 }
             }
         }

@@ -88,7 +88,7 @@ fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
     mirror["metadata"]["ownerReferences"] =
         json!([{"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "n"}]);
     let mut world = mesh().with(lock(json!({})));
-    world.local.push(LocalPod { uid: "abc".to_owned(), cgroup: 77 });
+    world.local.push(LocalPod { uid: "abc".to_owned(), cgroup: 77, containers: Vec::new() });
     world.names.push("by-hash".to_owned());
     assert!(!world.compile().endpoints.contains_key(&77));
     assert_eq!(world.with(mirror.clone()).compile().endpoints[&77].name, "static");

@@ -112,15 +112,23 @@ fn status_table(status: &Status) -> Table {
 /// The agent cannot be reached.
 pub async fn endpoints(args: &ReadArgs) -> anyhow::Result<()> {
     let mut answer = ask(&args.socket.socket, &Request::Endpoints).await?;
-    let mut rows = table(&["NAMESPACE", "POD", "STATE", "COVERAGE", "ADDRESSES", "CGROUP", "POLICIES"]);
+    let mut rows =
+        table(&["NAMESPACE", "POD", "STATE", "COVERAGE", "ADDRESSES", "CGROUP", "PROXY", "POLICIES"]);
     while let Some(endpoint) = answer.next::<EndpointStatus>().await? {
         match args.output {
             Output::Json => json(&endpoint)?,
             Output::Table => {
+                let proxy = match (endpoint.lock, &endpoint.proxies[..]) {
+                    (false, _) => "-".to_owned(),
+                    // Nothing that the lock covers gets out.
+                    (true, []) => "none known".to_owned(),
+                    (true, names) => names.join(" "),
+                };
                 let EndpointStatus { namespace, name, state, coverage, addresses, cgroup, policies, .. } =
                     endpoint;
                 let (addresses, policies) = (addresses.join(" "), policies.join(", "));
-                rows.add_row([namespace, name, state, coverage, addresses, cgroup.to_string(), policies]);
+                let cgroup = cgroup.to_string();
+                rows.add_row([namespace, name, state, coverage, addresses, cgroup, proxy, policies]);
             }
         }
     }

@@ -32,13 +32,20 @@ struct Explanation {
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<bool> {
     let index = load(&args.source)?;
     let (from, to) = (&args.from, args.to);
-    let chain = chain(&index, (&from.namespace, &from.pod), to.address, to.protocol, to.port);
+    let container = from.container.as_deref();
+    let pod = (&*from.namespace, &*from.pod);
+    let chain = chain(&index, pod, container, to.address, (to.protocol, to.port));
     let backends = chain.backends.iter().map(|b| Target { address: b.address, port: b.port, ..to });
     let targets: Vec<Target> = std::iter::once(to).chain(backends).collect();
-    let judge = Judge::new(&index, args.unknown_pods.into(), [(&*from.namespace, &*from.pod)]);
-    let judged = judge.judge(&from.namespace, &from.pod, &targets);
+    let judge = Judge::new(&index, args.unknown_pods.into(), [(pod, container)]);
+    let judged = judge.judge(pod, container, &targets);
     let Some((first, rest)) = judged.split_first() else { return Ok(false) };
     let passes = first.action != Action::Deny;
+    let known = index.pod(&from.namespace, &from.pod).map(|pod| &pod.spec.containers);
+    let has = |name: &str| known.is_none_or(|containers| containers.iter().any(|one| *one.name == *name));
+    if let Some(name) = container.filter(|name| !has(name)) {
+        eprintln!("egress-agent: {}/{} has no container {name} in its spec", from.namespace, from.pod);
+    }
     let explanation = Explanation {
         from: from.to_string(),
         to: to.to_string(),
@@ -81,7 +88,8 @@ fn text(explanation: &Explanation, reason: &str) -> String {
     for (backend, verdict) in chain.backends.iter().zip(backend_verdicts) {
         let name = verdict.destination.clone().unwrap_or_default();
         let address = std::net::SocketAddr::new(backend.address, backend.port);
-        lines.push(format!("  backend {address} {name}: {}", verdict.action));
+        let closes = if verdict.action == "deny" { ", which denies the service's port" } else { "" };
+        lines.push(format!("  backend {address} {name}: {}{closes}", verdict.action));
     }
     lines.join("\n") + "\n"
 }

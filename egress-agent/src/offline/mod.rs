@@ -33,7 +33,7 @@ pub struct Sender {
     pub namespace: String,
     /// Name of the pod.
     pub pod: String,
-    /// Container; the verdict does not depend on it yet.
+    /// Container; without it, one that is no proxy of a lock.
     pub container: Option<String>,
 }
 

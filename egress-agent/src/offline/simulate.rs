@@ -108,12 +108,14 @@ fn verdicts(index: &Index, unknown: UnknownPods, flows: &[Flow]) -> anyhow::Resu
         let target = target(index, flow).map_err(anyhow::Error::msg).with_context(place)?;
         by_sender.entry(sender).or_default().push((number, target));
     }
-    let senders = by_sender.keys().map(|sender| (&*sender.namespace, &*sender.pod));
+    let senders = by_sender.keys();
+    let senders = senders.map(|sender| ((&*sender.namespace, &*sender.pod), sender.container.as_deref()));
     let judge = Judge::new(index, unknown, senders);
     let mut out: Vec<Option<Verdict>> = vec![None; flows.len()];
-    for (sender, targets) in by_sender {
+    for (sender, targets) in &by_sender {
+        let container = sender.container.as_deref();
         let only: Vec<Target> = targets.iter().map(|(_, target)| *target).collect();
-        let judged = judge.judge(&sender.namespace, &sender.pod, &only);
+        let judged = judge.judge((&sender.namespace, &sender.pod), container, &only);
         for ((number, _), judged) in targets.iter().zip(&judged) {
             out[*number] = Some(judged.into());
         }

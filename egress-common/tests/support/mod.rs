@@ -37,8 +37,13 @@ pub struct Maps {
 impl Maps {
     /// One isolated pod that may send TCP to port 443 of one peer.
     pub fn new() -> Self {
-        let endpoint =
-            Endpoint { policy: POLICY, state: STATE_ISOLATED, flags: 0, v4: Addr::v4(V4), v6: Addr(V6) };
+        let endpoint = Endpoint {
+            policy: POLICY,
+            state: STATE_ISOLATED,
+            v4: Addr::v4(V4),
+            v6: Addr(V6),
+            ..Endpoint::default()
+        };
         let ports = Ports { protocol: 6, verdict: VERDICT_ALLOW, rule: 3, low: 443, high: 443 };
         Self {
             config: Some(Config {

@@ -110,7 +110,7 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>) -> Mat
     fronts(index, grants, addr, &mut found);
     let mut add = |peer: &Peer| found.extend(grants.of_peer(peer).map(|id| (id, BTreeSet::new())));
     match owner {
-        Owner::Nobody => {}
+        Owner::Nobody => found.retain(|id, _| grants.get(*id).is_some_and(|grant| !grant.inside)),
         Owner::Node => {
             add(&Peer::Cluster);
             index.nodes_at(addr).iter().for_each(|name| add(&Peer::Node(name.clone())));

@@ -13,11 +13,13 @@ use super::grant::{Content, Tier};
 use super::report::RuleInfo;
 use super::select::{self, Selection};
 use crate::index::Index;
-use crate::object::{ObjectRef, address};
+use crate::object::{Kind, ObjectRef, address};
 
 /// What the policies of one kind say about a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TierVerdict {
+    /// The kind of its policies.
+    pub tier: &'static str,
     /// The policies of the tier that select the pod.
     pub policies: Vec<ObjectRef>,
     /// All of them audit.
@@ -44,9 +46,16 @@ pub struct Chain {
     pub backends: BTreeSet<Backend>,
 }
 
-/// Looks up what leads to the verdict of a packet of a pod, given by namespace and name.
+/// Looks up what leads to the verdict of a packet of a pod, given by namespace and name; of one of its containers, or of one
+/// that is no proxy.
 #[must_use]
-pub fn chain(index: &Index, pod: (&str, &str), to: IpAddr, protocol: u8, port: u16) -> Chain {
+pub fn chain(
+    index: &Index,
+    pod: (&str, &str),
+    container: Option<&str>,
+    to: IpAddr,
+    (protocol, port): (u8, u16),
+) -> Chain {
     let mut out = Chain::default();
     for service in index.services_at(&address(to)) {
         for one in service.ports.iter().filter(|one| (one.protocol, one.port) == (protocol, port)) {
@@ -56,7 +65,7 @@ pub fn chain(index: &Index, pod: (&str, &str), to: IpAddr, protocol: u8, port: u
         }
     }
     let pod = index.shared_pod(pod.0, pod.1);
-    if let Some(Selection::Isolated(content)) = pod.map(|pod| select::select(index, pod)) {
+    if let Some(Selection::Isolated { content, .. }) = pod.map(|pod| select::select(index, pod, container)) {
         out.tiers = content.tiers.iter().map(|one| tier(index, one, to, protocol, port)).collect();
     }
     out
@@ -66,7 +75,9 @@ fn tier(index: &Index, tier: &Tier, to: IpAddr, protocol: u8, port: u16) -> Tier
     let alone = Content { tiers: vec![tier.clone()] };
     let rule = super::rows::rule(index, alone, &address(to), (protocol, port));
     let rule = rule.and_then(|rule| tier.rules.get(usize::from(rule)));
+    let kind = tier.policies.first().map_or(Kind::NetworkPolicy, |policy| policy.kind);
     TierVerdict {
+        tier: kind.name(),
         policies: tier.policies.clone(),
         audit: tier.audit,
         rule: rule.map(|rule| rule.info.clone()),

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use egress_common::wire::{
-    ABI, Addr, Config, IDENTITY_WORLD, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW, UNKNOWN_DENY, UNKNOWN_POLICY,
+    ABI, Addr, Config, IDENTITY_WORLD, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW, UNKNOWN_DENY,
+    UNKNOWN_POLICY,
 };
 
 use super::address::{self, Addresses};
@@ -17,9 +18,9 @@ use super::grant::Peer;
 use super::grants::Grants;
 use super::identity::{self, Identities};
 use super::policies::{self, Policies};
-use super::report::{Diagnostic, PolicyInfo, Severity};
+use super::report::{Diagnostic, EndpointInfo, PolicyInfo, ProxyInfo, Severity};
 use super::rows::Rows;
-use super::{Compiled, Node, UnknownPods, diagnose, select};
+use super::{Compiled, LocalContainer, LocalPod, Node, UnknownPods, diagnose, select};
 use crate::index::{Dirty, Index};
 use crate::object::{ObjectRef, Pod};
 use crate::plan::{Keys, Prefixes};
@@ -45,10 +46,13 @@ struct Settings {
 /// A cgroup that was found.
 #[derive(Debug)]
 struct Found {
-    uid: String,
+    local: LocalPod,
     /// The namespace of its pod, where there is one.
     namespace: Option<Arc<str>>,
 }
+
+/// The containers of a pod, and the pod.
+type Placed = (Vec<LocalContainer>, Arc<Pod>);
 
 /// Compiles the state of a node, and keeps it up.
 #[derive(Debug, Default)]
@@ -93,9 +97,9 @@ impl Compiler {
     pub fn update(&mut self, index: &Index, node: &Node<'_>, dirty: Dirty) -> Keys {
         let mut keys = Keys::default();
         let (dirty, every_pod) = self.begin(index, node, dirty);
-        let here: BTreeMap<u64, &str> =
-            node.pods.iter().filter(|pod| !pod.uid.is_empty()).map(|pod| (pod.cgroup, &*pod.uid)).collect();
-        let gone = self.found.iter().filter(|(cgroup, found)| here.get(cgroup) != Some(&&*found.uid));
+        let here: BTreeMap<u64, &LocalPod> =
+            node.pods.iter().filter(|pod| !pod.uid.is_empty()).map(|pod| (pod.cgroup, pod)).collect();
+        let gone = self.found.iter().filter(|(cgroup, found)| here.get(cgroup) != Some(&&found.local));
         let gone: Vec<u64> = gone.map(|(cgroup, _)| *cgroup).collect();
         for cgroup in gone {
             self.found.remove(&cgroup);
@@ -103,7 +107,8 @@ impl Compiler {
                 self.endpoint(cgroup, Local::default(), &mut keys);
             }
         }
-        for (cgroup, uid) in here {
+        for (cgroup, local) in here {
+            let uid = local.uid.as_str();
             let found = self.found.get(&cgroup);
             let in_namespace =
                 || found.and_then(|one| one.namespace.as_ref()).is_some_and(|n| dirty.namespaces.contains(n));
@@ -115,9 +120,9 @@ impl Compiler {
                 Err(wrong) => (None, Some(*wrong)),
             };
             let namespace = pod.as_ref().map(|pod| pod.namespace.clone());
-            self.found.insert(cgroup, Found { uid: uid.to_owned(), namespace });
-            let mut local =
-                pod.map_or_else(Local::default, |pod| endpoint::local(index, &pod, node.incomplete));
+            self.found.insert(cgroup, Found { local: local.clone(), namespace });
+            let judge = |pod: Arc<Pod>| endpoint::local(index, &pod, &local.containers, node.incomplete);
+            let mut local = pod.map_or_else(Local::default, judge);
             local.diagnostics.extend(wrong);
             self.endpoint(cgroup, local, &mut keys);
         }
@@ -125,12 +130,12 @@ impl Compiler {
         keys
     }
 
-    /// Compiles as if these pods stood on the node, by cgroup. For the first update only.
-    pub(super) fn place(&mut self, index: &Index, node: &Node<'_>, pods: BTreeMap<u64, Arc<Pod>>) {
+    /// Compiles as if these pods stood on the node, by cgroup, with their containers. For the first update only.
+    pub(super) fn place(&mut self, index: &Index, node: &Node<'_>, pods: BTreeMap<u64, Placed>) {
         let mut keys = Keys::default();
         let (dirty, _) = self.begin(index, node, Dirty::default());
-        for (cgroup, pod) in pods {
-            self.endpoint(cgroup, endpoint::local(index, &pod, node.incomplete), &mut keys);
+        for (cgroup, (containers, pod)) in pods {
+            self.endpoint(cgroup, endpoint::local(index, &pod, &containers, node.incomplete), &mut keys);
         }
         self.settle(index, dirty, &mut keys);
     }
@@ -167,14 +172,32 @@ impl Compiler {
 
     /// Puts what there is of a local pod in the place of what there was.
     fn endpoint(&mut self, cgroup: u64, local: Local, keys: &mut Keys) {
-        let policy = local.content.map(|content| self.policies.take(content, &mut self.grants));
+        let mut take = |content| self.policies.take(content, &mut self.grants);
+        let policy = local.content.map_or(0, &mut take);
+        let lock = local.lock.map_or(0, &mut take);
+        let proxies: Vec<ProxyInfo> = local
+            .proxies
+            .into_iter()
+            .map(|(LocalContainer { name, cgroup }, content)| ProxyInfo {
+                name,
+                cgroup,
+                policy: take(content),
+            })
+            .collect();
         let before = self.compiled.endpoints.remove(&cgroup);
+        let numbers = |info: &EndpointInfo| -> Vec<u64> {
+            info.proxies.iter().map(|proxy| proxy.policy).chain([info.policy, info.lock]).collect()
+        };
         // A policy has no number 0.
-        before.iter().filter(|info| info.policy != 0).for_each(|info| self.policies.drop(info.policy));
+        let dropped = before.iter().flat_map(numbers).filter(|number| *number != 0);
+        dropped.for_each(|number| self.policies.drop(number));
         let old = match local.endpoint {
             Some((mut entry, mut info)) => {
-                entry.policy = policy.unwrap_or(0);
-                info.policy = entry.policy;
+                (entry.policy, entry.lock) = (policy, lock);
+                for (place, proxy) in entry.proxies.iter_mut().zip(&proxies) {
+                    *place = Proxy { cgroup: proxy.cgroup, policy: proxy.policy };
+                }
+                (info.policy, info.lock, info.proxies) = (policy, lock, proxies);
                 self.compiled.endpoints.insert(cgroup, info);
                 self.compiled.desired.endpoints.insert(cgroup, entry).filter(|old| *old == entry)
             }
@@ -235,7 +258,8 @@ impl Compiler {
     fn cidrs(&mut self, keys: &mut Keys) {
         let mut cidrs = BTreeMap::new();
         for (cidr, grants) in self.grants.regions() {
-            let matches = grants.iter().map(|grant| (*grant, Vec::new())).collect();
+            let outside = |grant: &&u32| self.grants.get(**grant).is_some_and(|grant| !grant.inside);
+            let matches = grants.iter().filter(outside).map(|grant| (*grant, Vec::new())).collect();
             cidrs.insert(*cidr, self.identities.base(matches, &self.grants));
             self.work += 1;
         }

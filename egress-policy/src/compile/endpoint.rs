@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use egress_common::wire::{
-    Addr, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED,
+    Addr, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, PROXIES, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED,
 };
 
+use super::LocalContainer;
 use super::grant::Content;
 use super::report::{Diagnostic, EndpointInfo, PodState, Severity};
 use super::select::{self, Selection};
@@ -16,8 +17,12 @@ use crate::object::{Pod, address};
 #[derive(Debug, Default)]
 pub(super) struct Local {
     pub(super) endpoint: Option<(Endpoint, EndpointInfo)>,
-    /// What policies say together about it, where it is isolated.
+    /// What policies say together about it, where it is isolated; under a lock, about containers that are no proxy.
     pub(super) content: Option<Content>,
+    /// What the lock does not cover, where there is one.
+    pub(super) lock: Option<Content>,
+    /// The containers that are a proxy of the lock, with what policies say about them.
+    pub(super) proxies: Vec<(LocalContainer, Content)>,
     pub(super) diagnostics: Vec<Diagnostic>,
 }
 
@@ -44,10 +49,10 @@ pub(super) fn find(index: &Index, node: &str, uid: &str) -> Result<Option<Arc<Po
     }
 }
 
-/// Judges a local pod. `incomplete`: see [`Node`](super::Node).
-pub(super) fn local(index: &Index, pod: &Pod, incomplete: bool) -> Local {
+/// Judges a local pod with these containers. `incomplete`: see [`Node`](super::Node).
+pub(super) fn local(index: &Index, pod: &Pod, containers: &[LocalContainer], incomplete: bool) -> Local {
     let mut out = Local::default();
-    let selection = select::select(index, pod);
+    let selection = select::select(index, pod, None);
     let flags = if pod.host_network { FLAG_HOST_NETWORK } else { 0 };
     let mut entry = Endpoint { state: STATE_INVALID, flags, ..Endpoint::default() };
     let (state, policies) = match selection {
@@ -67,7 +72,11 @@ pub(super) fn local(index: &Index, pod: &Pod, incomplete: bool) -> Local {
             (PodState::Unselected, Vec::new())
         }
         Selection::Invalid { policies, reasons } => (PodState::Invalid { reasons }, policies),
-        Selection::Isolated(content) => {
+        Selection::Isolated { content, lock } => {
+            if let Some(scope) = lock {
+                out.lock = Some(select::outside_the_lock(scope));
+                out.proxies = proxies(index, pod, containers, &mut out.diagnostics);
+            }
             let audit = content.audit();
             let policies = content.tiers.iter().flat_map(|tier| tier.policies.clone()).collect();
             entry.state = STATE_ISOLATED;
@@ -85,10 +94,38 @@ pub(super) fn local(index: &Index, pod: &Pod, incomplete: bool) -> Local {
         state,
         policies,
         policy: 0,
+        lock: 0,
+        proxies: Vec::new(),
         addresses: pod.addresses.to_vec(),
         host_network: pod.host_network,
     };
     out.endpoint = Some((entry, info));
+    out
+}
+
+/// The containers of a pod that are a proxy of its lock, and what policies say about each.
+fn proxies(
+    index: &Index,
+    pod: &Pod,
+    containers: &[LocalContainer],
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Vec<(LocalContainer, Content)> {
+    let names = select::proxies(index, pod);
+    let mut out = Vec::new();
+    for container in containers.iter().filter(|container| names.contains(&*container.name)) {
+        if let Selection::Isolated { content, .. } = select::select(index, pod, Some(&container.name)) {
+            out.push((container.clone(), content));
+        }
+    }
+    if out.len() > PROXIES {
+        diagnostics.push(Diagnostic {
+            object: Some(pod.object_ref()),
+            path: "spec.containers".to_owned(),
+            reason: format!("more than {PROXIES} containers are proxies; the others count as none"),
+            severity: Severity::Error,
+        });
+        out.truncate(PROXIES);
+    }
     out
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Grant {
     pub(super) ports: Ports,
     /// Never means a pod that is a gateway, so that only `gateways` with their `clients` lead to one.
     pub(super) spare_gateways: bool,
+    /// Means nothing but addresses of pods and nodes: what a proxy lock leaves to other containers.
+    pub(super) inside: bool,
 }
 
 impl Grant {
@@ -114,6 +116,7 @@ impl Grant {
         }
         encode_ports(&mut out, &self.ports);
         out.number(u64::from(self.spare_gateways));
+        out.number(u64::from(self.inside));
         out.digest()
     }
 }

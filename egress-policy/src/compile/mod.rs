@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 pub use chain::{Backend, Chain, TierVerdict, chain};
 pub use compiler::Compiler;
-pub use report::{Diagnostic, EndpointInfo, PodState, Provenance, RuleInfo, Severity};
+pub use report::{Diagnostic, EndpointInfo, PodState, Provenance, ProxyInfo, RuleInfo, Severity};
 
 use crate::index::{Dirty, Index};
 use crate::object::Pod;
@@ -37,6 +37,17 @@ use crate::plan::State;
 pub struct LocalPod {
     /// The UID in the cgroup's name, with dashes: `metadata.uid`, or the hash of a static pod.
     pub uid: String,
+    /// The cgroup's id.
+    pub cgroup: u64,
+    /// Its containers that have a cgroup and a name that is known. A container that is not among them is no proxy.
+    pub containers: Vec<LocalContainer>,
+}
+
+/// A container's cgroup, as found on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalContainer {
+    /// Its name in the pod.
+    pub name: String,
     /// The cgroup's id.
     pub cgroup: u64,
 }
@@ -94,18 +105,29 @@ pub fn compile(index: &Index, node: &Node<'_>) -> Compiled {
 #[must_use]
 pub fn compile_every_pod(index: &Index, name: &str, unknown_pods: UnknownPods) -> Compiled {
     let on_node = |pod: &&Arc<Pod>| pod.node.as_deref().unwrap_or_default() == name;
-    compile_pods(index, name, unknown_pods, index.shared_pods().filter(on_node).cloned().collect())
+    let pods = index.shared_pods().filter(on_node).map(|pod| {
+        let containers = pod.spec.containers.iter().map(|container| container.name.to_string());
+        (pod.clone(), containers.collect())
+    });
+    compile_pods(index, name, unknown_pods, pods.collect())
 }
 
-/// Compiles as if these pods stood on a node, with cgroup ids from 1; the pod root's level is 0.
+/// Compiles as if these pods stood on a node with these containers. Cgroup ids count from 1, the pods' first, then the
+/// containers'; the pod root's level is 0.
 pub(crate) fn compile_pods(
     index: &Index,
     name: &str,
     unknown_pods: UnknownPods,
-    pods: Vec<Arc<Pod>>,
+    pods: Vec<(Arc<Pod>, Vec<String>)>,
 ) -> Compiled {
     let mut compiler = Compiler::default();
     let node = Node { name, pod_root_level: 0, unknown_pods, incomplete: false, pods: &[] };
-    compiler.place(index, &node, (1..).zip(pods).collect());
+    let mut ids = 1 + pods.len() as u64..;
+    let placed = (1..).zip(pods).map(|(cgroup, (pod, names))| {
+        let containers =
+            names.into_iter().zip(&mut ids).map(|(name, cgroup)| LocalContainer { name, cgroup });
+        (cgroup, (containers.collect(), pod))
+    });
+    compiler.place(index, &node, placed.collect());
     compiler.into_compiled()
 }

@@ -24,10 +24,25 @@ pub struct EndpointInfo {
     pub policies: Vec<ObjectRef>,
     /// The number of what they say together, 0 unless isolated.
     pub policy: u64,
+    /// The number of what its proxy lock does not cover, 0 without a lock.
+    pub lock: u64,
+    /// The containers that are a proxy of the lock.
+    pub proxies: Vec<ProxyInfo>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether it shares the node's network namespace.
     pub host_network: bool,
+}
+
+/// What is known of a container that is a proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProxyInfo {
+    /// Its name.
+    pub name: String,
+    /// Id of its cgroup.
+    pub cgroup: u64,
+    /// The number of what policies say about it together.
+    pub policy: u64,
 }
 
 /// How a pod is judged.

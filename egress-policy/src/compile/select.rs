@@ -1,5 +1,6 @@
 //! Which policies select a pod, and what they say about it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::grant::{Content, Grant, Peer, Rule, Tier};
@@ -7,14 +8,18 @@ use super::report::RuleInfo;
 use crate::index::Index;
 use crate::object::{
     self, Destinations, EgressGatewayPolicy, Kind, LIFELINE_NAMESPACES, NamespaceLabels, NetworkPolicy,
-    ObjectError, ObjectRef, Pod, PodScope, Ports, ToPeer,
+    ObjectError, ObjectRef, Pod, PodScope, Ports, Proxy, Scope, ToPeer,
 };
 
 /// What the policies say about a pod.
 #[derive(Debug)]
 pub(super) enum Selection {
     Unselected,
-    Isolated(Content),
+    Isolated {
+        content: Content,
+        /// What the proxy locks of its policies cover together.
+        lock: Option<Scope>,
+    },
     Invalid {
         policies: Vec<ObjectRef>,
         reasons: Vec<String>,
@@ -46,8 +51,8 @@ impl Collected {
     }
 }
 
-/// What the policies of both kinds say about a pod.
-pub(super) fn select(index: &Index, pod: &Pod) -> Selection {
+/// What the policies of both kinds say about a container of a pod; without a name, about one that is no proxy.
+pub(super) fn select(index: &Index, pod: &Pod, container: Option<&str>) -> Selection {
     let namespace = index.namespace(&pod.namespace);
     let gateway = index.is_gateway(pod);
     let lifeline = LIFELINE_NAMESPACES.contains(&&*pod.namespace);
@@ -56,8 +61,11 @@ pub(super) fn select(index: &Index, pod: &Pod) -> Selection {
     if !gateway && subjects.any(|subject| !namespace.decides(&subject.who.namespaces)) {
         return Selection::Undecided;
     }
-    let gateways =
-        if gateway { destinations(index, pod, namespace) } else { lock_downs(index, pod, namespace) };
+    let gateways = if gateway {
+        destinations(index, pod, namespace)
+    } else {
+        lock_downs(index, pod, namespace, container)
+    };
     let network = network_policies(index, pod);
     let reasons: Vec<String> = gateways.reasons.into_iter().chain(network.reasons).collect();
     let tiers: Vec<Tier> = gateways.tier.into_iter().chain(network.tier).collect();
@@ -67,23 +75,53 @@ pub(super) fn select(index: &Index, pod: &Pod) -> Selection {
             reasons,
         };
     }
-    if tiers.is_empty() { Selection::Unselected } else { Selection::Isolated(Content { tiers }) }
+    if tiers.is_empty() {
+        return Selection::Unselected;
+    }
+    let locks = locks(index, pod, namespace).map(|proxy| proxy.scope);
+    Selection::Isolated { content: Content { tiers }, lock: if gateway { None } else { locks.max() } }
 }
 
-/// Whether a policy locks a pod down that is no gateway.
-pub(super) fn is_subject(policy: &EgressGatewayPolicy, pod: &Pod, namespace: NamespaceLabels<'_>) -> bool {
-    let lifeline = LIFELINE_NAMESPACES.contains(&&*pod.namespace);
-    let listed = policy.subjects.iter();
-    let mut listed = listed.filter(|subject| subject.system_namespaces || !lifeline);
-    (policy.unreadable_subjects && !lifeline) || listed.any(|subject| subject.who.matches(pod, namespace))
+/// The proxy locks of the policies that have a pod among their subjects.
+fn locks<'a>(
+    index: &'a Index,
+    pod: &'a Pod,
+    namespace: NamespaceLabels<'a>,
+) -> impl Iterator<Item = &'a Proxy> {
+    let policies = index.gateway_policies().filter(move |policy| policy.selects(pod, namespace));
+    policies.filter_map(|policy| policy.proxy.as_ref())
 }
 
-fn lock_downs(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Collected {
+/// The names of the containers that a lock of this pod calls its proxy.
+pub(super) fn proxies<'a>(index: &'a Index, pod: &'a Pod) -> BTreeSet<&'a str> {
+    let locks = locks(index, pod, index.namespace(&pod.namespace));
+    locks.flat_map(|proxy| &proxy.containers).map(String::as_str).collect()
+}
+
+/// What a lock does not cover.
+pub(super) fn outside_the_lock(scope: Scope) -> Content {
+    let object = ObjectRef { kind: Kind::EgressGatewayPolicy, namespace: None, name: Arc::from("") };
+    let grants = match scope {
+        Scope::All => vec![allowed(Peer::Dns, Ports::All)],
+        Scope::Egress => {
+            [Peer::Dns, Peer::ApiServer, Peer::Cluster].map(|peer| allowed(peer, Ports::All)).to_vec()
+        }
+    };
+    let rule = Rule { info: RuleInfo { object, path: "spec.proxy.scope".to_owned() }, grants };
+    Content { tiers: vec![Tier { audit: false, policies: Vec::new(), rules: vec![rule] }] }
+}
+
+fn lock_downs(
+    index: &Index,
+    pod: &Pod,
+    namespace: NamespaceLabels<'_>,
+    container: Option<&str>,
+) -> Collected {
     let mut found = Collected::default();
-    for policy in index.gateway_policies().filter(|policy| is_subject(policy, pod, namespace)) {
+    for policy in index.gateway_policies().filter(|policy| policy.selects(pod, namespace)) {
         let object = policy.object_ref();
         if policy.errors.is_empty() {
-            found.policy(&object, policy.audit, lock_down(&object, policy, pod, namespace));
+            found.policy(&object, policy.audit, lock_down(&object, policy, pod, namespace, container));
         } else {
             found.invalid(&object, &policy.errors);
         }
@@ -93,12 +131,12 @@ fn lock_downs(index: &Index, pod: &Pod, namespace: NamespaceLabels<'_>) -> Colle
 
 /// A grant of `allow`, which never leads to a gateway.
 fn allowed(peer: Peer, ports: Ports) -> Arc<Grant> {
-    Arc::new(Grant { peer, ports, spare_gateways: true })
+    Arc::new(Grant { peer, ports, spare_gateways: true, inside: false })
 }
 
 /// A grant that means gateways as well as others.
 fn granted(peer: Peer, ports: Ports) -> Arc<Grant> {
-    Arc::new(Grant { peer, ports, spare_gateways: false })
+    Arc::new(Grant { peer, ports, spare_gateways: false, inside: false })
 }
 
 fn lock_down(
@@ -106,10 +144,13 @@ fn lock_down(
     policy: &EgressGatewayPolicy,
     pod: &Pod,
     namespace: NamespaceLabels<'_>,
+    container: Option<&str>,
 ) -> Vec<Rule> {
     let rule = |path: String, grants| Rule { info: RuleInfo { object: object.clone(), path }, grants };
     let mut rules = Vec::new();
-    for gateway in &policy.gateways {
+    let is_proxy = |proxy: &&Proxy| container.is_some_and(|name| proxy.containers.contains(name));
+    let lock = policy.proxy.as_ref().filter(|proxy| !is_proxy(proxy)).map(|proxy| proxy.scope);
+    for gateway in policy.gateways.iter().filter(|_| lock.is_none()) {
         let client = |clients: &Vec<object::Grantee>| clients.iter().any(|c| c.matches(pod, namespace));
         if !gateway.clients.as_ref().is_none_or(client) {
             continue;
@@ -131,6 +172,9 @@ fn lock_down(
         }
     };
     simple(allow.dns, "dns", Peer::Dns);
+    if lock == Some(Scope::All) {
+        return rules;
+    }
     simple(allow.in_cluster, "inCluster", Peer::InCluster);
     simple(allow.api_server, "apiServer", Peer::ApiServer);
     if let Some(node) = &pod.node {
@@ -142,7 +186,9 @@ fn lock_down(
             ToPeer::Cidr(cidr) => Peer::Cidr(cidr.clone()),
             ToPeer::Service { namespace, name } => Peer::Service(namespace.clone(), name.clone()),
         };
-        rules.push(rule(format!("spec.allow.to[{i}]"), vec![allowed(peer, to.ports.clone())]));
+        let inside = lock.is_some();
+        let grant = Grant { peer, ports: to.ports.clone(), spare_gateways: true, inside };
+        rules.push(rule(format!("spec.allow.to[{i}]"), vec![Arc::new(grant)]));
     }
     rules
 }

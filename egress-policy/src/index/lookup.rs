@@ -201,6 +201,14 @@ impl Index {
         self.by_uid.get(uid).map_or(&[], SmallVec::as_slice)
     }
 
+    /// The name of a container of this node, by the UID of its pod (or the hash of a static pod) and its own id.
+    #[must_use]
+    pub fn container_name(&self, uid: &str, id: &str) -> Option<&str> {
+        let pods = self.by_uid(uid).iter().chain(self.by_hash(uid));
+        let mut ids = pods.flat_map(|pod| &pod.container_ids);
+        ids.find(|(known, _)| **known == *id).map(|(_, name)| &**name)
+    }
+
     /// The static pods that say they have this hash.
     pub(crate) fn by_hash(&self, hash: &str) -> &[Arc<Pod>] {
         self.by_hash.get(hash).map_or(&[], SmallVec::as_slice)

@@ -38,6 +38,8 @@ pub(crate) type Name = (Arc<str>, Arc<str>);
 /// Everything that is known of the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
+    /// The node whose pods' containers are told apart.
+    node: Option<Arc<str>>,
     interner: Interner,
     pods: BTreeMap<Name, Arc<Pod>>,
     namespaces: BTreeMap<Arc<str>, Namespace>,
@@ -105,6 +107,12 @@ fn owned(pod: &Pod) -> impl Iterator<Item = Addr> {
 }
 
 impl Index {
+    /// An index that tells the containers of one node's pods apart.
+    #[must_use]
+    pub fn of_node(name: &str) -> Self {
+        Self { node: Some(Arc::from(name)), ..Self::default() }
+    }
+
     /// Takes an event in; tells what may have changed by it.
     pub fn apply(&mut self, event: Event) -> Dirty {
         match event {
@@ -169,6 +177,9 @@ impl Index {
 
     fn put_pod(&mut self, name: &Name, pod: Option<Pod>) -> Dirty {
         let pod = pod.map(|mut pod| {
+            if self.node.is_none() || self.node != pod.node {
+                pod.container_ids = Box::default();
+            }
             self.interner.pod(&mut pod);
             Arc::new(pod)
         });

@@ -3,6 +3,8 @@
 //! Invariant: everything that is known of a mesh by name is here, and nothing else of this module knows a name. Tested
 //! by `tests/lint.rs`.
 
+use std::collections::BTreeSet;
+
 use crate::index::Index;
 use crate::object::{Container, ContainerKind, LIFELINE_NAMESPACES, NamespaceLabels, Pod};
 
@@ -24,11 +26,21 @@ pub(super) struct Member<'a> {
     pub(super) selected: bool,
     /// Some policy's gateways mean it.
     pub(super) gateway: bool,
+    /// The cluster that it is in.
+    pub(super) index: &'a Index,
     /// Some policy asks for labels of its namespace, which has no object.
     pub(super) undecided: bool,
 }
 
 impl Member<'_> {
+    /// The containers that a policy calls the pod's proxy (`spec.proxy.containers`).
+    pub(super) fn lock(&self) -> BTreeSet<&str> {
+        let policies = self.index.gateway_policies();
+        let policies = policies.filter(|policy| policy.selects(self.pod, self.namespace));
+        let locks = policies.filter_map(|policy| policy.proxy.as_ref());
+        locks.flat_map(|proxy| &proxy.containers).map(String::as_str).collect()
+    }
+
     /// Whether it is locked down.
     pub(super) fn subject(&self) -> bool {
         self.selected && !self.gateway
@@ -48,6 +60,7 @@ fn member<'a>(index: &'a Index, pod: &'a Pod) -> Member<'a> {
     let gateways = index.gateway_policies().flat_map(|policy| &policy.gateways);
     let mut gateways = gateways.filter_map(|gateway| gateway.pods.as_ref());
     Member {
+        index,
         pod,
         namespace,
         selected: index.gateway_policies().any(|policy| policy.selects(pod, namespace)),
@@ -57,7 +70,7 @@ fn member<'a>(index: &'a Index, pod: &'a Pod) -> Member<'a> {
     }
 }
 
-/// Whether a container is a mesh's proxy. What a policy's `spec.proxy.containers` names will count here as well.
+/// Whether a container is a mesh's proxy.
 pub(super) fn is_proxy(container: &Container) -> bool {
     matches!(container.kind, ContainerKind::Regular | ContainerKind::Sidecar)
         && PROXIES.contains(&&*container.name)

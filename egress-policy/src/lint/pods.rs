@@ -59,6 +59,13 @@ fn subject(member: &Member<'_>, found: &mut Found) {
     }
     if pod.host_network {
         found.add(Check::HostNetwork, pod.object_ref(), "hostNetwork is true");
+    } else if let lock @ [_, ..] = &member.lock().into_iter().collect::<Vec<_>>()[..] {
+        let proxy = |container: &Container| lock.contains(&&*container.name);
+        if !pod.spec.containers.iter().any(proxy) {
+            let detail =
+                format!("no container {}, by which alone its policies let it out", lock.join(" or "));
+            found.add(Check::NoProxy, pod.object_ref(), detail);
+        }
     } else if !has_proxy(pod) && !is_ambient(pod, member.namespace) {
         match asks_for_no_proxy(pod) {
             Some(wish) => found.add(Check::InjectionDisabled, pod.object_ref(), wish),

@@ -26,6 +26,9 @@ pub struct Pod {
     pub host_network: bool,
     /// Its addresses, in the order of `status.podIPs`.
     pub addresses: Box<[IpAddr]>,
+    /// Ids and names of its containers that were started (`status.containerStatuses` and the like). An [`Index`](crate::Index)
+    /// keeps them for pods of its own node only.
+    pub container_ids: Box<[(Arc<str>, Arc<str>)]>,
     /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
     pub finished: bool,
 }

@@ -79,6 +79,20 @@ struct RawPodStatus {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<Vec<RawIp>>,
+    #[serde(rename = "containerStatuses")]
+    containers: Option<Vec<RawContainerStatus>>,
+    #[serde(rename = "initContainerStatuses")]
+    init_containers: Option<Vec<RawContainerStatus>>,
+    #[serde(rename = "ephemeralContainerStatuses")]
+    ephemeral_containers: Option<Vec<RawContainerStatus>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawContainerStatus {
+    name: String,
+    #[serde(rename = "containerID")]
+    id: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -259,6 +273,11 @@ fn pod(
 ) -> Result<Pod, ObjectError> {
     let spec = raw.spec.unwrap_or_default();
     let status = raw.status.unwrap_or_default();
+    let statuses = [&status.containers, &status.init_containers, &status.ephemeral_containers];
+    let statuses = statuses.into_iter().flatten().flatten();
+    // As in `containerd://0123...`.
+    let id = |one: &RawContainerStatus| Some(Arc::from(one.id.as_ref()?.split_once("://")?.1));
+    let container_ids = statuses.filter_map(|one| Some((id(one)?, Arc::from(one.name.as_str())))).collect();
     let mut addresses = Vec::new();
     let listed = status.pod_ips.unwrap_or_default().into_iter().filter_map(|entry| entry.ip);
     for text in listed.chain(status.pod_ip) {
@@ -279,6 +298,7 @@ fn pod(
         node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),
         host_network: spec.host_network.unwrap_or(false),
         addresses: addresses.into(),
+        container_ids,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     })
 }

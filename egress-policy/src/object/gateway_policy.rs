@@ -21,6 +21,8 @@ pub struct EgressGatewayPolicy {
     pub subjects: Vec<Subject>,
     /// A subject could not be read, so that every pod outside [`LIFELINE_NAMESPACES`] must count as one.
     pub unreadable_subjects: bool,
+    /// The containers that alone may send some of what the policy allows; `None` where every container may.
+    pub proxy: Option<Proxy>,
     /// The ways out.
     pub gateways: Vec<Gateway>,
     /// What is allowed besides the gateways.
@@ -43,6 +45,25 @@ impl EgressGatewayPolicy {
         let mut listed = self.subjects.iter().filter(|subject| subject.system_namespaces || !lifeline);
         (self.unreadable_subjects && !lifeline) || listed.any(|subject| subject.who.matches(pod, namespace))
     }
+}
+
+/// `spec.proxy`: what only some containers of a subject may send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Their names; with none, no container may send what `scope` covers.
+    pub containers: Set<String>,
+    /// What only they may send.
+    pub scope: Scope,
+}
+
+/// What a proxy lock covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// To gateways and everything outside the cluster: what is no pod's and no node's. What `allow.dns` and `allow.apiServer`
+    /// allow is the cluster's wherever it is.
+    Egress,
+    /// Everything but what stays in the pod and what `allow.dns` allows.
+    All,
 }
 
 /// Pods by namespace labels, labels and service account.

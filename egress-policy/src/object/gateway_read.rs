@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::gateway_policy::{
-    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, PodPeer, Subject, To, ToPeer,
+    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, PodPeer, Proxy, Scope, Subject, To, ToPeer,
 };
 use super::net::{read_protocol, read_range};
 use super::selector::RawSelector;
@@ -84,6 +84,19 @@ enum RawEnforcement {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RawProxy {
+    containers: Vec<String>,
+    scope: Option<RawScope>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+enum RawScope {
+    Egress,
+    All,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawTo {
     namespaces: Option<RawSelector>,
     pods: Option<RawSelector>,
@@ -107,6 +120,7 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
         audit: false,
         subjects: Vec::new(),
         unreadable_subjects: false,
+        proxy: None,
         gateways: Vec::new(),
         allow: Allow::default(),
         errors,
@@ -121,16 +135,19 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
     let errors = &mut policy.errors;
     for field in fields.keys() {
         match field.as_str() {
-            "enforcement" | "subjects" | "gateways" | "allow" => {}
-            "proxy" => {
-                errors.push(ObjectError::new("spec.proxy", "spec.proxy is not supported by this version"));
-            }
+            "enforcement" | "subjects" | "proxy" | "gateways" | "allow" => {}
             _ => errors.push(ObjectError::new(join("spec", field), "unknown field")),
         }
     }
     if let Some(value) = spec.get("enforcement") {
         match strict::<RawEnforcement>(value, "spec.enforcement") {
             Ok(enforcement) => policy.audit = enforcement == RawEnforcement::Audit,
+            Err(error) => errors.push(error),
+        }
+    }
+    if let Some(value) = spec.get("proxy") {
+        match strict(value, "spec.proxy").and_then(read_proxy) {
+            Ok(proxy) => policy.proxy = Some(proxy),
             Err(error) => errors.push(error),
         }
     }
@@ -301,6 +318,17 @@ fn read_ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Ports, ObjectErro
         ports.insert(Port::Range(read_range(protocol, raw.port, raw.end_port, path)?));
     }
     Ok(Ports::Listed(ports.into_iter().collect()))
+}
+
+fn read_proxy(raw: RawProxy) -> Result<Proxy, ObjectError> {
+    if let Some(at) = raw.containers.iter().position(String::is_empty) {
+        return Err(ObjectError::new(
+            format!("spec.proxy.containers[{at}]"),
+            "a container's name must not be empty",
+        ));
+    }
+    let scope = if raw.scope == Some(RawScope::All) { Scope::All } else { Scope::Egress };
+    Ok(Proxy { containers: raw.containers.into_iter().collect(), scope })
 }
 
 fn read_allow(raw: RawAllow) -> Result<Allow, ObjectError> {

@@ -28,8 +28,8 @@ pub use cluster::{
     PodSpec, Service, ServicePort,
 };
 pub use gateway_policy::{
-    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, PodPeer, Subject, To,
-    ToPeer,
+    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, PodPeer, Proxy, Scope,
+    Subject, To, ToPeer,
 };
 pub use labels::Labels;
 pub use net::{CidrPeer, MAPPED_V4, Port, PortRange, Ports, address, cidr_contains, masked, protocol_name};

@@ -9,10 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::wire::{
-    ABI, Config, Endpoint, FLAG_HOST_NETWORK, Row, RowKey, STATE_ISOLATED, UNKNOWN_POLICY,
+    ABI, Config, Endpoint, FLAG_HOST_NETWORK, PROXIES, Proxy, Row, RowKey, STATE_ISOLATED, UNKNOWN_POLICY,
 };
 
-use super::judge::{Judgement, everything, harmless};
+use super::judge::{Judgement, containers, everything, harmless, proxies};
 use super::order::{Layout, moves, pairs};
 use super::{Keys, State, Step};
 use crate::digest::{Encoder, number};
@@ -25,7 +25,11 @@ pub(super) fn steps(desired: &State, observed: &State, keys: &Keys) -> Vec<Step>
     let changes: BTreeSet<(Judgement, Judgement)> = keys
         .endpoints
         .iter()
-        .map(|cgroup| (Judgement::of(observed, *cgroup), Judgement::of(desired, *cgroup)))
+        .flat_map(|cgroup| {
+            let containers = containers([observed, desired], *cgroup).into_iter();
+            containers
+                .map(|one| (Judgement::of(observed, *cgroup, one), Judgement::of(desired, *cgroup, one)))
+        })
         .chain([unknown])
         .filter(|(old, new)| old != new)
         .collect();
@@ -114,26 +118,39 @@ fn bridge_endpoints(
         _ => None,
     };
     for cgroup in cgroups {
-        let (old, new) = (Judgement::of(observed, *cgroup), Judgement::of(desired, *cgroup));
-        let policy = policy_of(old, new);
-        match (observed.endpoints.get(cgroup), desired.endpoints.get(cgroup)) {
-            (Some(endpoint), _) => {
-                steps.extend(
-                    policy.map(|policy| Step::PutEndpoint(*cgroup, Endpoint { policy, ..*endpoint })),
-                );
+        let judgements = |container| {
+            (Judgement::of(observed, *cgroup, container), Judgement::of(desired, *cgroup, container))
+        };
+        let containers = containers([observed, desired], *cgroup);
+        let changes = containers.iter().map(|container| judgements(*container));
+        if !changes.clone().any(|(old, new)| policy_of(old, new).is_some()) {
+            // As an unknown pod it was judged by none of the policies that change.
+            if let (None, Some(endpoint), (Judgement::Rows(_), _)) =
+                (observed.endpoints.get(cgroup), desired.endpoints.get(cgroup), judgements(0))
+            {
+                steps.push(Step::PutEndpoint(*cgroup, *endpoint));
             }
-            (None, Some(endpoint)) if matches!(old, Judgement::Rows(_)) => {
-                // As an unknown pod was: its source address is not judged.
-                let bridged = policy.map(|policy| Endpoint {
-                    policy,
-                    state: STATE_ISOLATED,
-                    flags: FLAG_HOST_NETWORK,
-                    ..Endpoint::default()
-                });
-                steps.push(Step::PutEndpoint(*cgroup, bridged.unwrap_or(*endpoint)));
-            }
-            (None, _) => {}
+            continue;
         }
+        // As an unknown pod was: its source address is not judged.
+        let unknown = Endpoint { state: STATE_ISOLATED, flags: FLAG_HOST_NETWORK, ..Endpoint::default() };
+        let old = observed.endpoints.get(cgroup).copied().unwrap_or(unknown);
+        let mut bridged = Endpoint { proxies: [Proxy::default(); PROXIES], ..old };
+        let mut places = bridged.proxies.iter_mut();
+        for container in &containers {
+            let (old, new) = judgements(*container);
+            let Judgement::Rows(before) = old else { continue };
+            let policy = policy_of(old, new).unwrap_or(before);
+            if *container == 0 {
+                bridged.policy = policy;
+            } else if let Some(place) = places.next() {
+                *place = Proxy { cgroup: *container, policy };
+            }
+        }
+        if bridged.lock == 0 {
+            bridged.lock = desired.endpoints.get(cgroup).map_or(0, |endpoint| endpoint.lock);
+        }
+        steps.push(Step::PutEndpoint(*cgroup, bridged));
     }
     let unknown = (Judgement::of_unknown(&observed.config), Judgement::of_unknown(&desired.config));
     if let Some(unknown_policy) = policy_of(unknown.0, unknown.1) {
@@ -177,8 +194,8 @@ impl Bridge {
             bridge.policies.insert((old, *new), policy);
             bridge.policy_rows(desired, observed, (old, *new), policy, &old_identities, moved);
         }
-        let mut kept: BTreeSet<u64> =
-            desired.endpoints.values().filter(|e| e.state == STATE_ISOLATED).map(|e| e.policy).collect();
+        let isolated = desired.endpoints.values().filter(|endpoint| endpoint.state == STATE_ISOLATED);
+        let mut kept: BTreeSet<u64> = isolated.flat_map(policies).collect();
         kept.extend((desired.config.unknown == UNKNOWN_POLICY).then_some(desired.config.unknown_policy));
         for (identity, alias) in &bridge.aliases {
             for policy in &kept {
@@ -220,10 +237,16 @@ impl Bridge {
     }
 }
 
+/// The policies of a pod and its containers.
+fn policies(endpoint: &Endpoint) -> impl Iterator<Item = u64> {
+    let proxies = proxies(endpoint).map(|proxy| proxy.policy);
+    proxies.chain([endpoint.policy, endpoint.lock]).filter(|policy| *policy != 0)
+}
+
 /// Every number that a state speaks of.
 fn used(state: &State) -> BTreeSet<u64> {
     let rows = state.rows.keys().flat_map(|key| [key.policy, key.identity]);
-    let endpoints = state.endpoints.values().map(|endpoint| endpoint.policy);
+    let endpoints = state.endpoints.values().flat_map(policies);
     rows.chain(endpoints).chain(state.layout().identities()).chain([0, state.config.unknown_policy]).collect()
 }
 

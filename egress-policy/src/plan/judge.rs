@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use egress_common::decide::NO_RULE;
 use egress_common::packet::protocol;
 use egress_common::wire::{
-    Config, Endpoint, FLAG_AUDIT, PROTOCOL_ANY, Ports, ROW_ENTRIES, Row, RowKey, STATE_ISOLATED,
+    Config, Endpoint, FLAG_AUDIT, PROTOCOL_ANY, Ports, Proxy, ROW_ENTRIES, Row, RowKey, STATE_ISOLATED,
     STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY, VERDICT_ALLOW, VERDICT_AUDIT,
 };
 
@@ -23,11 +23,15 @@ pub(super) enum Judgement {
 }
 
 impl Judgement {
-    pub(super) fn of_endpoint(endpoint: &Endpoint) -> Self {
+    fn of_endpoint(endpoint: &Endpoint, container: u64) -> Self {
         match endpoint.state {
             STATE_UNSELECTED => Self::Pass,
             STATE_ISOLATED if endpoint.flags & FLAG_AUDIT != 0 => Self::Pass,
-            STATE_ISOLATED => Self::Rows(endpoint.policy),
+            STATE_ISOLATED => {
+                let mut proxies = proxies(endpoint);
+                let proxy = proxies.find(|proxy| proxy.cgroup == container);
+                Self::Rows(proxy.map_or(endpoint.policy, |proxy| proxy.policy))
+            }
             _ => Self::Closed,
         }
     }
@@ -40,9 +44,30 @@ impl Judgement {
         }
     }
 
-    pub(super) fn of(state: &State, cgroup: u64) -> Self {
-        state.endpoints.get(&cgroup).map_or_else(|| Self::of_unknown(&state.config), Self::of_endpoint)
+    /// Of a container of a pod; 0 stands for one that is no proxy.
+    pub(super) fn of(state: &State, cgroup: u64, container: u64) -> Self {
+        let known = state.endpoints.get(&cgroup).map(|endpoint| Self::of_endpoint(endpoint, container));
+        known.unwrap_or_else(|| Self::of_unknown(&state.config))
     }
+}
+
+/// The proxies of a pod that count.
+pub(super) fn proxies(endpoint: &Endpoint) -> impl Iterator<Item = &Proxy> {
+    endpoint.proxies.iter().filter(|proxy| endpoint.lock != 0 && proxy.cgroup != 0)
+}
+
+/// The containers that are told apart in a pod in either of two states, those of the first one first; 0 stands for all
+/// others.
+pub(super) fn containers(states: [&State; 2], cgroup: u64) -> Vec<u64> {
+    let mut found = vec![0];
+    for endpoint in states.into_iter().filter_map(|state| state.endpoints.get(&cgroup)) {
+        for proxy in proxies(endpoint) {
+            if !found.contains(&proxy.cgroup) {
+                found.push(proxy.cgroup);
+            }
+        }
+    }
+    found
 }
 
 /// A row that lets everything pass.

@@ -148,6 +148,9 @@ impl fmt::Display for Step {
                 write!(f, "put endpoint {cgroup}: {}", state_name(endpoint.state))?;
                 if endpoint.state == STATE_ISOLATED {
                     write!(f, " by {:016x}", endpoint.policy)?;
+                    judge::proxies(endpoint).try_for_each(|proxy| {
+                        write!(f, ", container {} by {:016x}", proxy.cgroup, proxy.policy)
+                    })?;
                 }
                 if endpoint.flags & FLAG_AUDIT != 0 {
                     f.write_str(", audit")?;

@@ -4,12 +4,15 @@ use super::cluster::Cluster;
 use super::matching::{labels_match, ports_hold, prefix_holds};
 use super::{Rules, Target, Tier};
 use crate::object::{
-    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, Pod, Ports, ToPeer,
+    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, Pod, Ports, Scope,
+    ToPeer,
 };
 
 /// The lock-downs of one pod.
 pub(super) struct Subject<'a> {
     pod: &'a Pod,
+    /// The name of the container that sends.
+    container: Option<&'a str>,
     policies: Vec<&'a EgressGatewayPolicy>,
 }
 
@@ -19,12 +22,12 @@ pub(super) struct Restrictions<'a> {
 }
 
 /// What lock-downs say about a pod; `None` where they do not touch it.
-pub(super) fn tier<'a>(cluster: &Cluster<'a>, pod: &'a Pod) -> Option<Tier<'a>> {
+pub(super) fn tier<'a>(cluster: &Cluster<'a>, pod: &'a Pod, container: Option<&'a str>) -> Option<Tier<'a>> {
     let is_gateway = cluster.is_gateway(pod);
-    if is_gateway { gateway(cluster, pod) } else { subject(cluster, pod) }
+    if is_gateway { gateway(cluster, pod) } else { subject(cluster, pod, container) }
 }
 
-fn subject<'a>(cluster: &Cluster<'a>, pod: &'a Pod) -> Option<Tier<'a>> {
+fn subject<'a>(cluster: &Cluster<'a>, pod: &'a Pod, container: Option<&'a str>) -> Option<Tier<'a>> {
     let policies: Vec<_> =
         cluster.objects.gateway_policies().filter(|policy| selects(cluster, policy, pod)).collect();
     if policies.is_empty() {
@@ -41,7 +44,7 @@ fn subject<'a>(cluster: &Cluster<'a>, pod: &'a Pod) -> Option<Tier<'a>> {
             .join(", "),
         audits: policies.iter().all(|policy| policy.audit),
         invalid,
-        rules: Rules::Subject(Subject { pod, policies }),
+        rules: Rules::Subject(Subject { pod, container, policies }),
     })
 }
 
@@ -101,7 +104,11 @@ impl Subject<'_> {
             return None;
         }
         for policy in &self.policies {
-            for gateway in &policy.gateways {
+            if self.reserved_for_the_proxy(cluster, policy, target) {
+                continue;
+            }
+            // What an entry of gateways means is a gateway, also by address.
+            for gateway in policy.gateways.iter().filter(|_| self.lock(policy).is_none()) {
                 if self.by_gateway(cluster, gateway, target) {
                     return Some(format!("EgressGatewayPolicy {} gateways[{}]", policy.name, gateway.index));
                 }
@@ -114,6 +121,35 @@ impl Subject<'_> {
             }
         }
         None
+    }
+
+    /// What this policy lets only its proxy send, where the container that sends is not the proxy.
+    fn lock(&self, policy: &EgressGatewayPolicy) -> Option<Scope> {
+        let proxy = policy.proxy.as_ref()?;
+        let listed = |name: &str| proxy.containers.iter().any(|listed| listed == name);
+        if self.container.is_some_and(listed) { None } else { Some(proxy.scope) }
+    }
+
+    /// Whether this policy lets only its proxy send to a target, and the container that sends is not the proxy.
+    fn reserved_for_the_proxy(
+        &self,
+        cluster: &Cluster<'_>,
+        policy: &EgressGatewayPolicy,
+        target: Target<'_>,
+    ) -> bool {
+        let Some(scope) = self.lock(policy) else { return false };
+        let allowed_dns = policy.allow.dns && cluster.is_dns(target);
+        let allowed_api_server = policy.allow.api_server && cluster.is_api_server(target);
+        let gateway = target.pod.is_some_and(|pod| cluster.is_gateway(pod));
+        match scope {
+            // Every destination but loopback and allowed DNS.
+            Scope::All => gateway || !allowed_dns,
+            // Gateways and everything outside the cluster; its DNS and API server are the cluster's wherever they are.
+            Scope::Egress => {
+                let inside = target.pod.is_some() || cluster.is_node(target.address);
+                gateway || !(inside || allowed_dns || allowed_api_server)
+            }
+        }
     }
 
     fn by_gateway(&self, cluster: &Cluster<'_>, gateway: &Gateway, target: Target<'_>) -> bool {

@@ -131,7 +131,8 @@ impl Rules<'_> {
     }
 }
 
-/// Judges a packet of the pod `namespace/name`, as if it ran on the node of the name `node_name`.
+/// Judges a packet of a container of the pod `namespace/name`, as if it ran on the node of the name `node_name`. Without a
+/// name of the container it is one that no policy names.
 ///
 /// The pod must be among the objects; one that is not is answered with a denial.
 #[must_use]
@@ -139,14 +140,17 @@ pub fn evaluate(
     objects: &Index,
     node_name: &str,
     (namespace, name): (&str, &str),
+    container: Option<&str>,
     probe: &Probe,
 ) -> Judgement {
     let cluster = Cluster::new(objects, node_name);
     let Some(pod) = objects.pods().find(|pod| *pod.namespace == *namespace && *pod.name == *name) else {
         return Judgement::new(Answer::Deny, format!("there is no pod {namespace}/{name}"));
     };
-    let tiers: Vec<Tier<'_>> =
-        lockdown::tier(&cluster, pod).into_iter().chain(network_policy::tier(&cluster, pod)).collect();
+    let tiers: Vec<Tier<'_>> = lockdown::tier(&cluster, pod, container)
+        .into_iter()
+        .chain(network_policy::tier(&cluster, pod))
+        .collect();
     if tiers.is_empty() {
         return Judgement::new(Answer::Allow, "no policy selects the pod");
     }

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use egress_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use egress_common::wire::Endpoint;
 use egress_common::{Action, Meta, Owner, Verdict, decide};
-use egress_policy::compile::{Compiled, LocalPod, Node, PodState, UnknownPods, compile};
+use egress_policy::compile::{Compiled, LocalContainer, LocalPod, Node, PodState, UnknownPods, compile};
 use egress_policy::index::{Event, Index};
 use egress_policy::object::{ObjectRef, Read, read};
 use egress_policy::plan::State;
@@ -53,7 +53,13 @@ impl World {
                 format!("{}/{}", text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
             if !self.names.contains(&name) {
                 let cgroup = 1000 + self.local.len() as u64;
-                self.local.push(LocalPod { uid: text(&object["metadata"]["uid"]), cgroup });
+                let containers = object["spec"]["containers"].as_array().into_iter().flatten();
+                let containers = containers.zip(1..).map(|(container, number)| LocalContainer {
+                    name: text(&container["name"]),
+                    cgroup: cgroup * 100 + number,
+                });
+                let containers = containers.collect();
+                self.local.push(LocalPod { uid: text(&object["metadata"]["uid"]), cgroup, containers });
                 self.names.push(name);
             }
         }
@@ -93,8 +99,21 @@ impl World {
         self.names.iter().position(|n| n == name).map_or(1, |i| self.local[i].cgroup)
     }
 
+    /// Cgroup ids of a sender, `NS/POD` or `NS/POD/CONTAINER`: the pod's, and the container's, 0 where none is named.
+    pub fn sender(&self, from: &str) -> (u64, u64) {
+        let (pod, container) = match from.match_indices('/').nth(1) {
+            Some((at, _)) => (&from[..at], Some(&from[at + 1..])),
+            None => (from, None),
+        };
+        let cgroup = self.cgroup(pod);
+        let local = self.local.iter().filter(|local| local.cgroup == cgroup);
+        let mut containers = local.flat_map(|local| &local.containers);
+        let found = container.map(|name| containers.find(|one| one.name == name).unwrap().cgroup);
+        (cgroup, found.unwrap_or(0))
+    }
+
     pub fn verdict(&self, from: &str, to: &str, port: &str) -> Verdict {
-        judge(&self.compile().desired, self.cgroup(from), to, port)
+        judge_from(2, &self.compile().desired, self.sender(from), to, port)
     }
 
     pub fn allows(&self, from: &str, to: &str, port: &str) -> bool {
@@ -112,8 +131,12 @@ impl World {
     /// Object, field and rule that allows a packet.
     pub fn rule(&self, from: &str, to: &str, port: &str) -> String {
         let compiled = self.compile();
-        let verdict = judge(&compiled.desired, self.cgroup(from), to, port);
-        let policy = compiled.desired.endpoints.get(&self.cgroup(from)).map_or(0, |e| e.policy);
+        let (cgroup, container) = self.sender(from);
+        let verdict = judge_from(2, &compiled.desired, (cgroup, container), to, port);
+        let policy = compiled.desired.endpoints.get(&cgroup).map_or(0, |endpoint| {
+            let proxy = endpoint.proxies.iter().find(|proxy| container != 0 && proxy.cgroup == container);
+            proxy.map_or(endpoint.policy, |proxy| proxy.policy)
+        });
         compiled
             .provenance
             .rule(policy, verdict.rule)
@@ -132,17 +155,32 @@ pub fn judge(state: &State, cgroup: u64, to: &str, port: &str) -> Verdict {
 
 /// Judges a packet that leaves by the device of this index; 1 is loopback.
 pub fn judge_on(ifindex: u32, state: &State, cgroup: u64, to: &str, port: &str) -> Verdict {
+    judge_from(ifindex, state, (cgroup, 0), to, port)
+}
+
+/// Judges a packet of a container of a pod, given by their cgroup ids.
+pub fn judge_from(
+    ifindex: u32,
+    state: &State,
+    (cgroup, container): (u64, u64),
+    to: &str,
+    port: &str,
+) -> Verdict {
     let endpoint = state.endpoints.get(&cgroup).copied().unwrap_or_default();
     let packet = packet(&endpoint, to.parse().unwrap(), port);
     let ethertype = if to.contains(':') { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-    decide(state, &InCgroup(cgroup), packet.as_slice(), Meta { ethertype, ifindex }).verdict
+    decide(state, &InCgroup(cgroup, container), packet.as_slice(), Meta { ethertype, ifindex }).verdict
 }
 
-struct InCgroup(u64);
+struct InCgroup(u64, u64);
 
 impl Owner for InCgroup {
     fn cgroup(&self, level: u32) -> u64 {
-        if level == 3 { self.0 } else { 0 }
+        match level {
+            3 => self.0,
+            4 => self.1,
+            _ => 0,
+        }
     }
 }
 

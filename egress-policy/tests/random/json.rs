@@ -15,6 +15,7 @@ use crate::common::{NODE, World, world};
 const NAMESPACES: [&str; 4] = ["app", "gw", "kube-system", "other"];
 const POD_LABELS: [&str; 2] = ["app", "tier"];
 const NS_LABELS: [&str; 2] = ["team", "zone"];
+const CONTAINERS: [&str; 3] = ["istio-proxy", "c", "absent"];
 const VALUES: [&str; 3] = ["a", "b", "c"];
 const PORTS: [u16; 11] = [1, 53, 80, 81, 443, 5353, 6443, 8080, 8443, 15443, 65535];
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
@@ -190,7 +191,7 @@ fn pod(i: usize, data: &PodData) -> Value {
     });
     object["spec"] = json!({"nodeName": if data.remote { "node-b" } else { NODE },
         "serviceAccountName": pick(&ACCOUNTS, data.account), "hostNetwork": data.host_network,
-        "containers": [{"name": "c", "ports": ports}]});
+        "containers": [{"name": "c", "ports": ports}, {"name": "istio-proxy"}, {"name": "other"}]});
     let ips: Vec<Value> = addresses(data).iter().map(|ip| json!({"ip": ip})).collect();
     let phase = pick(&["Running", "Succeeded", "Failed", "Pending"], data.phase);
     object["status"] = json!({"phase": phase, "podIPs": ips});
@@ -298,6 +299,12 @@ fn lock_down(i: usize, data: &Egp) -> Value {
     let mut spec = Map::new();
     put(&mut spec, "enforcement", data.audit.map(|audit| if audit { "Audit" } else { "Enforce" }));
     put(&mut spec, "subjects", Some(list(&data.subjects, |subject| who(subject, true))));
+    if let Some((containers, all)) = &data.proxy {
+        let mut out = Map::new();
+        out.insert("containers".to_owned(), list(containers, |name| json!(pick(&CONTAINERS, *name))));
+        put(&mut out, "scope", all.map(|all| if all { "All" } else { "Egress" }));
+        spec.insert("proxy".to_owned(), Value::Object(out));
+    }
     put(&mut spec, "gateways", (!data.gateways.is_empty()).then(|| list(&data.gateways, gateway)));
     if let Some(allow) = &data.allow {
         let mut out = Map::new();
@@ -328,7 +335,7 @@ fn lock_down(i: usize, data: &Egp) -> Value {
     let has_gateway = !data.gateways.is_empty();
     match data.broken {
         Some(0) => spec["surprise"] = json!(1),
-        Some(1) => spec["proxy"] = json!({"containers": ["istio-proxy"]}),
+        Some(1) => spec["proxy"] = json!({"containers": ["istio-proxy"], "scope": "egress"}),
         Some(2) => spec["subjects"] = json!("everybody"),
         Some(3) if has_gateway => spec["gateways"][0]["ports"] = json!([{"port": 0}]),
         Some(4) if has_gateway => spec["gateways"][0]["destinations"] = json!([{"cidr": "10.0.0.1/8"}]),

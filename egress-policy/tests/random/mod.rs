@@ -121,6 +121,8 @@ pub struct AllowData {
 pub struct Egp {
     pub audit: Option<bool>,
     pub subjects: Vec<Who>,
+    /// Containers, and whether everything is locked.
+    pub proxy: Option<(Vec<u8>, Option<bool>)>,
     pub gateways: Vec<Gw>,
     pub allow: Option<AllowData>,
     pub broken: Option<u8>,

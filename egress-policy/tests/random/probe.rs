@@ -10,7 +10,7 @@ use egress_policy::reference::{Answer, Probe, Protocol, evaluate};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::common::{NODE, World, judge_on};
+use crate::common::{NODE, World, judge_from};
 
 /// Addresses and ports that something changes at.
 #[derive(Clone, Debug, Default)]
@@ -108,7 +108,14 @@ pub fn compare(world: &World, probes: &[Probe], budget: usize, seed: u64) -> Res
     // Chosen by their own value, so that a probe stays chosen while a failing case is made smaller.
     let share = (probes.len() / budget.max(1)).next_power_of_two() as u64;
     let chosen: Vec<&Probe> = probes.iter().filter(|probe| hash(seed, probe).is_multiple_of(share)).collect();
-    for (local, name) in world.local.iter().zip(&world.names) {
+    let senders = world.local.iter().zip(&world.names).flat_map(|sender| {
+        let containers = sender.0.containers.iter().map(|one| (Some(&*one.name), one.cgroup));
+        containers
+            .filter(|(name, _)| *name != Some("other"))
+            .chain([(None, 0)])
+            .map(move |container| (sender, container))
+    });
+    for ((local, name), (container, container_cgroup)) in senders {
         let pod = name.split_once('/').unwrap();
         let Some(endpoint) = compiled.endpoints.get(&local.cgroup) else {
             let known = |o: ObjectRef| o.kind == Kind::Namespace && *o.name == *pod.0;
@@ -117,11 +124,16 @@ pub fn compare(world: &World, probes: &[Probe], budget: usize, seed: u64) -> Res
         };
         let own = &endpoint.addresses;
         for probe in chosen.iter().copied() {
-            let expected = evaluate(&world.index, NODE, pod, probe);
+            let expected = evaluate(&world.index, NODE, pod, container, probe);
             let device = if own.contains(&probe.destination) { 1 } else { 2 };
             let protocol = format!("{:?}/{}", probe.protocol, probe.port).to_lowercase();
-            let got =
-                judge_on(device, &compiled.desired, local.cgroup, &probe.destination.to_string(), &protocol);
+            let got = judge_from(
+                device,
+                &compiled.desired,
+                (local.cgroup, container_cgroup),
+                &probe.destination.to_string(),
+                &protocol,
+            );
             let same = matches!(
                 (got.action, expected.answer),
                 (Action::Allow, Answer::Allow)
@@ -133,7 +145,7 @@ pub fn compare(world: &World, probes: &[Probe], budget: usize, seed: u64) -> Res
                 _ if !same => {
                     let objects: String = compiled.diagnostics.iter().map(|d| format!("  {d}\n")).collect();
                     return Err(format!(
-                        "{name} to {} {protocol}: decide() says {:?} ({:?}), the reference {expected}\n{objects}",
+                        "{name} ({container:?}) to {} {protocol}: decide() says {:?} ({:?}), the reference {expected}\n{objects}",
                         probe.destination, got.action, got.reason
                     ));
                 }

@@ -128,8 +128,17 @@ fn allow() -> impl Strategy<Value = AllowData> {
 fn lock_down() -> impl Strategy<Value = Egp> {
     let broken = weighted(0.07, 0_u8..7);
     let subjects = prop_oneof![1 => Just(Vec::new()), 12 => vec(who(), 1..3)];
-    (weighted(0.4, any::<bool>()), subjects, vec(gateway(), 0..3), weighted(0.8, allow()), broken).prop_map(
-        |(audit, subjects, gateways, allow, broken)| Egp { audit, subjects, gateways, allow, broken },
+    let proxy = weighted(0.35, (vec(0_u8..3, 0..3), of(any::<bool>())));
+    let rules = (vec(gateway(), 0..3), weighted(0.8, allow()));
+    (weighted(0.4, any::<bool>()), subjects, proxy, rules, broken).prop_map(
+        |(audit, subjects, proxy, (gateways, allow), broken)| Egp {
+            audit,
+            subjects,
+            proxy,
+            gateways,
+            allow,
+            broken,
+        },
     )
 }
 

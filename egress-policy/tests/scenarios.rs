@@ -13,7 +13,13 @@ use script::run::{Known, run};
 use script::{Expectation, Scenario, at, expectation, files, list, root};
 
 /// Where documentation and enforcer are known to disagree. The scenario says what is documented.
-const KNOWN: &[Known] = &[];
+const KNOWN: &[Known] = &[Known {
+    scenario: "network-policy-api/ip-block-with-host-bits",
+    step: 1,
+    flow: "shop/web -> 203.0.113.9:443/TCP",
+    says: Action::Deny,
+    why: "host bits make a NetworkPolicy invalid, as they do an EgressGatewayPolicy",
+}];
 
 /// Scenarios that cannot show both sides, and why.
 const ONE_SIDED: &[(&str, &str)] = &[];

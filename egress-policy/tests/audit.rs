@@ -65,7 +65,7 @@ fn tiers_audit_each_for_itself() {
     assert_eq!(action(&world, "10.0.1.2"), Action::Audit, "the network policy alone denies");
     assert_eq!(action(&world, "1.1.1.1"), Action::Deny, "the lock-down denies");
     assert_eq!(action(&world, "2.2.2.2"), Action::Deny, "both deny");
-    assert_eq!(world.rule("app/web", "10.0.1.2", "tcp/443"), "EgressGatewayPolicy mesh spec.allow.inCluster");
+    assert_eq!(world.rule("app/web", "10.0.1.2", "tcp/443"), "NetworkPolicy app/p no rule allows it");
     assert_eq!(world.action("app/web", "10.96.0.10", "udp/53"), Action::Audit, "by a service");
     assert_eq!(world.action("app/web", "10.0.1.2", "icmp"), Action::Audit);
     assert_eq!(world.state("app/web"), PodState::Isolated { audit: false });

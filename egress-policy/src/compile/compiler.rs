@@ -394,7 +394,7 @@ impl Compiler {
             if born {
                 let content = &policy.content;
                 let objects = content.tiers.iter().flat_map(|tier| tier.policies.clone()).collect();
-                let rules = content.rules().map(|rule| rule.info.clone()).collect();
+                let rules = content.infos().collect();
                 self.compiled.provenance.policies.insert(number, PolicyInfo { objects, rules });
             }
         }

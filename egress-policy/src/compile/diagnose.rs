@@ -40,7 +40,9 @@ fn gateway_policy(policy: &EgressGatewayPolicy) -> Vec<Diagnostic> {
         found.push(diagnostic(&object, "spec.subjects", reason.to_owned(), Severity::Error));
     }
     let nothing = Ports::Listed(Set::default());
-    for gateway in policy.gateways.iter().filter(|gateway| gateway.ports == nothing) {
+    // Of an invalid policy, what stands for an entry that cannot be read has no ports either.
+    let gateways = policy.gateways.iter().filter(|_| policy.errors.is_empty());
+    for gateway in gateways.filter(|gateway| gateway.ports == nothing) {
         let path = format!("spec.gateways[{}]", gateway.index);
         let reason = "ports is empty: nothing is allowed".to_owned();
         found.push(diagnostic(&object, &path, reason, Severity::Warning));

@@ -199,6 +199,15 @@ impl Content {
         self.tiers.iter().flat_map(|tier| &tier.rules)
     }
 
+    /// What the numbers of verdicts stand for: the rules, and then for each tier that none of its rules allows.
+    pub(super) fn infos(&self) -> impl Iterator<Item = RuleInfo> {
+        let none = |tier: &Tier| {
+            let object = tier.policies.first()?.clone();
+            Some(RuleInfo { object, path: "no rule allows it".to_owned() })
+        };
+        self.rules().map(|rule| rule.info.clone()).chain(self.tiers.iter().filter_map(none))
+    }
+
     pub(super) fn digest(&self) -> Digest {
         let mut out = Encoder::new("policy");
         out.list(self.tiers.len());

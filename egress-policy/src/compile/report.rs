@@ -107,7 +107,8 @@ impl fmt::Display for Diagnostic {
 pub struct RuleInfo {
     /// The object it is written in; the node for the rules of unknown pods.
     pub object: ObjectRef,
-    /// The field, like `spec.allow.to[0]` or `spec.gateways[0] (istio-egress)`.
+    /// The field, like `spec.allow.to[0]` or `spec.gateways[0] (istio-egress)`; for what is audited, that none of the rules
+    /// of the policies that audit allows it, by the first of those policies.
     pub path: String,
 }
 

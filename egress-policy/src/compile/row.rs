@@ -49,6 +49,8 @@ pub(super) struct Prepared {
 #[derive(Debug)]
 struct PreparedTier {
     audit: bool,
+    /// The number that stands for its having no rule that allows.
+    denies: u16,
     /// Rule number and grant, by the id of the grant: an identity matches few of many.
     by_id: BTreeMap<GrantId, Vec<(u16, Arc<Grant>)>>,
     /// Grants that lead anywhere: rule number, id of one that has ports by name, grant.
@@ -58,8 +60,15 @@ struct PreparedTier {
 /// Prepares a policy for [`base`].
 pub(super) fn prepare(content: &Content, id: impl Fn(&Grant) -> Option<GrantId>) -> Prepared {
     let mut number = 0_usize;
+    let mut denies = content.rules().count();
     let mut tier = |tier: &Tier| {
-        let mut out = PreparedTier { audit: tier.audit, by_id: BTreeMap::new(), anywhere: Vec::new() };
+        let mut out = PreparedTier {
+            audit: tier.audit,
+            denies: u16::try_from(denies).unwrap_or(NO_RULE),
+            by_id: BTreeMap::new(),
+            anywhere: Vec::new(),
+        };
+        denies += 1;
         for rule in &tier.rules {
             let rule_number = u16::try_from(number).unwrap_or(NO_RULE);
             number += 1;
@@ -164,14 +173,14 @@ impl Allowed {
     }
 }
 
-/// The verdict of tiers, given for each whether it audits and the rule by which it allows.
-fn verdict(tiers: &[(bool, Option<u16>)]) -> Cell {
+/// The verdict of tiers, given for each the rule by which it allows. An audit names the tier that would have denied.
+fn verdict(tiers: &[(&PreparedTier, Option<u16>)]) -> Cell {
     let rule = tiers.iter().find_map(|(_, rule)| *rule)?;
-    if tiers.iter().any(|(audit, rule)| !audit && rule.is_none()) {
+    let mut denying = tiers.iter().filter(|(_, rule)| rule.is_none()).map(|(tier, _)| tier);
+    if denying.clone().any(|tier| !tier.audit) {
         return None;
     }
-    let audited = tiers.iter().any(|(_, rule)| rule.is_none());
-    Some((if audited { VERDICT_AUDIT } else { VERDICT_ALLOW }, rule))
+    Some(denying.next().map_or((VERDICT_ALLOW, rule), |tier| (VERDICT_AUDIT, tier.denies)))
 }
 
 /// At a port: what a map from first ports says.
@@ -181,26 +190,25 @@ fn at<T: Copy>(from: &BTreeMap<u16, Option<T>>, port: u16) -> Option<T> {
 
 /// The verdicts for a base identity.
 pub(super) fn base(policy: &Prepared, matches: &Matches) -> Cells {
-    let allowed: Vec<_> = policy.tiers.iter().map(|tier| (tier.audit, tier.allowed(matches))).collect();
+    let allowed: Vec<_> = policy.tiers.iter().map(|tier| (tier, tier.allowed(matches))).collect();
     let mut ports = BTreeMap::new();
     for protocol in PROTOCOLS {
-        let swept: Vec<_> =
-            allowed.iter().map(|(audit, allowed)| (*audit, allowed.sweep(protocol))).collect();
+        let swept: Vec<_> = allowed.iter().map(|(tier, allowed)| (*tier, allowed.sweep(protocol))).collect();
         let starts: BTreeSet<u16> = swept.iter().flat_map(|(_, from)| from.keys().copied()).collect();
         let cell =
-            |port| verdict(&swept.iter().map(|(audit, from)| (*audit, at(from, port))).collect::<Vec<_>>());
+            |port| verdict(&swept.iter().map(|(tier, from)| (*tier, at(from, port))).collect::<Vec<_>>());
         ports.insert(protocol, starts.into_iter().map(|port| (port, cell(port))).collect());
     }
-    let other: Vec<_> = allowed.iter().map(|(audit, allowed)| (*audit, allowed.any)).collect();
+    let other: Vec<_> = allowed.iter().map(|(tier, allowed)| (*tier, allowed.any)).collect();
     // An auditing tier that allows nothing here must not take from the other what it allows on ports: a tier alone
     // decides about protocols without ports as about any port.
     Cells { ports, other: verdict(&other) }
 }
 
-/// Both must let it pass; one that audits makes it an audit.
+/// Both must let it pass; one that audits makes it its audit.
 fn both(a: Cell, b: Cell) -> Cell {
-    let ((a, rule), (b, _)) = (a?, b?);
-    Some((if a == VERDICT_AUDIT || b == VERDICT_AUDIT { VERDICT_AUDIT } else { VERDICT_ALLOW }, rule))
+    let (a, b) = (a?, b?);
+    Some(if b.0 == VERDICT_AUDIT && a.0 != VERDICT_AUDIT { b } else { a })
 }
 
 /// The verdicts for a composite identity, from those of the identities behind it.

@@ -250,7 +250,7 @@ fn read_gateway(value: &Value, index: usize) -> Result<Gateway, ObjectError> {
     let mut addresses = Vec::new();
     for (i, text) in raw.addresses.unwrap_or_default().iter().enumerate() {
         let error = |e: ObjectError| ObjectError::new(format!("{path}.addresses[{i}]"), e.reason);
-        addresses.push(CidrPeer::read(text, &[], path).map_err(error)?);
+        addresses.push(CidrPeer::read(text, &[], path, true).map_err(error)?);
     }
     if pods.is_none() && addresses.is_empty() {
         return Err(ObjectError::new(path, "needs namespaces, pods or addresses"));
@@ -275,7 +275,7 @@ fn read_gateway(value: &Value, index: usize) -> Result<Gateway, ObjectError> {
             let mut only = Vec::new();
             for (i, raw) in raw.into_iter().enumerate() {
                 let path = &format!("{path}.destinations[{i}]");
-                let peer = CidrPeer::read(&raw.cidr, &raw.except.unwrap_or_default(), path)?;
+                let peer = CidrPeer::read(&raw.cidr, &raw.except.unwrap_or_default(), path, true)?;
                 only.push((peer, read_ports(raw.ports, path)?));
             }
             Destinations::Only(only)
@@ -347,7 +347,7 @@ fn read_allow(raw: RawAllow) -> Result<Allow, ObjectError> {
             return Err(ObjectError::new(join(path, "except"), "needs cidr"));
         }
         let cidr = match raw.cidr {
-            Some(cidr) => Some(CidrPeer::read(&cidr, &raw.except.unwrap_or_default(), path)?),
+            Some(cidr) => Some(CidrPeer::read(&cidr, &raw.except.unwrap_or_default(), path, true)?),
             None => None,
         };
         let peer = match (pods, cidr, raw.service) {

@@ -46,16 +46,22 @@ pub struct CidrPeer {
 }
 
 impl CidrPeer {
-    /// Reads a prefix and its exceptions.
-    pub(super) fn read(cidr: &str, except: &[String], path: &str) -> Result<Self, ObjectError> {
-        let outer = net(cidr, &join(path, "cidr"))?;
+    /// Reads a prefix and its exceptions. `strict`: without host bits, and no exception within another one. A NetworkPolicy
+    /// may have both: the API server takes `192.168.1.1/24` for `192.168.1.0/24` (with a warning since 1.33, KEP-4858), and
+    /// what is stored stays valid.
+    pub(super) fn read(cidr: &str, except: &[String], path: &str, strict: bool) -> Result<Self, ObjectError> {
+        let outer = net(cidr, &join(path, "cidr"), strict)?;
         let mut excepted = Vec::new();
         for (i, text) in except.iter().enumerate() {
             let path = join(path, &format!("except[{i}]"));
-            let inner = net(text, &path)?;
+            let inner = net(text, &path, strict)?;
             let same_family = cidr_contains(&MAPPED_V4, &inner) == cidr_contains(&MAPPED_V4, &outer);
             if !same_family || inner == outer || !cidr_contains(&outer, &inner) {
                 return Err(ObjectError::new(path, format!("{text} is not strictly within {cidr}")));
+            }
+            let overlaps = |other: &Cidr| cidr_contains(other, &inner) || cidr_contains(&inner, other);
+            if strict && excepted.iter().any(overlaps) {
+                return Err(ObjectError::new(path, format!("{text} overlaps another exception")));
             }
             excepted.push(inner);
         }
@@ -66,13 +72,13 @@ impl CidrPeer {
     }
 }
 
-/// Reads a prefix without host bits.
-fn net(text: &str, path: &str) -> Result<Cidr, ObjectError> {
+/// Reads a prefix; host bits are an error where that is `strict`, and do not count otherwise.
+fn net(text: &str, path: &str, strict: bool) -> Result<Cidr, ObjectError> {
     let invalid = |reason: &str| Err(ObjectError::new(path, format!("{text:?} {reason}")));
     let Ok(net) = text.parse::<IpNet>() else {
         return invalid("is not a CIDR");
     };
-    if net.trunc() != net {
+    if strict && net.trunc() != net {
         return invalid("has host bits set");
     }
     match net {

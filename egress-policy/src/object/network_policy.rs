@@ -208,7 +208,7 @@ fn read_peer(raw: RawPeer, namespace: &Arc<str>, path: &str) -> Result<Peer, Obj
     match (raw.ip_block, namespaces, pods) {
         (Some(block), None, None) => {
             let except = block.except.unwrap_or_default();
-            CidrPeer::read(&block.cidr, &except, &join(path, "ipBlock")).map(Peer::Cidr)
+            CidrPeer::read(&block.cidr, &except, &join(path, "ipBlock"), false).map(Peer::Cidr)
         }
         (Some(_), _, _) => Err(ObjectError::new(path, "ipBlock cannot be combined with selectors")),
         (None, None, None) => {

@@ -197,6 +197,10 @@ pub fn expectation(line: u64, flow: &str, verdict: &str) -> Option<Expectation> 
         }
     };
     let name = |text: &str| text.split('/').count() == 2;
+    let sender = |text: &str| {
+        let parts: Vec<&str> = text.split('/').collect();
+        matches!(parts.len(), 2 | 3) && parts.iter().all(|part| !part.is_empty())
+    };
     let to = match host.strip_prefix("svc:") {
         Some(service) => name(service).then(|| Destination::Service(service.to_owned()))?,
         None if host.contains('/') => name(host).then(|| Destination::Pod(host.to_owned()))?,
@@ -209,7 +213,7 @@ pub fn expectation(line: u64, flow: &str, verdict: &str) -> Option<Expectation> 
     Some(Expectation {
         line,
         flow: flow.to_owned(),
-        from: name(from).then(|| from.to_owned())?,
+        from: sender(from).then(|| from.to_owned())?,
         to,
         protocol,
         port,

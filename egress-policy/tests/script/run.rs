@@ -12,7 +12,7 @@ use egress_policy::plan::{State, diff};
 use egress_policy::reference::{Answer, Probe, Protocol, evaluate};
 
 use super::{Destination, Expectation, Scenario, Step, at, named};
-use crate::common::{NODE, World, judge_on, world};
+use crate::common::{NODE, World, judge_from, world};
 
 /// A verdict that is known to differ from what the scenario says.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +109,12 @@ impl Run<'_> {
     }
 
     fn expectation(&mut self, step: usize, wanted: &Expectation, compiled: &Compiled) {
-        let Some((namespace, name)) = wanted.from.split_once('/') else { return };
-        let cgroup = self.world.cgroup(&wanted.from);
+        let mut parts = wanted.from.splitn(3, '/');
+        let (Some(namespace), Some(name), container) = (parts.next(), parts.next(), parts.next()) else {
+            return;
+        };
+        let sender = self.world.sender(&wanted.from);
+        let cgroup = sender.0;
         let Some(endpoint) = compiled.endpoints.get(&cgroup) else {
             return self.fail(wanted.line, &format!("{} is no pod that {NODE} knows", wanted.from));
         };
@@ -132,16 +136,16 @@ impl Run<'_> {
                 Protocol::Sctp => format!("sctp/{}", wanted.port),
                 Protocol::Icmp => "icmp".to_owned(),
             };
-            let verdict = judge_on(device, &self.observed, cgroup, &address.to_string(), &port);
+            let verdict = judge_from(device, &self.observed, sender, &address.to_string(), &port);
             let probe = Probe { destination: address, protocol: wanted.protocol, port: wanted.port };
-            let reference = evaluate(&self.world.index, NODE, (namespace, name), &probe);
+            let reference = evaluate(&self.world.index, NODE, (namespace, name), container, &probe);
             let answer = match reference.answer {
                 Answer::Allow => Action::Allow,
                 Answer::Deny => Action::Deny,
                 Answer::Audit => Action::Audit,
             };
             self.out.verdicts += 1;
-            let golden = self.golden(wanted, address, &verdict, compiled, cgroup);
+            let golden = self.golden(wanted, address, &verdict, compiled, sender);
             self.out.golden.push_str(&golden);
             let here =
                 |k: &&Known| (k.scenario, k.step, k.flow) == (&*self.scenario.name, step, &*wanted.flow);
@@ -171,7 +175,7 @@ impl Run<'_> {
         address: IpAddr,
         verdict: &Verdict,
         compiled: &Compiled,
-        cgroup: u64,
+        (cgroup, container): (u64, u64),
     ) -> String {
         let protocol = match wanted.protocol {
             Protocol::Tcp => protocol::TCP,
@@ -181,7 +185,10 @@ impl Run<'_> {
         };
         let target = Target { address, protocol, port: wanted.port };
         let owner = owner(&self.world, address).map_or(String::new(), |owner| format!(" ({owner})"));
-        let policy = self.observed.endpoints.get(&cgroup).map_or(0, |endpoint| endpoint.policy);
+        let policy = self.observed.endpoints.get(&cgroup).map_or(0, |endpoint| {
+            let proxy = endpoint.proxies.iter().find(|proxy| container != 0 && proxy.cgroup == container);
+            proxy.map_or(endpoint.policy, |proxy| proxy.policy)
+        });
         let rule = compiled.provenance.rule(policy, verdict.rule);
         let rule = rule.map_or(String::new(), |rule| format!(" by {} {}", rule.object, rule.path));
         let (action, reason) = (verdict.action.name(), verdict.reason.name());

@@ -203,7 +203,7 @@ fn an_event_that_changes_nothing_costs_nothing() {
 fn an_event_touches_what_depends_on_it_and_nothing_else() {
     let mut mesh = Mesh::new();
     let (steps, work) = mesh.cost(pod("far/new", "10.9.9.9", json!({"app": "far"})));
-    assert!(steps == 2 && work <= 2, "one address, one revision: {steps}, {work}");
+    assert!(steps == 2 && (1..=2).contains(&work), "one address, one revision: {steps}, {work}");
     let (steps, work) = mesh.cost(pod("app/db2", "10.0.1.9", json!({"app": "db"})));
     assert!(steps <= 4 && work < 20, "a pod that a policy means: {steps}, {work}");
     let (steps, work) = mesh.cost(service("far/s", "10.96.3.3", json!([{"name": "x", "port": 80}])));
@@ -215,5 +215,5 @@ fn an_event_touches_what_depends_on_it_and_nothing_else() {
     let rules =
         json!({"podSelector": {}, "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "db"}}}]}]});
     let (steps, work) = mesh.cost(np("app/p", rules));
-    assert!(steps < 40 && work < 200, "a policy: {steps}, {work}");
+    assert!(steps < 40 && (1..200).contains(&work), "a policy: {steps}, {work}");
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{World, egp, error_of, json, labels, lock, mesh, np, set};
+use common::{Value, World, egp, error_of, json, labels, lock, mesh, namespace, np, pod, set};
 use egress_common::Reason;
 use egress_policy::compile::PodState;
 use egress_policy::object::{Read, read};
@@ -238,4 +238,51 @@ fn a_delete_needs_no_valid_object_and_a_broken_one_replaces_the_old() {
     let version = set(lock(json!({})), "/apiVersion", json!("egress-enforcer.io/v9"));
     assert!(error_of(version.clone()).contains("is not supported"));
     assert_eq!(reason(&mesh().with(version), "app/web"), Reason::InvalidPolicy);
+}
+
+#[test]
+fn what_is_odd_but_valid_is_said_where_it_is_and_nowhere_else() {
+    let annotated = |value: &str| {
+        let mut namespace = namespace("app", json!({"mesh": "on"}));
+        namespace["metadata"]["annotations"] = json!({"egress-enforcer.io/enforcement": value});
+        mesh().with(namespace).diagnostics()
+    };
+    assert!(
+        annotated("audit").starts_with("warning: Namespace app: metadata.annotations"),
+        "{}",
+        annotated("audit")
+    );
+    assert_eq!((annotated("Audit"), annotated("Enforce")), (String::new(), String::new()));
+
+    let gateway = |ports: Value| {
+        let mut policy = lock(json!({}));
+        policy["spec"]["gateways"][0]["ports"] = ports;
+        mesh().with(policy).diagnostics()
+    };
+    assert!(gateway(json!([])).contains("spec.gateways[0]: ports is empty"), "{}", gateway(json!([])));
+    assert_eq!(gateway(json!([{"port": 443}])), "");
+
+    let rule = |to: Value, port: Value| {
+        let egress = json!([{"to": to, "ports": [{"port": port}]}]);
+        mesh().with(np("app/p", json!({"podSelector": {}, "egress": egress}))).diagnostics()
+    };
+    let block = || json!([{"ipBlock": {"cidr": "198.51.100.0/24"}}]);
+    assert!(
+        rule(block(), json!("http")).contains("a port's name means nothing"),
+        "{}",
+        rule(block(), json!("http"))
+    );
+    let (pods, both) = (
+        json!([{"podSelector": {}}]),
+        json!([{"podSelector": {}}, {"ipBlock": {"cidr": "198.51.100.0/24"}}]),
+    );
+    assert_eq!(rule(block(), json!(443)), "");
+    assert_eq!((rule(pods, json!("http")), rule(both, json!("http"))), (String::new(), String::new()));
+
+    let host = |labels: Value| {
+        let gate = set(pod("gw/host", "192.168.0.1", labels), "/spec/hostNetwork", json!(true));
+        mesh().with(gate).with(lock(json!({}))).diagnostics()
+    };
+    assert!(host(json!({"istio": "egressgateway"})).contains("Pod gw/host is on the host network"));
+    assert_eq!(host(json!({})), "");
 }

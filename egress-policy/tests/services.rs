@@ -154,3 +154,37 @@ fn too_many_ranges_are_denied_and_said() {
     let row = world(32).compile().desired.rows.into_values().find(|row| row.len == 32).unwrap();
     assert!(row.ports().iter().all(|entry| entry.protocol == protocol::TCP));
 }
+
+#[test]
+fn a_service_opens_its_backends_ports_to_gateways_alone() {
+    let world = mesh()
+        .with(service("app/db", "10.96.1.1", json!([{"name": "sql", "port": 5432}])))
+        .with(slice("app/db", &["10.0.1.2"], json!([{"name": "sql", "port": 15432}])));
+    let to_db = json!([{"to": [{"podSelector": labels("app", "db")}], "ports": [{"port": 5432}]}]);
+    let world = world.with(np("app/p", json!({"podSelector": labels("app", "web"), "egress": to_db})));
+    assert!(world.allows("app/web", "10.0.1.2", "tcp/5432"));
+    assert!(!world.allows("app/web", "10.0.1.2", "tcp/15432"), "the service's port is no port of the pod");
+    assert!(!world.allows("app/web", "10.96.1.1", "tcp/5432"), "for its backend's port is not allowed");
+    let to_target = json!([{"to": [{"podSelector": labels("app", "db")}], "ports": [{"port": 15432}]}]);
+    let world = world.with(np("app/p", json!({"podSelector": labels("app", "web"), "egress": to_target})));
+    assert!(
+        world.allows("app/web", "10.96.1.1", "tcp/5432") && world.allows("app/web", "10.0.1.2", "tcp/15432")
+    );
+}
+
+#[test]
+fn a_named_port_has_name_and_protocol() {
+    let db = set(
+        pod("app/db", "10.0.1.2", json!({"app": "db"})),
+        "/spec/containers",
+        json!([{"name": "c", "ports": [{"name": "sql", "containerPort": 5432},
+            {"name": "sql-udp", "containerPort": 5433, "protocol": "UDP"}, {"name": "web", "containerPort": 80}]}]),
+    );
+    let rule = json!([{"to": [{"podSelector": {}}], "ports": [{"port": "sql"}]}]);
+    let world =
+        mesh().with(db).with(np("app/p", json!({"podSelector": labels("app", "web"), "egress": rule})));
+    assert!(world.allows("app/web", "10.0.1.2", "tcp/5432"));
+    for other in ["tcp/80", "udp/5432", "udp/5433", "tcp/5433"] {
+        assert!(!world.allows("app/web", "10.0.1.2", other), "{other}");
+    }
+}

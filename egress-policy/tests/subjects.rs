@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{egp, json, labels, lock, mesh, pod, set};
-use egress_policy::compile::{LocalPod, PodState};
+use common::{NODE, egp, json, labels, lock, mesh, pod, set};
+use egress_policy::compile::{LocalPod, PodState, UnknownPods, compile_every_pod};
 
 #[test]
 fn a_subject_is_locked_down_and_others_are_not() {
@@ -115,4 +115,28 @@ fn a_uid_of_two_pods_is_nobodys() {
     let compiled = world.compile();
     assert!(!compiled.endpoints.contains_key(&world.cgroup("app/web")));
     assert!(world.diagnostics().contains("claimed by several pods"));
+}
+
+#[test]
+fn a_cgroup_without_an_object_is_unknown_and_nothing_is_wrong() {
+    let mut world = mesh();
+    world.local.push(LocalPod { uid: "nobody".to_owned(), cgroup: 77, containers: Vec::new() });
+    assert_eq!(world.diagnostics(), "");
+    let compiled = world.compile();
+    assert!(!compiled.endpoints.contains_key(&77) && compiled.endpoints.len() == world.names.len());
+}
+
+#[test]
+fn every_pod_of_a_node_counts_without_cgroups() {
+    let elsewhere = set(pod("app/far", "10.0.9.9", json!({})), "/spec/nodeName", json!("node-b"));
+    let world = mesh().with(elsewhere).with(lock(json!({"proxy": {"containers": ["c"]}})));
+    let compiled = compile_every_pod(&world.index, NODE, UnknownPods::Deny);
+    let names: Vec<_> =
+        compiled.endpoints.values().map(|one| format!("{}/{}", one.namespace, one.name)).collect();
+    assert_eq!(names, ["app/db", "app/web", "gw/gate", "kube-system/dns", "other/free"]);
+    assert_eq!(compiled.endpoints.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    let proxies: Vec<_> = compiled.endpoints.values().flat_map(|one| &one.proxies).collect();
+    assert_eq!(proxies.iter().map(|one| (&*one.name, one.cgroup)).collect::<Vec<_>>(), [("c", 6), ("c", 7)]);
+    let far = compile_every_pod(&world.index, "node-b", UnknownPods::Deny);
+    assert_eq!(far.endpoints.len(), 1);
 }

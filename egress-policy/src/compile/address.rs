@@ -29,7 +29,7 @@ pub(super) struct Addresses<'a> {
     pub(super) identities: &'a mut Identities,
     /// Identities that are written for addresses already.
     pub(super) known: &'a BTreeMap<Addr, u64>,
-    /// Counts addresses and backends.
+    /// Counts addresses, backends and the service ports that are looked at.
     pub(super) work: &'a mut u64,
 }
 
@@ -63,6 +63,8 @@ impl Addresses<'_> {
     fn backends(&mut self, vip: &Addr) -> Backends {
         let mut out = Backends::new();
         let index = self.index;
+        // A backend is behind every port of a service, and costs as much as it has ports.
+        let mut bases: BTreeMap<Addr, BTreeSet<u64>> = BTreeMap::new();
         for service in index.services_at(vip) {
             for port in &service.ports {
                 let mut behind = BTreeSet::new();
@@ -75,7 +77,10 @@ impl Addresses<'_> {
                     }
                     match self.known.get(&addr).filter(|_| plain(index, &addr)) {
                         Some(identity) => drop(behind.insert((*identity, target))),
-                        None => behind.extend(self.bases(&addr).iter().map(|identity| (*identity, target))),
+                        None => {
+                            let bases = bases.entry(addr).or_insert_with(|| self.bases(&addr));
+                            behind.extend(bases.iter().map(|identity| (*identity, target)));
+                        }
                     }
                 }
                 out.entry((port.protocol, port.port)).or_default().extend(behind);
@@ -97,7 +102,7 @@ impl Addresses<'_> {
         owners
             .into_iter()
             .map(|owner| {
-                let matches = matches(index, self.grants, addr, owner);
+                let matches = matches(index, self.grants, addr, owner, self.work);
                 self.identities.base(matches, self.grants)
             })
             .collect()
@@ -105,9 +110,9 @@ impl Addresses<'_> {
 }
 
 /// The grants that lead to an address as that of one owner.
-fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>) -> Matches {
+fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>, work: &mut u64) -> Matches {
     let mut found: Found = grants.of_address(addr).map(|id| (id, BTreeSet::new())).collect();
-    fronts(index, grants, addr, &mut found);
+    *work += fronts(index, grants, addr, &mut found);
     let mut add = |peer: &Peer| found.extend(grants.of_peer(peer).map(|id| (id, BTreeSet::new())));
     match owner {
         Owner::Nobody => found.retain(|id, _| grants.get(*id).is_some_and(|grant| !grant.inside)),
@@ -127,9 +132,11 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>) -> Mat
     found.into_iter().map(|(id, ports)| (id, ports.into_iter().collect())).collect()
 }
 
-/// Grants that lead to backends, whoever owns them.
-fn fronts(index: &Index, grants: &Grants, addr: &Addr, found: &mut Found) {
+/// Grants that lead to backends, whoever owns them; tells how many service ports were looked at.
+fn fronts(index: &Index, grants: &Grants, addr: &Addr, found: &mut Found) -> u64 {
+    let mut looked_at = 0;
     for front in index.fronts(addr) {
+        looked_at += 1;
         for id in grants.of_peer(&Peer::Dns) {
             found.entry(id).or_default().extend(front.dns().into_iter().flatten());
         }
@@ -146,6 +153,7 @@ fn fronts(index: &Index, grants: &Grants, addr: &Addr, found: &mut Found) {
     // Without a port there, they do not lead there.
     found
         .retain(|id, ports| !ports.is_empty() || grants.get(*id).is_some_and(|grant| !grant.resolved_only()));
+    looked_at
 }
 
 /// Grants that lead to a pod, and the ports that grants have at a pod only.
@@ -168,7 +176,7 @@ fn of_pod(index: &Index, grants: &Grants, (addr, pod): (&Addr, &Pod), gateway: b
     });
     for id in grants.of_peer(&Peer::Any) {
         let mut ports = BTreeSet::new();
-        if let Some(grant) = grants.get(id).filter(|grant| !(grant.spare_gateways && gateway)) {
+        if let Some(grant) = grants.get(id) {
             named(grant, pod, &mut ports);
         }
         if !ports.is_empty() {

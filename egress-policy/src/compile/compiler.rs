@@ -85,7 +85,7 @@ impl Compiler {
         self.compiled
     }
 
-    /// The work done so far, in addresses judged, backends looked at and entries of rows made: what tests of cost count,
+    /// The work done so far, in addresses judged, backends and service ports looked at, and entries of rows made: what tests of cost count,
     /// since time depends on the machine.
     #[must_use]
     pub fn work(&self) -> u64 {
@@ -263,14 +263,11 @@ impl Compiler {
             cidrs.insert(*cidr, self.identities.base(matches, &self.grants));
             self.work += 1;
         }
-        // A prefix that says what is said around it says nothing. All of IPv4 is kept apart from IPv6 by its own entry.
+        // A prefix that says what is said around it says nothing.
         let lengths = Prefixes::new(&cidrs);
-        let said = |cidr: &egress_common::wire::Cidr, identity: u64| {
-            let around = lengths.around(&cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity);
-            identity != around || *cidr == crate::object::MAPPED_V4
-        };
-        let new: BTreeMap<_, _> =
-            cidrs.iter().filter(|(cidr, id)| said(cidr, **id)).map(|(cidr, id)| (*cidr, *id)).collect();
+        let around = |cidr| lengths.around(&cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity);
+        let said = cidrs.iter().filter(|(cidr, identity)| **identity != around(cidr));
+        let new: BTreeMap<_, _> = said.map(|(cidr, identity)| (*cidr, *identity)).collect();
         let old = std::mem::take(&mut self.compiled.desired.cidrs);
         for (cidr, identity) in &new {
             self.identities.take(*identity);

@@ -237,3 +237,142 @@ fn encode_ref(out: &mut Encoder, object: &ObjectRef) {
     out.text(object.namespace.as_deref().unwrap_or_default());
     out.text(&object.name);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::{Content, Grant, Peer, Rule, RuleInfo, Tier};
+    use crate::object::{CidrPeer, Kind, ObjectRef, PodPeer, PodScope, Port, PortRange, Ports, Requirement};
+    use crate::object::{Selector, Set, masked};
+    use egress_common::wire::Addr;
+
+    fn selector(requirement: Requirement) -> Selector {
+        Selector(Set::from([requirement]))
+    }
+
+    /// Numbers of policies and identities are made of digests: two meanings with one digest would be one to the kernel.
+    #[test]
+    fn grants_that_differ_anywhere_have_different_digests() {
+        let values =
+            |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<Set<String>>();
+        let selectors = [
+            Selector::default(),
+            selector(Requirement::In("a".into(), values(&["x"]))),
+            selector(Requirement::In("a".into(), values(&["x", "y"]))),
+            selector(Requirement::In("b".into(), values(&["x"]))),
+            selector(Requirement::NotIn("a".into(), values(&["x"]))),
+            selector(Requirement::Exists("a".into())),
+            selector(Requirement::DoesNotExist("a".into())),
+        ];
+        let cidr = |bits| masked(Addr::v4([10, 0, 0, 0]), bits);
+        let cidrs = [
+            CidrPeer { cidr: cidr(104), except: Set::default() },
+            CidrPeer { cidr: cidr(105), except: Set::default() },
+            CidrPeer { cidr: masked(Addr::v4([11, 0, 0, 0]), 104), except: Set::default() },
+            CidrPeer { cidr: cidr(104), except: Set::from([cidr(112)]) },
+            CidrPeer { cidr: cidr(104), except: Set::from([cidr(112), cidr(120)]) },
+        ];
+        let named = |namespace: &str, name: &str| Peer::Service(namespace.into(), name.into());
+        let mut peers = vec![Peer::Any, Peer::InCluster, Peer::Cluster, Peer::ApiServer, Peer::Dns];
+        peers.extend([
+            Peer::Node("n".into()),
+            Peer::Node("m".into()),
+            named("a", "b"),
+            named("b", "a"),
+            named("ab", ""),
+        ]);
+        peers.extend(cidrs.map(Peer::Cidr));
+        for namespaces in &selectors {
+            for pods in &selectors {
+                peers.push(Peer::Pods(PodScope::Matching(namespaces.clone()), pods.clone()));
+                let (namespaces, pods) = (namespaces.clone(), pods.clone());
+                peers.push(Peer::Gateway(PodPeer { namespaces, pods }));
+            }
+            peers.push(Peer::Pods(PodScope::Namespace("n".into()), namespaces.clone()));
+            peers.push(Peer::Pods(PodScope::Namespace("m".into()), namespaces.clone()));
+        }
+        let range = |protocol, low, high| Port::Range(PortRange { protocol, low, high });
+        let listed = |ports: &[Port]| Ports::Listed(ports.iter().cloned().collect());
+        let ports = [
+            Ports::All,
+            listed(&[]),
+            listed(&[range(6, 80, 80)]),
+            listed(&[range(17, 80, 80)]),
+            listed(&[range(6, 80, 81)]),
+            listed(&[range(6, 79, 80)]),
+            listed(&[range(6, 80, 80), range(6, 443, 443)]),
+            listed(&[Port::Named(6, "http".into())]),
+            listed(&[Port::Named(17, "http".into())]),
+            listed(&[Port::Named(6, "web".into())]),
+        ];
+        let mut grants = Vec::new();
+        for peer in &peers {
+            for ports in &ports {
+                for flags in 0..4 {
+                    let (spare_gateways, inside) = (flags & 1 != 0, flags & 2 != 0);
+                    grants.push(Grant { peer: peer.clone(), ports: ports.clone(), spare_gateways, inside });
+                }
+            }
+        }
+        let distinct: BTreeSet<_> = grants.iter().map(Grant::digest).collect();
+        assert_eq!(distinct.len(), grants.len());
+        assert!(grants.iter().all(|grant| grant.digest() == grant.clone().digest()));
+    }
+
+    #[test]
+    fn contents_that_differ_anywhere_have_different_digests() {
+        let object = |kind, namespace: Option<&str>, name: &str| ObjectRef {
+            kind,
+            namespace: namespace.map(Arc::from),
+            name: name.into(),
+        };
+        let policy = object(Kind::NetworkPolicy, Some("a"), "p");
+        let grant = |ports| Arc::new(Grant { peer: Peer::Any, ports, spare_gateways: false, inside: false });
+        let rule = |object: &ObjectRef, path: &str, grants: &[Arc<Grant>]| Rule {
+            info: RuleInfo { object: object.clone(), path: path.to_owned() },
+            grants: grants.to_vec(),
+        };
+        let tier = |audit, policies: &[&ObjectRef], rules: &[Rule]| Tier {
+            audit,
+            policies: policies.iter().map(|policy| (*policy).clone()).collect(),
+            rules: rules.to_vec(),
+        };
+        let all = grant(Ports::All);
+        let one = rule(&policy, "spec.egress[0]", std::slice::from_ref(&all));
+        let others = [
+            object(Kind::NetworkPolicy, Some("b"), "p"),
+            object(Kind::NetworkPolicy, Some("a"), "q"),
+            object(Kind::EgressGatewayPolicy, None, "p"),
+            object(Kind::NetworkPolicy, None, "ap"),
+        ];
+        let mut contents = vec![
+            vec![],
+            vec![tier(false, &[&policy], &[])],
+            vec![tier(true, &[&policy], &[])],
+            vec![tier(false, &[&policy], std::slice::from_ref(&one))],
+            vec![tier(false, &[&policy], &[one.clone(), one.clone()])],
+            vec![tier(false, &[&policy], &[rule(&policy, "spec.egress[1]", std::slice::from_ref(&all))])],
+            vec![tier(false, &[&policy], &[rule(&policy, "spec.egress[0]", &[])])],
+            vec![tier(
+                false,
+                &[&policy],
+                &[rule(&policy, "spec.egress[0]", &[grant(Ports::Listed(Set::default()))])],
+            )],
+            vec![tier(false, &[&policy], std::slice::from_ref(&one)), tier(false, &[&policy], &[])],
+        ];
+        for other in &others {
+            contents.push(vec![tier(false, &[other], std::slice::from_ref(&one))]);
+            contents.push(vec![tier(false, &[&policy, other], std::slice::from_ref(&one))]);
+            contents.push(vec![tier(
+                false,
+                &[&policy],
+                &[rule(other, "spec.egress[0]", std::slice::from_ref(&all))],
+            )]);
+        }
+        let digests: BTreeSet<_> =
+            contents.iter().map(|tiers| Content { tiers: tiers.clone() }.digest()).collect();
+        assert_eq!(digests.len(), contents.len());
+    }
+}

@@ -160,7 +160,9 @@ pub(super) fn service_of(slice: &EndpointSlice) -> Option<Name> {
 
 /// The port at the backends of a slice that a service port leads to.
 fn target(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
-    slice.ports.iter().find(|one| one.name == port.name && one.protocol == port.protocol).map(|one| one.port)
+    let wanted = (&*port.name, port.protocol);
+    let at = slice.ports.binary_search_by(|one| (&*one.name, one.protocol).cmp(&wanted)).ok()?;
+    slice.ports.get(at).map(|one| one.port)
 }
 
 impl Front<'_> {

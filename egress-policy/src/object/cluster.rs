@@ -156,7 +156,7 @@ pub struct EndpointSlice {
     pub name: Arc<str>,
     /// The service's name.
     pub service: Option<Arc<str>>,
-    /// Ports of the backends.
+    /// Ports of the backends, by name and protocol; of several with the same ones the first that was written.
     pub ports: Box<[ServicePort]>,
     /// The backends.
     pub endpoints: Box<[Endpoint]>,

@@ -354,13 +354,11 @@ fn slice(
         }
     }
     let service = labels.get(SERVICE_NAME_LABEL).map(Arc::from);
-    Ok(EndpointSlice {
-        namespace,
-        name,
-        service,
-        ports: ports(raw.ports, "ports")?,
-        endpoints: endpoints.into(),
-    })
+    let mut ports = ports(raw.ports, "ports")?.into_vec();
+    let key = |port: &ServicePort| (port.name.clone(), port.protocol);
+    ports.sort_by_key(key);
+    ports.dedup_by_key(|port| key(port));
+    Ok(EndpointSlice { namespace, name, service, ports: ports.into(), endpoints: endpoints.into() })
 }
 
 fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {

@@ -413,3 +413,70 @@ impl Compiler {
 pub(super) fn display(addr: &Addr) -> IpAddr {
     IpAddr::from(addr.0).to_canonical()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::Compiler;
+    use crate::compile::{LocalPod, Node, UnknownPods};
+    use crate::index::{Dirty, Event, Index};
+    use crate::object::read;
+
+    /// A namespace with a pod, a service and policies of which `round` makes different ones.
+    fn objects(round: usize) -> Vec<Value> {
+        let peers = json!([{"podSelector": {"matchLabels": {"round": format!("r{round}")}}}, {"ipBlock": {"cidr": "198.51.100.0/24"}},
+            {"namespaceSelector": {"matchLabels": {"team": format!("t{round}")}}}]);
+        let meta = |name: &str| json!({"namespace": "app", "name": name, "uid": name});
+        vec![
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta("web"), "spec": {"nodeName": "n"}, "status": {"podIP": "10.0.0.1"}}),
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("s"), "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}}),
+            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"namespace": "app", "name": "s", "labels": {"kubernetes.io/service-name": "s"}},
+                "ports": [{"port": 80}], "endpoints": [{"addresses": ["10.0.0.1"]}]}),
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta("p"),
+                "spec": {"podSelector": {}, "egress": [{"to": peers, "ports": [{"port": 80 + round}]}]}}),
+            json!({"apiVersion": "egress-enforcer.io/v1alpha1", "kind": "EgressGatewayPolicy", "metadata": {"name": "e"},
+                "spec": {"subjects": [{}], "gateways": [{"namespaces": {}, "pods": {"matchLabels": {"gw": format!("g{round}")}}}],
+                    "allow": {"node": true, "apiServer": true, "to": [{"cidr": "198.51.100.0/24"}, {"service": {"namespace": "app", "name": format!("s{round}")}}]}}}),
+        ]
+    }
+
+    #[test]
+    fn what_is_gone_leaves_nothing_behind() {
+        let (mut index, mut compiler) = (Index::default(), Compiler::default());
+        let pods = [LocalPod { uid: "web".to_owned(), cgroup: 1, containers: Vec::new() }];
+        let node = Node {
+            name: "n",
+            pod_root_level: 1,
+            unknown_pods: UnknownPods::Deny,
+            incomplete: false,
+            pods: &pods,
+        };
+        let mut room = Vec::new();
+        for round in 0..20 {
+            let mut dirty = Dirty::default();
+            for object in objects(round) {
+                for read in read(object).into_iter().flatten() {
+                    read.event().into_iter().for_each(|event| dirty |= index.apply(event));
+                }
+            }
+            compiler.update(&index, &node, dirty);
+            assert!(!compiler.compiled().desired.rows.is_empty());
+            assert!(compiler.grants.held().1 && compiler.identities.held().0 > 2);
+            room.push(compiler.grants.held().0);
+        }
+        // The next round's grants come before the last one's go, so that there is room for two rounds and no more.
+        assert!(room.iter().all(|held| *held <= 2 * room[0]), "{room:?}");
+        let mut dirty = Dirty::default();
+        for object in index.objects().collect::<Vec<_>>() {
+            dirty |= index.apply(Event::Delete(object));
+        }
+        compiler.update(&index, &node, dirty);
+        assert_eq!((compiler.grants.held().1, compiler.identities.held()), (false, (1, 0)));
+        assert!(!compiler.policies.any() && compiler.diagnostics.is_empty());
+        let desired = &compiler.compiled().desired;
+        assert!(desired.rows.is_empty() && desired.addresses.is_empty() && desired.cidrs.is_empty());
+        assert!(compiler.compiled().provenance.policies.is_empty() && desired.endpoints.is_empty());
+    }
+}

@@ -215,3 +215,12 @@ impl Grants {
         self.prefixes = Prefixes::new(&self.regions);
     }
 }
+
+#[cfg(test)]
+impl Grants {
+    /// How many grants there is room for, and whether any is held or listed.
+    pub(super) fn held(&self) -> (usize, bool) {
+        let listed = !self.pods.is_empty() || !self.in_namespace.is_empty() || !self.by_peer.is_empty();
+        (self.entries.len(), listed || !self.ids.is_empty() || !self.cidrs.is_empty())
+    }
+}

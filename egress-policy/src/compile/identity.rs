@@ -236,6 +236,14 @@ impl Identities {
     }
 }
 
+#[cfg(test)]
+impl Identities {
+    /// How many there are, the world included, and how many lists.
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.entries.len(), self.by_grant.len() + self.by_part.len())
+    }
+}
+
 /// Takes a number off a list, and the list away with its last number.
 fn unlist<K: Copy + Ord>(lists: &mut BTreeMap<K, BTreeSet<u64>>, key: K, number: u64) {
     if let Some(list) = lists.get_mut(&key) {

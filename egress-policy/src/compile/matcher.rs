@@ -127,10 +127,19 @@ mod tests {
         assert_eq!(found(&matcher, &[]), [0, 3, 5]);
         assert_eq!(found(&matcher, &[("app", "a")]), [0, 1, 2, 5]);
         assert_eq!(found(&matcher, &[("app", "b"), ("tier", "y")]), [0, 2, 3, 4, 6]);
-        for selector in &selectors {
+        for (left, selector) in (0..selectors.len()).rev().zip(&selectors) {
+            assert!(!matcher.is_empty());
+            matcher.prune(selector, Vec::is_empty);
             matcher.change(selector, Vec::clear);
             matcher.prune(selector, Vec::is_empty);
+            let all = found(&matcher, &[("app", "a"), ("tier", "x")]);
+            assert!(all.iter().all(|i| *i >= selectors.len() - left), "{all:?}");
         }
         assert!(matcher.is_empty());
+        matcher.change(&selectors[1], |found| found.push(0));
+        assert!(!matcher.is_empty(), "by a label alone");
+        let mut other: Matcher<Vec<usize>> = Matcher::default();
+        other.change(&selectors[0], |found| found.push(0));
+        assert!(!other.is_empty(), "by none alone");
     }
 }

@@ -80,4 +80,9 @@ fn a_container_is_taken_at_its_word() {
     let tiers = |container| chain(&world.index, web, container, "10.0.2.1".parse().unwrap(), (6, 8443)).tiers;
     assert!(tiers(proxy)[0].rule.is_some() && tiers(None)[0].rule.is_none());
     assert_eq!(tiers(None)[0].tier, "EgressGatewayPolicy");
+    let proxies = chain(&world.index, web, None, "10.0.2.1".parse().unwrap(), (6, 8443)).proxies;
+    assert_eq!(proxies.into_iter().collect::<Vec<_>>(), ["istio-proxy"]);
+    assert!(
+        chain(&world.index, ("other", "free"), None, "10.0.2.1".parse().unwrap(), (6, 1)).proxies.is_empty()
+    );
 }

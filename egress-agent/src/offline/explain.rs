@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use egress_common::Action;
+use egress_common::{Action, Reason};
 use egress_policy::compile::{Chain, PodState, chain};
 use egress_policy::explain::{Judge, Target};
 use serde::Serialize;
@@ -82,6 +82,11 @@ fn text(explanation: &Explanation, reason: &str) -> String {
                     None => "no rule allows it".to_owned(),
                 };
                 lines.push(format!("  {}{mode}: {says}", names.join(", ")));
+            }
+            if verdict.reason == Reason::SidecarBypass.name() {
+                let names: Vec<&str> = chain.proxies.iter().map(String::as_str).collect();
+                let who = if names.is_empty() { "no container".to_owned() } else { names.join(" or ") };
+                lines.push(format!("  proxy lock: {who} alone may send this"));
             }
         }
     }

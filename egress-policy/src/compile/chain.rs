@@ -42,6 +42,8 @@ pub struct Backend {
 pub struct Chain {
     /// The tiers that select the pod; none where it is unselected, invalid or unknown.
     pub tiers: Vec<TierVerdict>,
+    /// The containers that a lock of the pod calls its proxy; none without a lock.
+    pub proxies: BTreeSet<String>,
     /// Where the address is a service's: the backends behind this port, each of which has to be allowed.
     pub backends: BTreeSet<Backend>,
 }
@@ -65,7 +67,10 @@ pub fn chain(
         }
     }
     let pod = index.shared_pod(pod.0, pod.1);
-    if let Some(Selection::Isolated { content, .. }) = pod.map(|pod| select::select(index, pod, container)) {
+    let selection = pod.map(|pod| (pod, select::select(index, pod, container)));
+    if let Some((pod, Selection::Isolated { content, lock })) = selection {
+        let proxies = select::proxies(index, pod).into_iter().filter(|_| lock.is_some());
+        out.proxies = proxies.map(str::to_owned).collect();
         out.tiers = content.tiers.iter().map(|one| tier(index, one, to, protocol, port)).collect();
     }
     out

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{World, egp, json, labels, lock, mesh, np};
+use common::{World, egp, json, labels, lock, mesh, np, pod, service, slice};
 use egress_common::decide::NO_RULE;
 use egress_common::{Action, Reason};
 use egress_policy::compile::PodState;
@@ -103,4 +103,32 @@ fn a_gateways_destinations_audit_with_their_policy() {
     };
     assert_eq!(policy("Audit"), Action::Audit);
     assert_eq!(policy("Enforce"), Action::Deny);
+}
+
+#[test]
+fn a_service_audits_where_one_backend_does_in_whatever_order() {
+    // The network policy audits and means the pod at one of the addresses only.
+    let meant = |label: &str| {
+        let rule = json!([{"to": [{"podSelector": labels("app", label)}]}]);
+        annotated(np("app/p", json!({"podSelector": labels("app", "web"), "egress": rule})), "Audit")
+    };
+    let port = json!([{"name": "x", "port": 80}]);
+    let world = mesh()
+        .with(lock(json!({})))
+        .with(pod("app/cache", "10.0.1.8", json!({"app": "cache"})))
+        .with(service("app/s", "10.96.5.5", port.clone()))
+        .with(slice("app/s", &["10.0.1.2", "10.0.1.8"], port));
+    for label in ["db", "cache"] {
+        assert_eq!(action(&world.with(meant(label)), "10.96.5.5"), Action::Deny, "{label}: on another port");
+        assert_eq!(
+            world.with(meant(label)).action("app/web", "10.96.5.5", "tcp/80"),
+            Action::Audit,
+            "{label}"
+        );
+    }
+    let both = annotated(
+        np("app/p", json!({"podSelector": labels("app", "web"), "egress": [{"to": [{"podSelector": {}}]}]})),
+        "Audit",
+    );
+    assert_eq!(world.with(both).action("app/web", "10.96.5.5", "tcp/80"), Action::Allow);
 }

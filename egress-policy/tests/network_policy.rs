@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{World, json, labels, mesh, np, pod, set};
+use common::{Value, World, json, labels, mesh, np, pod, set};
 use egress_policy::compile::PodState;
 
 fn egress(rules: serde_json::Value) -> World {
@@ -178,4 +178,49 @@ fn dual_stack() {
         assert!(world.allows("app/web", to, "icmp"));
     }
     assert!(!world.allows("app/web", "fd00::3", "tcp/80"));
+}
+
+#[test]
+fn a_row_holds_what_fits_and_prefers_ports_to_exact_rules() {
+    let policy = |ports: &[u16]| {
+        let rules: Vec<Value> = ports
+            .iter()
+            .map(|port| json!({"to": [{"podSelector": labels("app", "db")}], "ports": [{"port": port}]}))
+            .collect();
+        mesh().with(np("app/p", json!({"podSelector": labels("app", "web"), "egress": rules})))
+    };
+    // As many as there is room for, each with its own rule.
+    let (apart, next): (Vec<u16>, Vec<u16>) =
+        ((0..32).map(|i| 1000 + 2 * i).collect(), (0..32).map(|i| 1000 + i).collect());
+    for ports in [apart, next] {
+        let world = policy(&ports);
+        assert_eq!(world.diagnostics(), "");
+        for (i, port) in ports.iter().enumerate() {
+            assert_eq!(
+                world.rule("app/web", "10.0.1.2", &format!("tcp/{port}")),
+                format!("NetworkPolicy app/p spec.egress[{i}]")
+            );
+        }
+    }
+    // More than that, next to each other: one range, and not each its own rule.
+    for count in [33, 40, 90] {
+        let ports: Vec<u16> = (0..count).map(|i| 1000 + i).collect();
+        let world = policy(&ports);
+        assert_eq!(world.diagnostics(), "");
+        assert!(ports.iter().all(|port| world.allows("app/web", "10.0.1.2", &format!("tcp/{port}"))));
+        assert!(
+            !world.allows("app/web", "10.0.1.2", "tcp/999")
+                && !world.allows("app/web", "10.0.1.2", &format!("tcp/{}", 1000 + count))
+        );
+    }
+    // One too many that cannot be put together is denied, and said.
+    let world = policy(&(0..33).map(|i| 1000 + 2 * i).collect::<Vec<_>>());
+    assert!(
+        world.diagnostics().contains("more than 32 port ranges to one destination; 1 are denied"),
+        "{}",
+        world.diagnostics()
+    );
+    assert!(
+        world.allows("app/web", "10.0.1.2", "tcp/1062") && !world.allows("app/web", "10.0.1.2", "tcp/1064")
+    );
 }

@@ -256,7 +256,7 @@ where
     }
     // Denied in any case; what is left to find out is whether it would have been the proxy's to send.
     let covered = match view.row(&RowKey { policy: subject.lock, identity }) {
-        Some(row) => entry(row, flow).is_none(),
+        Some(row) => !matches!(entry(row, flow), Some((VERDICT_ALLOW, _))),
         None => true,
     };
     if covered { Verdict { reason: Reason::SidecarBypass, ..verdict } } else { verdict }

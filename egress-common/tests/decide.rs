@@ -4,8 +4,8 @@ mod support;
 
 use egress_common::wire::{
     Addr, Cidr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROTOCOL_ANY, PROXIES,
-    Ports, Proxy, ROW_ENTRIES, STATE_INVALID, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY, VERDICT_ALLOW,
-    VERDICT_AUDIT,
+    Ports, Proxy, ROW_ENTRIES, RowKey, STATE_INVALID, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
+    VERDICT_ALLOW, VERDICT_AUDIT,
 };
 use egress_common::{Action, Decision, Hook, Meta, Reason, decide};
 use support::{ETH0, LO, Maps, PEER, PEER_V4, PEER_V6, POD, POLICY, Sender, V4, V6, ipv4, tcp4, tcp6};
@@ -378,4 +378,26 @@ fn hooks_have_numbers_and_names() {
     assert_eq!(Hook::from_wire(Hook::Socket as u8), Some(Hook::Socket));
     assert_eq!((Hook::from_wire(0), Hook::from_wire(2)), (None, None));
     assert_eq!(Hook::Socket.name(), "socket");
+}
+
+#[test]
+fn the_pods_cgroup_is_told_at_either_level() {
+    let maps = Maps::new();
+    let packet = &tcp4(V4, PEER_V4, 80);
+    for sender in [Sender::NESTED, Sender::DIRECT] {
+        assert_eq!(maps.judge_from(sender, packet, ETH0).cgroup, POD);
+    }
+    // Of pods that are not known, the deepest cgroup at pod level.
+    assert_eq!(maps.judge_from(Sender::STRANGER, packet, ETH0).cgroup, 77);
+    assert_eq!(maps.judge_from(Sender([1, 10, 78, 0, 0, 0]), packet, ETH0).cgroup, 78);
+}
+
+#[test]
+fn a_row_of_the_lock_that_cannot_be_read_is_no_excuse() {
+    let mut maps = locked(&[]);
+    maps.set_row(LOCK, PEER, &[]);
+    for len in [0, 33, u32::MAX] {
+        maps.rows.get_mut(&RowKey { policy: LOCK, identity: PEER }).unwrap().len = len;
+        assert_eq!(maps.judge(&tcp4(V4, PEER_V4, 443)).verdict.reason, Reason::SidecarBypass);
+    }
 }

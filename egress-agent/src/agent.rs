@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use egress_common::wire::{ABI, FlowEvent};
 use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, PodState, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
-use egress_policy::object::{Object, ObjectRef};
+use egress_policy::object::{Object, ObjectRef, Pod};
 use egress_policy::plan::{self, Keys, Plan};
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
@@ -86,9 +86,15 @@ impl Agent {
     pub(crate) fn look_at_source(&mut self) {
         let mut changes = self.source.look();
         for event in std::mem::take(&mut changes.events) {
-            match self.linger(&event) {
-                Some(pod) => self.lingering.push(pod),
-                None => self.index(event),
+            match event {
+                Event::Delete(object) => match self.stands(&object, None) {
+                    Some((name, _)) => self.lingering.push((name, object)),
+                    None => self.index(Event::Delete(object)),
+                },
+                Event::Upsert(object) => {
+                    self.keep_predecessor(&object);
+                    self.index(Event::Upsert(object));
+                }
             }
         }
         if self.held && !changes.incomplete {
@@ -103,13 +109,23 @@ impl Agent {
         self.source_state = changes;
     }
 
-    /// The pod of an event that takes its object away while its processes may still run: without the object they would be
-    /// unknown, which may be more than their policies allow.
-    fn linger(&self, event: &Event) -> Option<(String, ObjectRef)> {
-        let Event::Delete(object) = event else { return None };
+    /// A pod of this name whose processes may still run, other than one of `uid`, with the UID or hash in its cgroup's name.
+    /// Without its object they would be unknown, which may be more than their policies allow.
+    fn stands(&self, object: &ObjectRef, uid: Option<&str>) -> Option<(String, Pod)> {
         let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
-        let stands = self.scan.pods.iter().any(|local| *local.uid == *pod.uid);
-        stands.then(|| (pod.uid.to_string(), object.clone()))
+        let names = [Some(&*pod.uid), pod.static_hash.as_deref()];
+        let here = self.scan.pods.iter().find(|local| names.contains(&Some(&*local.uid)))?;
+        (uid != Some(&*pod.uid)).then(|| (here.uid.clone(), pod))
+    }
+
+    /// Keeps a pod in whose place another one of the same name comes, under a name that no pod can have.
+    fn keep_predecessor(&mut self, object: &Object) {
+        let Object::Pod(new) = object else { return };
+        if let Some((name, mut pod)) = self.stands(&object.object_ref(), Some(&new.uid)) {
+            pod.name = format!("{} (before, UID {})", pod.name, pod.uid).into();
+            self.lingering.push((name, pod.object_ref()));
+            self.index(Event::Upsert(Object::Pod(pod)));
+        }
     }
 
     /// Lets go of the pods whose cgroup has gone since their object went. An object that came back is left alone.
@@ -210,6 +226,10 @@ impl Agent {
             self.apply(&plan);
         }
         self.attach();
+        // Of another version, and perhaps under policies that could not be read yet: until then either one denies.
+        if !self.held && self.datapath.attached().is_some() {
+            self.datapath.retire_other_versions();
+        }
         self.retry = !self.errors.is_empty();
         true
     }

@@ -144,7 +144,7 @@ pub struct CleanupArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ExplainArgs {
     /// The sender: NS/POD or NS/POD/CONTAINER; without a container, one that is no proxy of a lock.
-    #[arg(long, env = "EGRESS_FROM", value_name = "NS/POD")]
+    #[arg(long, env = "EGRESS_FROM", value_name = "NS/POD[/CONTAINER]")]
     pub from: Sender,
     /// The destination: ADDR:PORT/PROTO, or ADDR/ICMP.
     #[arg(long, env = "EGRESS_TO", value_name = "ADDR:PORT/PROTO", value_parser = offline::target)]

@@ -334,3 +334,26 @@ fn a_proxy_lock_lets_only_the_proxy_out() {
     stand.start();
     passes(&app, &outside()[0]);
 }
+
+#[test]
+fn a_pod_that_comes_again_under_its_name_leaves_the_one_before_locked_down() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let peer = stand.peer();
+    // Less than what unknown pods may do.
+    stand.lock_down(json!({"allow": {"inCluster": false, "dns": "None"}}));
+    let old = stand.pod(PodSpec::new("a", "web-0"));
+    stand.start();
+    denied(&old, peer.pod().v4());
+    let mut new = pod_object(&stand, old.pod());
+    new["metadata"]["uid"] = json!("0c5e7b2e-0000-4000-8000-0000000000aa");
+    new["status"]["podIPs"] = json!([]);
+    new["status"]["podIP"] = json!("");
+    stand.write(new);
+    eventually("the object was read", || {
+        let endpoints = stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
+        String::from_utf8(endpoints.stdout).unwrap().contains("web-0 (before, UID")
+    });
+    denied(&old, peer.pod().v4());
+    old.pod().remove().unwrap();
+    eventually("it is let go", || entries(&stand.agent, "egress_endpoint") == 1);
+}

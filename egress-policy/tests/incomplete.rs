@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{NODE, json, lock, mesh, namespace, pod, set};
+use common::{NODE, json, labels, lock, mesh, namespace, np, pod, set};
+use egress_common::Reason;
 use egress_policy::compile::{Node, PodState, compile};
 
 #[test]
@@ -80,4 +81,19 @@ fn a_service_that_kube_proxy_leaves_alone_has_no_address() {
     let mut labelled = real;
     labelled["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
     assert!(!world.with(labelled).allows("app/web", outside, "tcp/443"));
+}
+
+#[test]
+fn without_its_namespace_object_a_pod_is_closed_where_something_selects_it_for_certain() {
+    let mut world = mesh().with(lock(json!({}))).without("Namespace app");
+    assert!(!world.compile().endpoints.contains_key(&world.cgroup("app/web")), "unknown");
+    assert!(world.allows("app/web", "10.0.1.2", "tcp/80"), "as unknown pods may");
+    // What a network policy says may be less than unknown pods may do, and together with what is not known less still.
+    world.add(np("app/deny", json!({"podSelector": labels("app", "web"), "policyTypes": ["Egress"]})));
+    for to in ["10.0.1.2", "198.51.100.1"] {
+        assert_eq!(world.verdict("app/web", to, "tcp/80").reason, Reason::InvalidPolicy, "{to}");
+    }
+    assert!(world.allows("app/db", "10.0.1.1", "tcp/80"), "not selected");
+    let known = world.with(namespace("app", json!({})));
+    assert_eq!(known.verdict("app/web", "10.0.1.2", "tcp/80").reason, Reason::NotAllowed);
 }

@@ -157,3 +157,31 @@ fn proxies_that_do_not_fit_count_as_none() {
     assert!((0..PROXIES).all(allowed) && !(PROXIES..PROXIES + 2).any(allowed));
     assert!(world.diagnostics().contains("more than 4 containers are proxies"), "{}", world.diagnostics());
 }
+
+#[test]
+fn a_container_put_into_a_running_pod_is_no_proxy() {
+    let containers = |kind: &str| {
+        let mut web = common::pod("app/web", "10.0.1.1", json!({"app": "web"}));
+        let mut world = mesh();
+        world.local.clear();
+        world.names.clear();
+        // Cgroups are made for what `spec.containers` names; what kind each is the object says.
+        web["spec"]["containers"] = json!([{"name": "app"}, {"name": "istio-proxy"}]);
+        world.add(web.clone());
+        web["spec"]["containers"] = json!([{"name": "app"}]);
+        web["spec"][kind] = json!([{"name": "istio-proxy", "restartPolicy": "Always"}]);
+        world.with(web).with(lock(json!({"proxy": {"containers": ["istio-proxy"]}})))
+    };
+    assert!(allows(&containers("initContainers"), "app/web/istio-proxy", GATEWAY), "a sidecar");
+    let debugger = containers("ephemeralContainers");
+    assert_eq!(verdict(&debugger, "app/web/istio-proxy", GATEWAY).reason, Reason::SidecarBypass);
+}
+
+#[test]
+fn a_pod_that_names_another_node_is_said() {
+    let world = locked("Egress", &json!({}));
+    assert_eq!(world.diagnostics(), "");
+    let web = set(common::pod("app/web", "10.0.1.1", json!({})), "/spec/nodeName", json!("node-a.example"));
+    let diagnostics = world.with(web).diagnostics();
+    assert!(diagnostics.contains("it runs here, on node-a, but names node-a.example"), "{diagnostics}");
+}

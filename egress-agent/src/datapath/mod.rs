@@ -36,6 +36,8 @@ pub struct Datapath {
     ebpf: Ebpf,
     maps: maps::Maps,
     attached: Option<Attached>,
+    /// No other version's pins are left.
+    alone: bool,
 }
 
 /// Where the socket hook is attached.
@@ -64,7 +66,7 @@ impl Datapath {
         let mut ebpf = loader.load(OBJECT).context("the kernel refuses the BPF object")?;
         program(&mut ebpf)?.load().context("the kernel refuses the BPF program of the socket hook")?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
-        Ok(Self { pins, ebpf, maps, attached: None })
+        Ok(Self { pins, ebpf, maps, attached: None, alone: false })
     }
 
     /// What the maps say now, as of the last read or write.
@@ -100,9 +102,15 @@ impl Datapath {
             .try_into()
             .context("the kernel has no BPF links for cgroups (5.7 and later do)")?;
         self.pins.replace_link(SOCKET_PROGRAM, link)?;
-        self.pins.remove_other_versions();
         self.attached = Some(Attached { root: root.clone(), program: id });
         Ok(())
+    }
+
+    /// Removes what agents of other versions pinned; only the first call looks.
+    pub fn retire_other_versions(&mut self) {
+        if !std::mem::replace(&mut self.alone, true) {
+            self.pins.remove_other_versions();
+        }
     }
 
     /// Looks whether the link that was pinned still is.

@@ -120,6 +120,7 @@ impl Compiler {
                 Err(wrong) => (None, Some(*wrong)),
             };
             let namespace = pod.as_ref().map(|pod| pod.namespace.clone());
+            let wrong = wrong.or_else(|| endpoint::elsewhere(pod.as_ref()?, node.name));
             self.found.insert(cgroup, Found { local: local.clone(), namespace });
             let judge = |pod: Arc<Pod>| endpoint::local(index, &pod, &local.containers, node.incomplete);
             let mut local = pod.map_or_else(Local::default, judge);

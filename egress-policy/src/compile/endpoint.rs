@@ -11,7 +11,7 @@ use super::grant::Content;
 use super::report::{Diagnostic, EndpointInfo, PodState, Severity};
 use super::select::{self, Selection};
 use crate::index::Index;
-use crate::object::{Pod, address};
+use crate::object::{ContainerKind, Pod, address};
 
 /// What there is of a local pod. Without an endpoint it is unknown.
 #[derive(Debug, Default)]
@@ -49,6 +49,19 @@ pub(super) fn find(index: &Index, node: &str, uid: &str) -> Result<Option<Arc<Po
     }
 }
 
+/// What is wrong with a pod that is found here and names another node.
+pub(super) fn elsewhere(pod: &Pod, node: &str) -> Option<Diagnostic> {
+    let named = pod.node.as_deref().filter(|named| *named != node)?;
+    Some(Diagnostic {
+        object: Some(pod.object_ref()),
+        path: "spec.nodeName".to_owned(),
+        reason: format!(
+            "it runs here, on {node}, but names {named}: its containers are not told apart (is the node's name right?)"
+        ),
+        severity: Severity::Error,
+    })
+}
+
 /// Judges a local pod with these containers. `incomplete`: see [`Node`](super::Node).
 pub(super) fn local(index: &Index, pod: &Pod, containers: &[LocalContainer], incomplete: bool) -> Local {
     let mut out = Local::default();
@@ -60,7 +73,7 @@ pub(super) fn local(index: &Index, pod: &Pod, containers: &[LocalContainer], inc
             out.diagnostics.push(Diagnostic {
                 object: Some(pod.object_ref()),
                 path: "metadata.namespace".to_owned(),
-                reason: "its Namespace is not known and policies select by namespace labels; the pod stays unknown".to_owned(),
+                reason: format!("{}; the pod stays unknown", select::UNDECIDED),
                 severity: Severity::Error,
             });
             return out;
@@ -111,8 +124,16 @@ fn proxies(
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<(LocalContainer, Content)> {
     let names = select::proxies(index, pod);
+    // Who may put a container into a running pod must not thereby get a proxy.
+    let passing = |name: &str| {
+        let mut of_spec = pod.spec.containers.iter();
+        let kind = of_spec.find(|container| *container.name == *name).map(|container| container.kind);
+        matches!(kind, Some(ContainerKind::Ephemeral | ContainerKind::Init))
+    };
+    let mut containers: Vec<&LocalContainer> = containers.iter().collect();
+    containers.sort_by_key(|container| (&container.name, container.cgroup));
     let mut out = Vec::new();
-    for container in containers.iter().filter(|container| names.contains(&*container.name)) {
+    for container in containers.into_iter().filter(|one| names.contains(&*one.name) && !passing(&one.name)) {
         if let Selection::Isolated { content, .. } = select::select(index, pod, Some(&container.name)) {
             out.push((container.clone(), content));
         }

@@ -28,6 +28,9 @@ pub(super) enum Selection {
     Undecided,
 }
 
+/// Why a pod is not judged by its policies, or is invalid.
+pub(super) const UNDECIDED: &str = "its Namespace is not known and policies select by namespace labels";
+
 /// Collects a tier while policies are looked at.
 #[derive(Default)]
 struct Collected {
@@ -58,17 +61,22 @@ pub(super) fn select(index: &Index, pod: &Pod, container: Option<&str>) -> Selec
     let lifeline = LIFELINE_NAMESPACES.contains(&&*pod.namespace);
     let subjects = index.gateway_policies().flat_map(|policy| &policy.subjects);
     let mut subjects = subjects.filter(|subject| subject.system_namespaces || !lifeline);
-    if !gateway && subjects.any(|subject| !namespace.decides(&subject.who.namespaces)) {
-        return Selection::Undecided;
-    }
+    let undecided = !gateway && subjects.any(|subject| !namespace.decides(&subject.who.namespaces));
     let gateways = if gateway {
         destinations(index, pod, namespace)
     } else {
         lock_downs(index, pod, namespace, container)
     };
     let network = network_policies(index, pod);
-    let reasons: Vec<String> = gateways.reasons.into_iter().chain(network.reasons).collect();
+    let mut reasons: Vec<String> = gateways.reasons.into_iter().chain(network.reasons).collect();
     let tiers: Vec<Tier> = gateways.tier.into_iter().chain(network.tier).collect();
+    if undecided {
+        // What selects it for certain may say less than unknown pods may do, and what is not known may say less than that.
+        if tiers.is_empty() {
+            return Selection::Undecided;
+        }
+        reasons.push(UNDECIDED.to_owned());
+    }
     if !reasons.is_empty() {
         return Selection::Invalid {
             policies: tiers.into_iter().flat_map(|tier| tier.policies).collect(),

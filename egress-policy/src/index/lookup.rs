@@ -204,9 +204,9 @@ impl Index {
     /// The name of a container of this node, by the UID of its pod (or the hash of a static pod) and its own id.
     #[must_use]
     pub fn container_name(&self, uid: &str, id: &str) -> Option<&str> {
-        let pods = self.by_uid(uid).iter().chain(self.by_hash(uid));
-        let mut ids = pods.flat_map(|pod| &pod.container_ids);
-        ids.find(|(known, _)| **known == *id).map(|(_, name)| &**name)
+        let by_uid = self.by_uid(uid);
+        let [pod] = (if by_uid.is_empty() { self.by_hash(uid) } else { by_uid }) else { return None };
+        pod.container_ids.iter().find(|(known, _)| **known == *id).map(|(_, name)| &**name)
     }
 
     /// The static pods that say they have this hash.

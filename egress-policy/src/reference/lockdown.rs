@@ -4,8 +4,8 @@ use super::cluster::Cluster;
 use super::matching::{labels_match, ports_hold, prefix_holds};
 use super::{Rules, Target, Tier};
 use crate::object::{
-    Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, Pod, Ports, Scope,
-    ToPeer,
+    Allow, ContainerKind, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, Pod,
+    Ports, Scope, ToPeer,
 };
 
 /// The lock-downs of one pod.
@@ -127,7 +127,18 @@ impl Subject<'_> {
     fn lock(&self, policy: &EgressGatewayPolicy) -> Option<Scope> {
         let proxy = policy.proxy.as_ref()?;
         let listed = |name: &str| proxy.containers.iter().any(|listed| listed == name);
-        if self.container.is_some_and(listed) { None } else { Some(proxy.scope) }
+        // A container that was put into the running pod, or that is gone when the others run, is no sidecar.
+        let sidecar = |name: &str| {
+            let mut containers = self.pod.spec.containers.iter();
+            containers
+                .find(|one| *one.name == *name)
+                .is_none_or(|one| matches!(one.kind, ContainerKind::Regular | ContainerKind::Sidecar))
+        };
+        if self.container.is_some_and(|name| listed(name) && sidecar(name)) {
+            None
+        } else {
+            Some(proxy.scope)
+        }
     }
 
     /// Whether this policy lets only its proxy send to a target, and the container that sends is not the proxy.

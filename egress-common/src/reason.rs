@@ -90,7 +90,7 @@ reasons! {
     Loopback = 2, Allow;
     /// No policy selects this pod.
     Unselected = 3, Allow;
-    /// The pod is not known yet and the agent was told to let unknown pods pass.
+    /// The pod is not known (yet), and the destination is one that unknown pods may reach.
     UnknownPodAllowed = 4, Allow;
     /// The maps are not written yet, or were written by another version.
     NotReady = 16, Deny;

@@ -17,6 +17,9 @@ struct Explanation {
     to: String,
     #[serde(flatten)]
     verdict: Verdict,
+    /// The objects have the pod.
+    #[serde(skip)]
+    listed: bool,
     /// `Unselected`, `Isolated`, `Invalid` with its reasons; absent for a pod that the objects do not have.
     endpoint: Option<PodState>,
     #[serde(flatten)]
@@ -50,6 +53,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<bool> {
         from: from.to_string(),
         to: to.to_string(),
         verdict: first.into(),
+        listed: known.is_some(),
         endpoint: first.endpoint.map(|endpoint| endpoint.state.clone()),
         backend_verdicts: rest.iter().map(Verdict::from).collect(),
         chain,
@@ -63,11 +67,14 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<bool> {
 }
 
 fn text(explanation: &Explanation, reason: &str) -> String {
-    let Explanation { from, to, verdict, endpoint, chain, backend_verdicts } = explanation;
+    let Explanation { from, to, verdict, listed, endpoint, chain, backend_verdicts } = explanation;
     let of = verdict.destination.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
     let mut lines =
         vec![format!("{} {}: {from} -> {to}{of}", verdict.action, verdict.reason), format!("  {reason}")];
     match endpoint {
+        None if *listed => {
+            lines.push("  its Namespace is not among the objects, and policies ask for its labels: judged as an unknown pod".to_owned());
+        }
         None => lines.push("  the objects have no such pod: judged as an unknown pod".to_owned()),
         Some(PodState::Unselected) => {}
         Some(PodState::Invalid { reasons }) => {

@@ -4,6 +4,9 @@
 //! does pass if it passes in both. It rests on two things: a row is a function of its key, as [`compile`](mod@crate::compile)
 //! makes it, and both states hold the rows of every policy with every identity that are in use.
 //!
+//! One exception closes rather than opens: of more proxies of one pod than an endpoint has places for, old and new ones
+//! together, some count as none while a bridge stands.
+//!
 //! The order that gives it: rows, then where addresses lead, then endpoints, then the configuration with its new
 //! revision (so that no verdict of the old state is taken for one of the new revision), then the rows that nothing
 //! leads to any more. Where a pod's policy and an address's identity change together there would be a moment with the

@@ -212,6 +212,33 @@ fn objects_of_another_kind_and_deletes_of_what_is_not_there_change_nothing() {
     assert_eq!(World { index, ..world }.compile(), before);
 }
 
+#[test]
+fn of_what_has_one_name_twice_the_last_or_the_first_counts_and_nothing_breaks() {
+    let twin = |label: &str| {
+        let read = read(pod("app/db", "10.0.1.2", json!({"app": label}))).unwrap_or_default().pop();
+        match read.and_then(Read::event) {
+            Some(Event::Upsert(object)) => object,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut world = mesh();
+    world.index.relist(Kind::Pod, vec![twin("one"), twin("db"), twin("two")]);
+    assert_eq!(world.index.pods().filter_map(|pod| pod.labels.get("app")).collect::<Vec<_>>(), ["two"]);
+    // Two gateways and two ports of one name, and a slice that has a port twice.
+    let port = |name: &str, port: u16| json!({"name": name, "port": port});
+    let mut policy = lock(json!({}));
+    let gateways = policy["spec"]["gateways"].as_array().cloned().unwrap_or_default();
+    policy["spec"]["gateways"] = json!([gateways[0], gateways[0]]);
+    let world = mesh()
+        .with(policy)
+        .with(service("gw/gate", "10.96.0.9", json!([port("x", 443), port("x", 443)])))
+        .with(slice("gw/gate", &["10.0.2.1", "10.0.2.1"], json!([port("x", 8443), port("x", 9443)])));
+    assert!(
+        world.allows("app/web", "10.96.0.9", "tcp/443") && world.allows("app/web", "10.0.2.1", "tcp/8443")
+    );
+    assert!(!world.allows("app/web", "10.0.2.1", "tcp/9443"), "the first one counts");
+}
+
 fn value() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
         Just("Egress"),

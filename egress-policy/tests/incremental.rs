@@ -15,7 +15,7 @@ use egress_policy::object::{Object, read};
 use egress_policy::plan::{State, diff, diff_at};
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert_eq, proptest};
-use proptest::test_runner::TestCaseError;
+use proptest::test_runner::{FileFailurePersistence, TestCaseError};
 use random::strategy::cluster;
 use serde_json::Value;
 
@@ -105,12 +105,19 @@ impl Follower {
     }
 }
 
-fn cases() -> u32 {
-    env::var("REFERENCE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1000)
+/// A history that fails is kept in `incremental.regressions` beside this file, and tried first from then on.
+fn config() -> ProptestConfig {
+    let cases = env::var("REFERENCE_CASES").ok().and_then(|text| text.parse().ok());
+    ProptestConfig {
+        cases: cases.unwrap_or(1000),
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn following_events_is_compiling_from_nothing(

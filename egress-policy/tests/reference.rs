@@ -16,7 +16,7 @@ use egress_policy::plan::diff;
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, proptest};
 use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use random::RandomCluster;
 use random::probe::{Edges, Tally, compare};
 use random::strategy::cluster;
@@ -26,10 +26,14 @@ fn setting(name: &str, default: u32) -> u32 {
     env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// A case that fails is kept as a test of its own, not in a file.
+/// A case that fails is kept in `reference.regressions` beside this file, and tried first from then on.
 fn config(share: u32) -> ProptestConfig {
-    let cases = setting("REFERENCE_CASES", 2000) / share;
-    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: setting("REFERENCE_CASES", 2000) / share,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

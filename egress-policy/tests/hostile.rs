@@ -6,7 +6,7 @@ mod common;
 
 use common::{NODE, Value, World, egp, json, labels, lock, mesh, namespace, np, pod, service, set, slice};
 use egress_common::Action;
-use egress_policy::compile::{Compiler, Node};
+use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Kind, ObjectRef, Read, read};
 use egress_policy::plan::{State, diff};
@@ -145,6 +145,46 @@ fn services_that_stand_behind_each_other() {
     }
     assert!(work(&world) < 5_000);
     assert!(!world.allows("app/web", &vip(7), "tcp/80"), "a circle leads nowhere");
+}
+
+#[test]
+fn one_more_of_many_services_in_front_of_the_same_backends() {
+    let backends: Vec<String> = (1..21).map(|i| format!("198.51.100.{i}")).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let port = json!([{"name": "x", "port": 80}]);
+    let cost = |n: usize| {
+        let add = |world: &mut World, i: usize| {
+            world.add(service(
+                &format!("app/s{i}"),
+                &format!("10.97.{}.{}", i / 250, i % 250 + 1),
+                port.clone(),
+            ));
+            world.add(slice(&format!("app/s{i}"), &backends, port.clone()));
+        };
+        let mut world = mesh().with(lock(json!({})));
+        (0..n).for_each(|i| add(&mut world, i));
+        let mut compiler = Compiler::default();
+        let local = world.local.clone();
+        let node = |pods| Node {
+            name: NODE,
+            pod_root_level: 2,
+            unknown_pods: UnknownPods::DenyOutside,
+            incomplete: false,
+            pods,
+        };
+        compiler.update(&world.index, &node(&local), Dirty::default());
+        let before = compiler.work();
+        let one = slice(&format!("app/s{}", n / 2), &backends[..19], port.clone());
+        let events = read(one).unwrap_or_default().into_iter().filter_map(Read::event);
+        let mut dirty = Dirty::default();
+        events.for_each(|event| dirty |= world.index.apply(event));
+        compiler.update(&world.index, &node(&local), dirty);
+        compiler.work() - before
+    };
+    let (one, two) = (cost(100), cost(200));
+    assert!(one > 20 && two <= one * 5 / 2, "{one} among 100, {two} among 200");
+    // Not the backends of each of the services again.
+    assert!(one < 100 * 20 * 2, "{one}");
 }
 
 #[test]

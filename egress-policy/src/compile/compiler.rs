@@ -298,7 +298,9 @@ impl Compiler {
         for addr in others {
             let before = self.compiled.desired.addresses.get(&addr).copied();
             let after = self.address(index, &lengths, addr, keys);
-            let same = before.is_some() && before == after && address::plain(index, &addr);
+            // Without an identity of its own it has that of its prefix.
+            let same_prefix = before.is_some() || keys.cidrs.is_empty();
+            let same = before == after && same_prefix && address::plain(index, &addr);
             if !same {
                 in_front(&addr, &mut vips);
             }

@@ -87,12 +87,14 @@ impl Agent {
         let mut changes = self.source.look();
         for event in std::mem::take(&mut changes.events) {
             match event {
-                Event::Delete(object) => match self.stands(&object, None) {
+                Event::Delete(object) => match self.stands(&object) {
                     Some((name, _)) => self.lingering.push((name, object)),
                     None => self.index(Event::Delete(object)),
                 },
                 Event::Upsert(object) => {
-                    self.keep_predecessor(&object);
+                    if let Object::Pod(pod) = &object {
+                        self.succeed(&object.object_ref(), pod);
+                    }
                     self.index(Event::Upsert(object));
                 }
             }
@@ -109,19 +111,24 @@ impl Agent {
         self.source_state = changes;
     }
 
-    /// A pod of this name whose processes may still run, other than one of `uid`, with the UID or hash in its cgroup's name.
-    /// Without its object they would be unknown, which may be more than their policies allow.
-    fn stands(&self, object: &ObjectRef, uid: Option<&str>) -> Option<(String, Pod)> {
+    /// The pod of an object whose processes may still run, with the UID or hash in its cgroup's name. Without its object they
+    /// would be unknown, which may be more than their policies allow.
+    fn stands(&self, object: &ObjectRef) -> Option<(String, Pod)> {
         let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
-        let names = [Some(&*pod.uid), pod.static_hash.as_deref()];
-        let here = self.scan.pods.iter().find(|local| names.contains(&Some(&*local.uid)))?;
-        (uid != Some(&*pod.uid)).then(|| (here.uid.clone(), pod))
+        let here = self.scan.pods.iter().find(|local| claims(&pod, &local.uid))?;
+        Some((here.uid.clone(), pod))
     }
 
-    /// Keeps a pod in whose place another one of the same name comes, under a name that no pod can have.
-    fn keep_predecessor(&mut self, object: &Object) {
-        let Object::Pod(new) = object else { return };
-        if let Some((name, mut pod)) = self.stands(&object.object_ref(), Some(&new.uid)) {
+    /// Makes room for a pod: another one that stands under its name is kept under one that no pod can have, and one that
+    /// was kept is not needed any more where this one claims its cgroup.
+    fn succeed(&mut self, object: &ObjectRef, new: &Pod) {
+        let (claimed, kept): (Vec<_>, Vec<_>) =
+            self.lingering.drain(..).partition(|(name, of)| claims(new, name) && of != object);
+        self.lingering = kept;
+        for (_, of) in claimed {
+            self.index(Event::Delete(of));
+        }
+        if let Some((name, mut pod)) = self.stands(object).filter(|(name, _)| !claims(new, name)) {
             pod.name = format!("{} (before, UID {})", pod.name, pod.uid).into();
             self.lingering.push((name, pod.object_ref()));
             self.index(Event::Upsert(Object::Pod(pod)));
@@ -347,6 +354,11 @@ impl Agent {
         };
         Published { status, endpoints }
     }
+}
+
+/// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod) is its own.
+fn claims(pod: &Pod, name: &str) -> bool {
+    !name.is_empty() && (*pod.uid == *name || pod.static_hash.as_deref() == Some(name))
 }
 
 fn endpoint(cgroup: u64, info: &egress_policy::compile::EndpointInfo) -> EndpointStatus {

@@ -357,3 +357,63 @@ fn a_pod_that_comes_again_under_its_name_leaves_the_one_before_locked_down() {
     old.pod().remove().unwrap();
     eventually("it is let go", || entries(&stand.agent, "egress_endpoint") == 1);
 }
+
+#[test]
+fn a_static_pod_stays_locked_down_whatever_becomes_of_its_mirror() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let peer = stand.peer();
+    // Less than what unknown pods may do.
+    stand.lock_down(json!({"allow": {"inCluster": false, "dns": "None"}}));
+    let pod = stand.pod(PodSpec::new("a", "static"));
+    // As kubelet writes it: the cgroup has the manifest's hash in its name, the mirror a UID of its own.
+    let object = pod_object(&stand, pod.pod());
+    let hash = object["metadata"]["uid"].clone();
+    let mirror = |uid: &str| {
+        let mut mirror = object.clone();
+        mirror["metadata"]["uid"] = json!(uid);
+        mirror["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash});
+        mirror["metadata"]["ownerReferences"] =
+            json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "n"}]);
+        mirror
+    };
+    let seen = |stand: &Stand, uid: &str| {
+        eventually("the mirror was read", || {
+            let endpoints = stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
+            String::from_utf8(endpoints.stdout).unwrap().contains(&format!(r#""uid":"{uid}""#))
+        });
+    };
+    stand.write(mirror("first"));
+    stand.start();
+    seen(&stand, "first");
+    denied(&pod, peer.pod().v4());
+    stand.write(mirror("second"));
+    seen(&stand, "second");
+    denied(&pod, peer.pod().v4());
+    stand.remove(&object);
+    // What is written after it is read with it or after it.
+    stand.write(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "marker"}}));
+    eventually("the object went", || stand.agent.status().unwrap()["source"]["objects"] == 4);
+    denied(&pod, peer.pod().v4());
+    stand.write(mirror("third"));
+    seen(&stand, "third");
+    denied(&pod, peer.pod().v4());
+    // One of the same name with another hash is another pod.
+    let mut other = mirror("fourth");
+    other["metadata"]["annotations"] =
+        json!({"kubernetes.io/config.hash": "x", "kubernetes.io/config.mirror": "x"});
+    stand.write(other);
+    eventually("the one before is kept", || {
+        let endpoints = stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
+        String::from_utf8(endpoints.stdout).unwrap().contains("static (before, UID third)")
+    });
+    denied(&pod, peer.pod().v4());
+    // And back: there are not two that claim the cgroup.
+    stand.write(mirror("third"));
+    eventually("nobody is kept", || {
+        let endpoints = stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
+        let endpoints = String::from_utf8(endpoints.stdout).unwrap();
+        endpoints.contains(r#""uid":"third""#) && !endpoints.contains("before")
+    });
+    denied(&pod, peer.pod().v4());
+}

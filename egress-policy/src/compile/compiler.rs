@@ -85,8 +85,8 @@ impl Compiler {
         self.compiled
     }
 
-    /// The work done so far, in addresses judged, backends and service ports looked at, and entries of rows made: what tests of cost count,
-    /// since time depends on the machine.
+    /// The work done so far, in addresses judged, backends and service ports looked at, and entries of rows made: what tests
+    /// of cost count, since time depends on the machine.
     #[must_use]
     pub fn work(&self) -> u64 {
         self.work

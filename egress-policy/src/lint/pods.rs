@@ -60,7 +60,8 @@ fn subject(member: &Member<'_>, found: &mut Found) {
     if pod.host_network {
         found.add(Check::HostNetwork, pod.object_ref(), "hostNetwork is true");
     } else if let lock @ [_, ..] = &member.lock().into_iter().collect::<Vec<_>>()[..] {
-        let proxy = |container: &Container| lock.contains(&&*container.name);
+        let stays = |kind| matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar);
+        let proxy = |container: &Container| stays(container.kind) && lock.contains(&&*container.name);
         if !pod.spec.containers.iter().any(proxy) {
             let detail =
                 format!("no container {}, by which alone its policies let it out", lock.join(" or "));

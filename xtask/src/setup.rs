@@ -132,11 +132,9 @@ pub(crate) fn apt(packages: &[&str]) -> anyhow::Result<()> {
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         .args(packages);
-    if run(&format!("install {words}"), &mut install).is_ok() {
-        return Ok(());
-    }
-    // A new machine has no package lists, an old one outdated ones.
-    run("update the package lists", Command::new("apt-get").args(["update", "-qq"]))?;
+    // A new machine has no package lists or outdated ones, which name versions that do not fit or are gone. Where they
+    // cannot be had, what is there may still do.
+    let _ = run("update the package lists", Command::new("apt-get").args(["update", "-qq"]));
     run(&format!("install {words}"), &mut install)
 }
 

@@ -10,10 +10,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use aya::maps::MapInfo;
+use aya::maps::{MapData, MapInfo};
 use aya::programs::links::{FdLink, PinnedLink};
 
-use crate::datapath::pins;
+use crate::datapath::{DEVICES, detach_filters, pins};
 use crate::lock::Lock;
 
 /// The kernel lets go of programs and maps some milliseconds after their last name has gone.
@@ -32,6 +32,12 @@ pub fn cleanup(bpffs: &Path, socket: &Path, lock: Lock) -> anyhow::Result<()> {
     for dir in pins::versions(&all) {
         for entry in fs::read_dir(&dir)?.flatten() {
             let path = entry.path();
+            // Where the kernel has no links for tc, the hooks of devices do not go with a pin.
+            if path.ends_with(DEVICES)
+                && let Ok(map) = MapData::from_pin(&path)
+            {
+                detach_filters(map)?;
+            }
             if pins::is_link(&path) {
                 let link: FdLink = PinnedLink::from_pin(&path)
                     .with_context(|| format!("cannot open {}", path.display()))?

@@ -2,10 +2,11 @@
 //!
 //! Invariant: a number without a name is shown as the number, never left out. Tested below.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use egress_common::packet::protocol;
-use egress_common::wire::FlowEvent;
+use egress_common::wire::{self, FlowEvent};
 use egress_common::{Action, Addr, Hook, Reason};
 use egress_policy::compile::Compiled;
 use egress_policy::index::Index;
@@ -43,10 +44,38 @@ pub struct Flow {
     pub rule: Option<String>,
     /// The hook that saw it.
     pub hook: String,
+    /// The process that used the socket last, where that is known.
+    pub process: Option<Process>,
+    /// Denied packets of this pod and reason, before this one, that no line tells of because there were too many.
+    pub suppressed: u64,
     /// Bytes from the IP header on.
     pub length: u32,
     /// The revision that applied.
     pub revision: u64,
+}
+
+/// A process, as the node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its command, 15 characters at most.
+    pub command: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}] of user {}", self.command, self.pid, self.uid)
+    }
+}
+
+/// The process of an event; its command is what the process says it is, so only printable characters are kept.
+fn process(process: &wire::Process) -> Option<Process> {
+    let text = process.command.split(|byte| *byte == 0).next().unwrap_or_default();
+    let command = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
+    (process.pid != 0).then_some(Process { pid: process.pid, uid: process.uid, command })
 }
 
 /// Names the numbers of an event, sent by `container`. `now` is the present on both clocks: wall clock and `CLOCK_MONOTONIC` nanoseconds.
@@ -81,6 +110,8 @@ pub fn enrich(
             .rule(event.policy, event.rule)
             .map(|rule| format!("{}: {}", rule.object, rule.path)),
         hook: number(Hook::from_wire(event.hook).map(Hook::name), event.hook),
+        process: process(&event.process),
+        suppressed: event.suppressed,
         length: event.length,
         revision: event.revision,
     }

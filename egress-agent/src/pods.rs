@@ -135,6 +135,8 @@ pub struct PodCgroup {
     pub uid: String,
     /// Its id.
     pub cgroup: u64,
+    /// Its directory.
+    pub path: PathBuf,
     /// The containers: the runtime's id in the name, and the cgroup's id.
     pub containers: Vec<(String, u64)>,
 }
@@ -144,8 +146,8 @@ impl Scan {
         // Without them the pod has no proxies, which denies.
         let below = children(&path).unwrap_or_default();
         let containers = below.iter().filter_map(|(name, _, id)| Some((container_id(name)?, *id))).collect();
-        self.pods.push(PodCgroup { uid, cgroup, containers });
-        self.directories.push(path);
+        self.directories.push(path.clone());
+        self.pods.push(PodCgroup { uid, cgroup, path, containers });
     }
 }
 

@@ -27,6 +27,8 @@ use crate::watch::{Interest, Watcher};
 const TICK: Duration = Duration::from_secs(5);
 /// How often counters are published.
 const PUBLISH: Duration = Duration::from_secs(1);
+/// How often a new pod is looked at until it has a process, whose network is the pod's.
+const PROCESSES: Duration = Duration::from_millis(10);
 /// Changes of a directory come in bursts: it is read once nothing has changed for this long,
 const SETTLE: Duration = Duration::from_millis(30);
 /// or this long after the first change.
@@ -64,6 +66,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();
+    agent.cover(true);
     agent.announce();
 
     let flows = FlowLog::default();
@@ -73,7 +76,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut counters = tokio::time::interval(PUBLISH);
     counters.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut processes = tokio::time::interval(PROCESSES);
+    processes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let mut again = false;
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -87,13 +93,17 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 agent.look_at_pods(&mut pod_watcher);
                 agent.look_at_source();
                 agent.check();
+                again = true;
             }
+            _ = processes.tick(), if agent.waits_for_processes() => {}
             result = events.read(EVENT_BATCH, |event| flows.push(agent.flow(&event))) => result?,
             _ = counters.tick() => {
                 publish.send_replace(Arc::new(agent.published()));
             }
         }
-        if agent.enforce() {
+        let applied = agent.enforce();
+        agent.cover(again);
+        if applied {
             publish.send_replace(Arc::new(agent.published()));
         }
     }

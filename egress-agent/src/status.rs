@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{CounterTotal, Fill};
+use crate::datapath::{CounterTotal, DenialTotal, Fill};
 use crate::source::SourceError;
 
 /// What a node enforces.
@@ -26,6 +26,9 @@ pub struct Status {
     pub revision: u64,
     /// The attached hooks.
     pub hooks: Vec<HookStatus>,
+    /// What the kernel refused, and what is not done without it.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// Local pods by state.
     pub endpoints: BTreeMap<String, usize>,
     /// Pod cgroups on this node whose Pod object is not known.
@@ -85,6 +88,10 @@ pub struct EndpointStatus {
     pub addresses: Vec<String>,
     /// The hooks that judge its packets.
     pub coverage: String,
+    /// The node's ends of its veths.
+    pub veths: Vec<String>,
+    /// What it was denied, or what was only audited, since its cgroup was made.
+    pub denials: Vec<DenialTotal>,
     /// The policies that select it.
     pub policies: Vec<String>,
     /// The number of its policy in the maps, in hexadecimal.

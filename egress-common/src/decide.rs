@@ -1,74 +1,17 @@
 //! The verdict: one function, called by the kernel, the host tests, `explain` and `simulate`.
 //!
-//! Invariant: every way out of [`decide`] that lets a packet pass is one of the four reasons whose action is
-//! allow, or an audit of an endpoint or rule that is marked so; `tests/decide.rs` counts them.
+//! Invariant: every way out of [`decide`] that lets a packet pass is one of the reasons whose action is allow, or an
+//! audit of an endpoint or rule that is marked so; `tests/decide.rs` counts them.
 
-use crate::packet::{self, Bytes, Flow};
+use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, icmp, protocol};
 use crate::reason::{Action, Reason};
+use crate::subject::{self, Subject};
+use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, Socket, View};
 use crate::wire::{
-    ABI, Addr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROTOCOL_ANY, PROXIES,
-    ROW_ENTRIES, Row, RowKey, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
-    VERDICT_ALLOW, VERDICT_AUDIT,
+    ABI, APPROVAL_AUDIT, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, Config, IDENTITY_WORLD, PROTOCOL_ANY,
+    ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT,
 };
-
-/// Index of the loopback device, the same in every network namespace (`LOOPBACK_IFINDEX`, `include/net/flow.h`).
-const LOOPBACK_IFINDEX: u32 = 1;
-
-/// The program that asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Hook {
-    /// `cgroup_skb/egress` on the pod root: sees packets of sockets, after the pod's netfilter.
-    Socket = 1,
-}
-
-impl Hook {
-    /// The hook of a number on the wire; `None` for a number that is not one.
-    #[must_use]
-    pub const fn from_wire(value: u8) -> Option<Self> {
-        match value {
-            1 => Some(Self::Socket),
-            _ => None,
-        }
-    }
-
-    /// The word used in flow log, metrics and JSON.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Socket => "socket",
-        }
-    }
-}
-
-/// The maps, as [`decide`] reads them. A lookup that fails for any cause is `None`.
-pub trait View {
-    /// The one entry of `CONFIG`.
-    fn config(&self) -> Option<&Config>;
-    /// The pod of a cgroup id.
-    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint>;
-    /// The identity of exactly this address (`IPCACHE`).
-    fn address(&self, addr: &Addr) -> Option<u64>;
-    /// The identity of the longest prefix that holds this address (`CIDRS`).
-    fn prefix(&self, addr: &Addr) -> Option<u64>;
-    /// What a policy says about an identity.
-    fn row(&self, key: &RowKey) -> Option<&Row>;
-}
-
-/// Who sends the packet.
-pub trait Owner {
-    /// Id of the ancestor at `level` of the sender's cgroup (or itself); 0 where it is not that deep.
-    fn cgroup(&self, level: u32) -> u64;
-}
-
-/// What the hook knows of the packet besides its bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Meta {
-    /// Type of the frame the packet will be sent in, host byte order.
-    pub ethertype: u16,
-    /// Index of the device it leaves by.
-    pub ifindex: u32,
-}
+use crate::witness;
 
 /// What to do, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +30,7 @@ pub const NO_RULE: u16 = u16::MAX;
 
 impl Verdict {
     #[inline(always)]
-    const fn of(reason: Reason) -> Self {
+    pub(crate) const fn of(reason: Reason) -> Self {
         Self { action: reason.action(), reason, rule: NO_RULE }
     }
 
@@ -119,6 +62,48 @@ pub struct Decision {
     pub identity: u64,
     /// The revision that applied.
     pub revision: u64,
+    /// The flow was read to its end, and it is the pod's socket that a verdict on it belongs to.
+    pub whole: bool,
+    /// The verdict is one that was kept with the socket.
+    pub kept: bool,
+    /// The source is not known to be the pod's own: the packet passes, but it witnesses nothing.
+    pub forged: bool,
+}
+
+impl Decision {
+    /// What to keep with the socket: its next packet of this flow need not be judged again. Only what passes the first hook
+    /// is kept.
+    #[must_use]
+    #[inline(always)]
+    pub const fn approval(&self, meta: Meta) -> Option<Approval> {
+        let mut flags = if meta.ifindex == LOOPBACK_IFINDEX { APPROVAL_LOOPBACK } else { 0 };
+        flags |= if self.container == 0 { 0 } else { APPROVAL_LOCKED };
+        let reason = match self.verdict.action {
+            Action::Deny => return None,
+            Action::Allow => self.verdict.reason,
+            Action::Audit => {
+                flags |= APPROVAL_AUDIT;
+                Reason::Allowed
+            }
+        };
+        if !self.whole || !matches!(meta.hook, Hook::Socket) {
+            return None;
+        }
+        let flow = &self.flow;
+        Some(Approval {
+            revision: self.revision,
+            cgroup: self.cgroup,
+            source: flow.source,
+            destination: flow.destination,
+            source_port: flow.source_port,
+            destination_port: flow.destination_port,
+            protocol: flow.protocol,
+            version: flow.version,
+            reason: reason as u8,
+            flags,
+            reserved: [0; 8],
+        })
+    }
 }
 
 /// Gives a packet its verdict.
@@ -139,61 +124,12 @@ where
         policy: 0,
         identity: 0,
         revision: 0,
+        whole: false,
+        kept: false,
+        forged: false,
     };
     decision.verdict = judge(view, owner, packet, meta, &mut decision);
     decision
-}
-
-/// How a pod is to be judged.
-struct Subject<'a> {
-    policy: u64,
-    /// The rows of what only the proxy may send and this container may not are those that this policy does not allow; 0
-    /// for the proxy and where there is no lock.
-    lock: u64,
-    /// Denies of this subject pass with an event.
-    audit: bool,
-    /// The pod, where it is known.
-    endpoint: Option<&'a Endpoint>,
-    /// Denied whatever the rows say; loopback still passes.
-    closed: Option<Reason>,
-}
-
-impl Subject<'_> {
-    /// Whether this is the pod's own address of this IP version.
-    #[inline(always)]
-    fn owns(&self, version: u8, addr: &Addr) -> bool {
-        match self.endpoint {
-            Some(endpoint) => {
-                let own = if version == 4 { &endpoint.v4 } else { &endpoint.v6 };
-                !own.is_zero() && addr.same(own)
-            }
-            None => false,
-        }
-    }
-
-    /// Whether the source address must be the pod's own: not on the host network, and not while no address of the pod is
-    /// known, as in its first moments; its rows apply all the same.
-    #[inline(always)]
-    fn source_is_judged(&self) -> bool {
-        match self.endpoint {
-            Some(endpoint) => {
-                endpoint.flags & FLAG_HOST_NETWORK == 0 && !(endpoint.v4.is_zero() && endpoint.v6.is_zero())
-            }
-            None => false,
-        }
-    }
-
-    /// The reason where a row allows.
-    #[inline(always)]
-    fn allowed(&self) -> Reason {
-        if self.endpoint.is_some() { Reason::Allowed } else { Reason::UnknownPodAllowed }
-    }
-
-    /// The reason where no row allows.
-    #[inline(always)]
-    fn denied(&self) -> Reason {
-        if self.endpoint.is_some() { Reason::NotAllowed } else { Reason::UnknownPod }
-    }
 }
 
 #[inline(always)]
@@ -210,26 +146,71 @@ where
         return Verdict::of(Reason::NotReady);
     }
     decision.revision = config.revision;
+    let veth = matches!(meta.hook, Hook::Veth);
+    if veth {
+        decision.cgroup = match view.device(meta.ifindex) {
+            Some(cgroup) if cgroup != 0 => cgroup,
+            _ => return Verdict::of(Reason::NotReady),
+        };
+    }
+    let loopback = !veth && meta.ifindex == LOOPBACK_IFINDEX;
 
-    let subject = match subject(view, owner, config, decision) {
-        Ok(subject) => subject,
-        Err(verdict) => return verdict,
-    };
-    decision.policy = subject.policy;
-
-    let flow = &mut decision.flow;
-    let network = match packet::network(packet, meta.ethertype, flow) {
-        Ok(network) => network,
-        Err(reason) => return Verdict::audited(reason, subject.audit),
-    };
-    let loopback = meta.ifindex == LOOPBACK_IFINDEX;
-    if loopback && (flow.destination.is_loopback() || subject.owns(flow.version, &flow.destination)) {
+    let refused = packet.read(meta.ethertype, &mut decision.flow);
+    if loopback && decision.flow.version != 0 && decision.flow.destination.is_loopback() {
         return Verdict::of(Reason::Loopback);
     }
-    if let Some(reason) = subject.closed {
+    decision.whole = refused.is_none();
+    let kept = owner.approval();
+    if refused.is_none()
+        && let Some(kept) = kept
+        && let Some(reason) = approved(kept, config, decision, veth, loopback)
+    {
+        decision.cgroup = kept.cgroup;
+        decision.kept = true;
         return Verdict::of(reason);
     }
-    if let Err(reason) = packet::transport(packet, network, flow) {
+
+    let subject = if veth {
+        subject::behind(view, owner, config, decision)
+    } else {
+        subject::sending(view, owner, config, decision)
+    };
+    decision.policy = subject.policy;
+    let flow = &decision.flow;
+    if let Some(reason) = subject.settled {
+        decision.forged = veth && !subject.owns(flow.version, &flow.source);
+        return Verdict::of(reason);
+    }
+    if veth {
+        if matches!(owner.socket(), Socket::Packet) {
+            return Verdict::audited(Reason::PacketSocket, subject.audit);
+        }
+        if meta.vlan || (flow.version == 0 && !is_ip(meta.ethertype)) {
+            let arp = !meta.vlan && meta.ethertype == ETHERTYPE_ARP;
+            return if arp {
+                Verdict::of(Reason::Neighbour)
+            } else {
+                Verdict::audited(Reason::NotIp, subject.audit)
+            };
+        }
+        if refused.is_none() && is_neighbour(packet, flow, &subject) {
+            return Verdict::of(Reason::Neighbour);
+        }
+    }
+    if loopback && subject.owns(flow.version, &flow.destination) {
+        return Verdict::of(Reason::Loopback);
+    }
+    let cgroup = decision.cgroup;
+    if let Some(reason) = subject.closed {
+        let answers = refused.is_none()
+            && !matches!(reason, Reason::BadEntry)
+            && witness::reply(view, owner, kept, flow, meta, cgroup);
+        return Verdict::of(if answers { Reason::WitnessedReply } else { reason });
+    }
+    if let Some(reason) = refused {
+        if veth && matches!(reason, Reason::Fragment) && witness::follows(view, flow, cgroup) {
+            return Verdict::of(Reason::FollowsFragment);
+        }
         return Verdict::audited(reason, subject.audit);
     }
     // 127.0.0.0/8 on a wire reaches the node's own services where route_localnet is set (CVE-2020-8558).
@@ -247,105 +228,121 @@ where
     };
     decision.identity = identity;
     let key = RowKey { policy: subject.policy, identity };
-    let verdict = match view.row(&key) {
-        Some(row) => in_row(row, flow, &subject),
-        None => Verdict::audited(subject.denied(), subject.audit),
-    };
+    let said = view.said(&key, flow.protocol, flow.destination_port);
+    let verdict = by_row(said, &subject);
+    if matches!(verdict.action, Action::Allow) {
+        return verdict;
+    }
+    if witness::reply(view, owner, kept, flow, meta, cgroup) {
+        return Verdict::of(Reason::WitnessedReply);
+    }
     if subject.lock == 0 || !matches!(verdict.reason, Reason::NotAllowed) {
         return verdict;
     }
     // Denied in any case; what is left to find out is whether it would have been the proxy's to send.
-    let covered = match view.row(&RowKey { policy: subject.lock, identity }) {
-        Some(row) => !matches!(entry(row, flow), Some((VERDICT_ALLOW, _))),
-        None => true,
-    };
+    let key = RowKey { policy: subject.lock, identity };
+    let covered = view.said(&key, flow.protocol, flow.destination_port).verdict != VERDICT_ALLOW;
     if covered { Verdict { reason: Reason::SidecarBypass, ..verdict } } else { verdict }
 }
 
-/// Finds the pod, and how it is to be judged; a verdict where no more than the pod counts.
+/// The reason for which a socket's flow was let pass, where that still holds.
 #[inline(always)]
-fn subject<'a, V, O>(
-    view: &'a V,
-    owner: &O,
+fn approved(
+    kept: &Approval,
     config: &Config,
-    decision: &mut Decision,
-) -> Result<Subject<'a>, Verdict>
-where
-    V: View,
-    O: Owner,
-{
-    let mut level = config.pod_root_level.wrapping_add(2);
-    let nested = owner.cgroup(level);
-    decision.cgroup = nested;
-    let mut endpoint = view.endpoint(nested);
-    if endpoint.is_none() {
-        level = config.pod_root_level.wrapping_add(1);
-        let direct = owner.cgroup(level);
-        endpoint = view.endpoint(direct);
-        if endpoint.is_some() || nested == 0 {
-            decision.cgroup = direct;
-        }
+    decision: &Decision,
+    veth: bool,
+    loopback: bool,
+) -> Option<Reason> {
+    const ALLOWED: u8 = Reason::Allowed as u8;
+    const LOOPBACK: u8 = Reason::Loopback as u8;
+    const UNSELECTED: u8 = Reason::Unselected as u8;
+    const UNKNOWN: u8 = Reason::UnknownPodAllowed as u8;
+    const REPLY: u8 = Reason::WitnessedReply as u8;
+    if kept.revision != config.revision || !decision.flow.same(kept) {
+        return None;
     }
-    let Some(endpoint) = endpoint else {
-        return unknown(config);
-    };
-    let (mut policy, mut lock) = (endpoint.policy, endpoint.lock);
-    if lock != 0 {
-        let container = owner.cgroup(level.wrapping_add(1));
-        decision.container = container;
-        let mut i = 0;
-        while i < PROXIES {
-            let proxy = &endpoint.proxies[i];
-            if container != 0 && proxy.cgroup == container {
-                policy = proxy.policy;
-                lock = 0;
-            }
-            i += 1;
-        }
+    // The second hook takes the first one's word for its own pod; what is audited the first one is to report each time.
+    let here = if veth { kept.cgroup == decision.cgroup } else { kept.flags & APPROVAL_AUDIT == 0 };
+    if !here || (kept.flags & APPROVAL_LOOPBACK != 0) != loopback {
+        return None;
     }
-    let subject = Subject {
-        policy,
-        lock,
-        audit: endpoint.flags & FLAG_AUDIT != 0,
-        endpoint: Some(endpoint),
-        closed: None,
-    };
-    match endpoint.state {
-        STATE_UNSELECTED => Err(Verdict::of(Reason::Unselected)),
-        STATE_ISOLATED => Ok(subject),
-        STATE_INVALID => Ok(Subject { closed: Some(Reason::InvalidPolicy), audit: false, ..subject }),
-        _ => Ok(Subject { closed: Some(Reason::BadEntry), audit: false, ..subject }),
+    match kept.reason {
+        ALLOWED => Some(Reason::Allowed),
+        REPLY => Some(Reason::WitnessedReply),
+        LOOPBACK => Some(Reason::Loopback),
+        UNSELECTED => Some(Reason::Unselected),
+        UNKNOWN => Some(Reason::UnknownPodAllowed),
+        _ => None,
     }
 }
 
 #[inline(always)]
-fn unknown<'a>(config: &Config) -> Result<Subject<'a>, Verdict> {
-    let subject =
-        Subject { policy: config.unknown_policy, lock: 0, audit: false, endpoint: None, closed: None };
-    match config.unknown {
-        UNKNOWN_ALLOW => Err(Verdict::of(Reason::UnknownPodAllowed)),
-        UNKNOWN_POLICY => Ok(subject),
-        _ => Ok(Subject { closed: Some(Reason::UnknownPod), ..subject }),
+const fn is_ip(ethertype: u16) -> bool {
+    ethertype == packet::ETHERTYPE_IPV4 || ethertype == packet::ETHERTYPE_IPV6
+}
+
+/// Whether this is what IPv6 says on a link to find addresses. It goes no further than the link, or to an address of the
+/// pod's own /64 (a neighbour that is asked whether it is still there); a router would have lowered the hop limit of 255
+/// (RFC 4861, section 7.1), and listener reports have 1 (RFC 3810, section 5).
+#[inline(always)]
+fn is_neighbour<B: Bytes + ?Sized>(packet: &B, flow: &Flow, subject: &Subject<'_>) -> bool {
+    if flow.protocol != protocol::ICMPV6 {
+        return false;
+    }
+    let Some(hops) = packet.load::<1>(7) else {
+        return false;
+    };
+    let to = &flow.destination;
+    let on_link = to.is_link_scope();
+    match flow.kind {
+        icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT => {
+            hops[0] == 255 && (on_link || subject.shares_link(to))
+        }
+        icmp::ROUTER_SOLICITATION => hops[0] == 255 && on_link,
+        icmp::LISTENER_V2 => hops[0] == 1 && on_link,
+        kind if kind == icmp::LISTENER_V1[0] || kind == icmp::LISTENER_V1[1] => hops[0] == 1 && on_link,
+        _ => false,
     }
 }
 
-/// The verdict of a row.
+/// The verdict of what a row says.
 #[inline(always)]
-fn in_row(row: &Row, flow: &Flow, subject: &Subject<'_>) -> Verdict {
+fn by_row(said: Said, subject: &Subject<'_>) -> Verdict {
+    match said.verdict {
+        Said::NOTHING => Verdict::audited(subject.denied(), subject.audit),
+        VERDICT_ALLOW => Verdict { rule: said.rule, ..Verdict::of(subject.allowed()) },
+        VERDICT_AUDIT => Verdict { rule: said.rule, ..Verdict::audited(subject.denied(), true) },
+        _ => Verdict::of(Reason::BadEntry),
+    }
+}
+
+/// What a row says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// [`Ports::verdict`](crate::wire::Ports::verdict) of the entry that matches; [`Self::NOTHING`] where none does or there is no
+    /// row, [`Self::UNREADABLE`] where the row cannot be read.
+    pub verdict: u8,
+    /// Index of the rule within the policy.
+    pub rule: u16,
+}
+
+impl Said {
+    /// No entry matches.
+    pub const NOTHING: u8 = 0xfe;
+    /// The row has more entries than a row can have.
+    pub const UNREADABLE: u8 = 0xff;
+}
+
+/// Looks up what a policy says about an identity, and in that the entry that matches the packet.
+#[inline(always)]
+pub fn look_up<V: View>(view: &V, key: &RowKey, protocol: u8, port: u16) -> Said {
+    let Some(row) = view.row(key) else {
+        return Said { verdict: Said::NOTHING, rule: NO_RULE };
+    };
     if row.len as usize > ROW_ENTRIES {
-        return Verdict::of(Reason::BadEntry);
+        return Said { verdict: Said::UNREADABLE, rule: NO_RULE };
     }
-    match entry(row, flow) {
-        None => Verdict::audited(subject.denied(), subject.audit),
-        Some((VERDICT_ALLOW, rule)) => Verdict { rule, ..Verdict::of(subject.allowed()) },
-        Some((VERDICT_AUDIT, rule)) => Verdict { rule, ..Verdict::audited(subject.denied(), true) },
-        Some(_) => Verdict::of(Reason::BadEntry),
-    }
-}
-
-/// Verdict and rule of the entry of a row that matches the packet.
-#[inline(always)]
-fn entry(row: &Row, flow: &Flow) -> Option<(u8, u16)> {
     let mut i = 0;
     while i < ROW_ENTRIES {
         if i >= row.len as usize {
@@ -353,13 +350,13 @@ fn entry(row: &Row, flow: &Flow) -> Option<(u8, u16)> {
         }
         let ports = &row.entries[i];
         let matches = ports.protocol == PROTOCOL_ANY
-            || (ports.protocol == flow.protocol
-                && ports.low <= flow.destination_port
-                && flow.destination_port <= ports.high);
+            || (ports.protocol == protocol && ports.low <= port && port <= ports.high);
         if matches {
-            return Some((ports.verdict, ports.rule));
+            // What is no verdict is not to be mistaken for what we say about rows.
+            let verdict = if ports.verdict >= Said::NOTHING { Said::UNREADABLE } else { ports.verdict };
+            return Said { verdict, rule: ports.rule };
         }
         i += 1;
     }
-    None
+    Said { verdict: Said::NOTHING, rule: NO_RULE }
 }

@@ -14,9 +14,13 @@
 pub mod decide;
 pub mod packet;
 pub mod reason;
+mod subject;
+pub mod view;
 pub mod wire;
+pub mod witness;
 
-pub use decide::{Decision, Hook, Meta, Owner, Verdict, View, decide};
+pub use decide::{Decision, Verdict, decide};
 pub use packet::{Bytes, Flow};
 pub use reason::{Action, Reason};
+pub use view::{Hook, Meta, Owner, Socket, View};
 pub use wire::Addr;

@@ -7,12 +7,29 @@ use network_types::eth::EtherType;
 use network_types::ip::IpProto;
 
 use crate::reason::Reason;
-use crate::wire::Addr;
+use crate::wire::{Addr, Approval};
 
 /// A packet, starting at its IP header.
 pub trait Bytes {
     /// `N` bytes at `offset`; `None` where the packet is shorter.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// [`read`] of this packet. The kernel has a function of its own for it, so that its verifier follows it once only.
+    #[inline(always)]
+    fn read(&self, ethertype: u16, flow: &mut Flow) -> Option<Reason> {
+        read(self, ethertype, flow)
+    }
+}
+
+/// Reads a packet into `flow`, as far as it can be understood; gives the reason where that is not to the ports.
+///
+/// `ethertype` is what the frame will be sent as, host byte order. `flow.version` is set where the fixed IP header was read.
+#[inline(always)]
+pub fn read<B: Bytes + ?Sized>(packet: &B, ethertype: u16, flow: &mut Flow) -> Option<Reason> {
+    match network(packet, ethertype, flow) {
+        Ok(network) => transport(packet, network, flow).err(),
+        Err(reason) => Some(reason),
+    }
 }
 
 impl Bytes for [u8] {
@@ -26,6 +43,9 @@ impl Bytes for [u8] {
 pub const ETHERTYPE_IPV4: u16 = u16::from_be(EtherType::Ipv4 as u16);
 /// `ETH_P_IPV6` in host byte order.
 pub const ETHERTYPE_IPV6: u16 = u16::from_be(EtherType::Ipv6 as u16);
+
+/// `ETH_P_ARP` in host byte order.
+pub const ETHERTYPE_ARP: u16 = u16::from_be(EtherType::Arp as u16);
 
 /// IANA protocol numbers that are judged by policy.
 pub mod protocol {
@@ -60,19 +80,84 @@ pub struct Flow {
     pub source: Addr,
     /// Destination address.
     pub destination: Addr,
+    /// Identification of a fragment's datagram.
+    pub fragment: u32,
+    /// Where the payload begins, from the IP header on; of TCP only.
+    pub payload: u16,
     /// Source port, host byte order, 0 where the protocol has none.
     pub source_port: u16,
     /// Destination port, host byte order, 0 where the protocol has none.
     pub destination_port: u16,
+    /// Identifier of an ICMP echo request or reply, host byte order.
+    pub echo: u16,
     /// IANA protocol number of the transport header.
     pub protocol: u8,
     /// 4 or 6.
     pub version: u8,
+    /// The flags of TCP, or the type of ICMP and ICMPv6.
+    pub kind: u8,
+    /// Whether it is a datagram's first fragment: more are to follow.
+    pub parted: bool,
+}
+
+/// Bits of [`Flow::kind`] for TCP (RFC 9293, section 3.1).
+pub mod tcp {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Begins a connection.
+    pub const SYN: u8 = 2;
+    /// Ends a connection at once.
+    pub const RST: u8 = 4;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 16;
+}
+
+/// Values of [`Flow::kind`] for ICMP (RFC 792) and ICMPv6 (RFC 4443, RFC 4861, RFC 2710, RFC 3810).
+pub mod icmp {
+    /// ICMP echo request.
+    pub const ECHO_V4: u8 = 8;
+    /// ICMP echo reply.
+    pub const ECHO_REPLY_V4: u8 = 0;
+    /// ICMPv6 echo request.
+    pub const ECHO_V6: u8 = 128;
+    /// ICMPv6 echo reply.
+    pub const ECHO_REPLY_V6: u8 = 129;
+    /// Multicast listener report and done, of version 1.
+    pub const LISTENER_V1: [u8; 2] = [131, 132];
+    /// Multicast listener report of version 2.
+    pub const LISTENER_V2: u8 = 143;
+    /// Router solicitation.
+    pub const ROUTER_SOLICITATION: u8 = 133;
+    /// Neighbour solicitation.
+    pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+    /// Neighbour advertisement.
+    pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+}
+
+impl Flow {
+    /// Whether it carries these flags of TCP and not those.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has(&self, flags: u8, without: u8) -> bool {
+        self.protocol == protocol::TCP && self.kind & (flags | without) == flags
+    }
+
+    /// Whether addresses, ports and protocol are the same.
+    #[must_use]
+    #[inline(always)]
+    pub const fn same(&self, kept: &Approval) -> bool {
+        self.destination.same(&kept.destination)
+            && self.source.same(&kept.source)
+            && self.source_port == kept.source_port
+            && self.destination_port == kept.destination_port
+            && self.protocol == kept.protocol
+            && self.version == kept.version
+    }
 }
 
 /// Where the transport header is to be looked for: the second half of parsing, [`transport`], goes on from here.
 #[derive(Clone, Copy, Debug)]
-pub struct Network {
+struct Network {
     /// Offset of the header after the fixed IP header.
     offset: u32,
     /// The fixed header has options, or the packet is a later fragment: not to be parsed any further.
@@ -81,10 +166,9 @@ pub struct Network {
 
 /// Reads the fixed IP header into `flow`: version, addresses, next protocol.
 ///
-/// `ethertype` is what the frame will be sent as, host byte order. Options and fragments are reported by
-/// [`transport`], so that a caller can look at the addresses first.
+/// Options and fragments are reported by [`transport`], so that the addresses are known of them as well.
 #[inline(always)]
-pub fn network<B: Bytes + ?Sized>(packet: &B, ethertype: u16, flow: &mut Flow) -> Result<Network, Reason> {
+fn network<B: Bytes + ?Sized>(packet: &B, ethertype: u16, flow: &mut Flow) -> Result<Network, Reason> {
     match ethertype {
         ETHERTYPE_IPV4 => ipv4(packet, flow),
         ETHERTYPE_IPV6 => ipv6(packet, flow),
@@ -104,7 +188,10 @@ fn ipv4<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
     flow.source = Addr::v4([header[12], header[13], header[14], header[15]]);
     flow.destination = Addr::v4([header[16], header[17], header[18], header[19]]);
     flow.protocol = header[9];
-    let fragment_offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+    flow.fragment = u16::from_be_bytes([header[4], header[5]]) as u32;
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let fragment_offset = fragment & 0x1fff;
+    flow.parted = fragment & 0x2000 != 0 && fragment_offset == 0;
     let refused = match header[0] & 0x0f {
         0..5 => Some(Reason::Truncated),
         5 if fragment_offset != 0 => Some(Reason::Fragment),
@@ -134,7 +221,7 @@ fn ipv6<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
 
 /// Reads on from [`network`] to the ports.
 #[inline(always)]
-pub fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -> Result<(), Reason> {
+fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -> Result<(), Reason> {
     if let Some(reason) = network.refused {
         return Err(reason);
     }
@@ -143,31 +230,49 @@ pub fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flo
         offset = extensions(packet, offset, flow)?;
     }
     match (flow.protocol, flow.version) {
-        (protocol::TCP | protocol::UDP | protocol::SCTP, _) => {
-            let Some(ports) = packet.load::<4>(offset) else {
+        // The header must be whole, or the rest of it could be sent as a fragment of its own (RFC 1858).
+        (protocol::TCP, _) => {
+            let Some(header) = packet.load::<20>(offset) else {
                 return Err(Reason::Truncated);
             };
-            // The header must be whole, or the rest of it could be sent as a fragment of its own (RFC 1858).
-            let rest = match flow.protocol {
-                protocol::TCP => packet.load::<1>(offset + 19),
-                protocol::SCTP => packet.load::<1>(offset + 11),
-                _ => packet.load::<1>(offset + 7),
-            };
-            if rest.is_none() {
-                return Err(Reason::Truncated);
-            }
-            flow.source_port = u16::from_be_bytes([ports[0], ports[1]]);
-            flow.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+            ports(flow, [header[0], header[1], header[2], header[3]]);
+            flow.kind = header[13];
+            // Four bits of 32-bit words.
+            flow.payload = (offset + u32::from(header[12] >> 4) * 4) as u16;
             Ok(())
         }
-        (protocol::ICMP, 4) | (protocol::ICMPV6, 6) => match packet.load::<4>(offset) {
-            Some(_) => Ok(()),
-            None => Err(Reason::Truncated),
-        },
+        (protocol::UDP, _) => {
+            let Some(header) = packet.load::<8>(offset) else {
+                return Err(Reason::Truncated);
+            };
+            ports(flow, [header[0], header[1], header[2], header[3]]);
+            Ok(())
+        }
+        (protocol::SCTP, _) => {
+            let Some(header) = packet.load::<12>(offset) else {
+                return Err(Reason::Truncated);
+            };
+            ports(flow, [header[0], header[1], header[2], header[3]]);
+            Ok(())
+        }
+        (protocol::ICMP, 4) | (protocol::ICMPV6, 6) => {
+            let Some(header) = packet.load::<8>(offset) else {
+                return Err(Reason::Truncated);
+            };
+            flow.kind = header[0];
+            flow.echo = u16::from_be_bytes([header[4], header[5]]);
+            Ok(())
+        }
         // IPv4 and IPv6 in IP, GRE, ESP, AH, EtherIP, IP in IP with minimal header, IPComp, L2TP, MPLS in IP, AGGFRAG.
         (4 | 41 | 47 | 50 | 51 | 55 | 94 | 97 | 98 | 108 | 115 | 137 | 143 | 144, _) => Err(Reason::Tunnel),
         _ => Err(Reason::UnknownProtocol),
     }
+}
+
+#[inline(always)]
+fn ports(flow: &mut Flow, bytes: [u8; 4]) {
+    flow.source_port = u16::from_be_bytes([bytes[0], bytes[1]]);
+    flow.destination_port = u16::from_be_bytes([bytes[2], bytes[3]]);
 }
 
 /// Steps over IPv6 extension headers; gives the offset of the transport header and leaves its number in `flow`.
@@ -191,18 +296,21 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
         if next == HOP_BY_HOP && count > 0 {
             return Err(Reason::Ipv6Extension);
         }
-        let Some(header) = packet.load::<4>(offset) else {
+        let Some(header) = packet.load::<8>(offset) else {
             return Err(Reason::Truncated);
         };
+        flow.protocol = header[0];
         if next == FRAGMENT {
-            if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
+            flow.fragment = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            let place = u16::from_be_bytes([header[2], header[3]]);
+            if place & 0xfff8 != 0 {
                 return Err(Reason::Fragment);
             }
+            flow.parted = place & 1 != 0;
             offset += 8;
         } else {
             offset += (u32::from(header[1]) + 1) * 8;
         }
-        flow.protocol = header[0];
         count += 1;
     }
     Err(Reason::Ipv6Extension)

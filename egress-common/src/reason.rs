@@ -3,6 +3,8 @@
 //! Invariant: each reason belongs to exactly one natural action ([`Reason::action`]); audit is the only way a
 //! deny reason lets a packet pass. `tests/reason.rs` checks that numbers, names and actions are distinct and total.
 
+use crate::view::Hook;
+
 /// What the hook does with the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -92,6 +94,12 @@ reasons! {
     Unselected = 3, Allow;
     /// The pod is not known (yet), and the destination is one that unknown pods may reach.
     UnknownPodAllowed = 4, Allow;
+    /// It answers what came in: a connection, a datagram or an echo request that was seen on the node's side of the pod's veth.
+    WitnessedReply = 5, Allow;
+    /// Address resolution on the pod's own link: ARP, IPv6 neighbour discovery, multicast listener reports.
+    Neighbour = 6, Allow;
+    /// A later fragment of a datagram whose first fragment has passed.
+    FollowsFragment = 7, Allow;
     /// The maps are not written yet, or were written by another version.
     NotReady = 16, Deny;
     /// The pod is not known (yet), and the destination is not one that unknown pods may reach.
@@ -122,17 +130,23 @@ reasons! {
     NotAllowed = 29, Deny;
     /// A container that is not the proxy sends what only the proxy may send.
     SidecarBypass = 30, Deny;
+    /// A frame other than IPv4, IPv6 and ARP, or one with a VLAN tag.
+    NotIp = 31, Deny;
+    /// A frame that a packet socket made (`AF_PACKET`), past everything that sees sockets.
+    PacketSocket = 32, Deny;
 }
 
 /// Number of slots per action in the counter array; every reason's number is below it.
 pub const REASON_SLOTS: u32 = 64;
+/// Number of slots per hook in the counter array.
+const HOOK_SLOTS: u32 = 4 * REASON_SLOTS;
 
 /// Number of entries of the counter array.
-pub const COUNTER_SLOTS: u32 = 4 * REASON_SLOTS;
+pub const COUNTER_SLOTS: u32 = 3 * HOOK_SLOTS;
 
-/// The slot of the counter array for a verdict.
+/// The slot of the counter array for a verdict of a hook.
 #[must_use]
 #[inline(always)]
-pub const fn counter_slot(action: Action, reason: Reason) -> u32 {
-    action as u32 * REASON_SLOTS + reason as u32
+pub const fn counter_slot(hook: Hook, action: Action, reason: Reason) -> u32 {
+    hook as u32 * HOOK_SLOTS + action as u32 * REASON_SLOTS + reason as u32
 }

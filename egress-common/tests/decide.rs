@@ -7,7 +7,7 @@ use egress_common::wire::{
     Ports, Proxy, ROW_ENTRIES, RowKey, STATE_INVALID, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
     VERDICT_ALLOW, VERDICT_AUDIT,
 };
-use egress_common::{Action, Decision, Hook, Meta, Reason, decide};
+use egress_common::{Action, Decision, Hook, Meta, Reason, Socket, decide};
 use support::{ETH0, LO, Maps, PEER, PEER_V4, PEER_V6, POD, POLICY, Sender, V4, V6, ipv4, tcp4, tcp6};
 
 const OUTSIDE: [u8; 4] = [198, 51, 100, 10];
@@ -53,7 +53,7 @@ fn pods_are_found_at_both_depths() {
     assert_eq!(maps.judge_from(Sender::STRANGER, &tcp4(V4, PEER_V4, 443), ETH0).cgroup, 77);
     // A process in the pod root itself is in no pod.
     expect(
-        maps.judge_from(Sender([1, 10, 0, 0, 0, 0]), &tcp4(V4, PEER_V4, 443), ETH0),
+        maps.judge_from(Sender([1, 10, 0, 0, 0, 0], Socket::Inet, None), &tcp4(V4, PEER_V4, 443), ETH0),
         Action::Deny,
         Reason::UnknownPod,
     );
@@ -259,7 +259,12 @@ fn the_frame_type_and_the_header_must_agree() {
     let maps = Maps::new();
     let packet = tcp4(V4, PEER_V4, 443);
     for ethertype in [0x86dd, 0x0806, 0] {
-        let decision = decide(&maps, &Sender::NESTED, packet.as_slice(), Meta { ethertype, ifindex: ETH0 });
+        let decision = decide(
+            &maps,
+            &Sender::NESTED,
+            packet.as_slice(),
+            Meta { ethertype, ifindex: ETH0, ..Meta::default() },
+        );
         expect(decision, Action::Deny, Reason::UnknownIpVersion);
     }
 }
@@ -349,7 +354,7 @@ fn what_the_lock_does_not_cover_is_no_bypass() {
 #[test]
 fn a_sender_without_a_container_is_no_proxy() {
     let maps = locked(&[0, 0]);
-    let in_the_pods_own_cgroup = Sender([1, 10, 20, POD, 0, 0]);
+    let in_the_pods_own_cgroup = Sender([1, 10, 20, POD, 0, 0], Socket::Inet, None);
     let verdict = maps.judge_from(in_the_pods_own_cgroup, &tcp4(V4, PEER_V4, 443), ETH0).verdict;
     assert_eq!(verdict.reason, Reason::SidecarBypass);
 }
@@ -376,8 +381,9 @@ fn unknown_pods_that_are_denied_are_denied_before_their_packets_are_looked_at() 
 #[test]
 fn hooks_have_numbers_and_names() {
     assert_eq!(Hook::from_wire(Hook::Socket as u8), Some(Hook::Socket));
-    assert_eq!((Hook::from_wire(0), Hook::from_wire(2)), (None, None));
-    assert_eq!(Hook::Socket.name(), "socket");
+    assert_eq!((Hook::from_wire(0), Hook::from_wire(3)), (None, None));
+    assert_eq!(Hook::from_wire(Hook::Veth as u8), Some(Hook::Veth));
+    assert_eq!((Hook::Socket.name(), Hook::Veth.name()), ("socket", "veth"));
 }
 
 #[test]
@@ -389,7 +395,7 @@ fn the_pods_cgroup_is_told_at_either_level() {
     }
     // Of pods that are not known, the deepest cgroup at pod level.
     assert_eq!(maps.judge_from(Sender::STRANGER, packet, ETH0).cgroup, 77);
-    assert_eq!(maps.judge_from(Sender([1, 10, 78, 0, 0, 0]), packet, ETH0).cgroup, 78);
+    assert_eq!(maps.judge_from(Sender([1, 10, 78, 0, 0, 0], Socket::Inet, None), packet, ETH0).cgroup, 78);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use egress_common::reason::{COUNTER_SLOTS, counter_slot};
-use egress_common::{Action, Reason};
+use egress_common::{Action, Hook, Reason};
 
 #[test]
 fn numbers_and_names_are_distinct_and_come_back() {
@@ -22,11 +22,11 @@ fn numbers_and_names_are_distinct_and_come_back() {
 #[test]
 fn each_action_and_reason_has_a_counter_of_its_own() {
     let mut slots = BTreeSet::new();
-    for action in Action::ALL {
+    for (hook, action) in Hook::ALL.iter().flat_map(|hook| Action::ALL.map(|action| (*hook, action))) {
         for &reason in Reason::ALL {
-            let slot = counter_slot(action, reason);
+            let slot = counter_slot(hook, action, reason);
             assert!(slot < COUNTER_SLOTS);
-            assert!(slots.insert(slot), "{action:?} {reason:?}");
+            assert!(slots.insert(slot), "{hook:?} {action:?} {reason:?}");
         }
     }
 }
@@ -34,6 +34,6 @@ fn each_action_and_reason_has_a_counter_of_its_own() {
 #[test]
 fn a_reason_never_audits_by_itself() {
     let allows = Reason::ALL.iter().filter(|reason| reason.action() == Action::Allow);
-    assert_eq!(allows.count(), 4);
+    assert_eq!(allows.count(), 7);
     assert!(Reason::ALL.iter().all(|reason| reason.action() != Action::Audit));
 }

@@ -1,14 +1,20 @@
 //! The maps, and the [`View`] of them that `decide` reads.
 //!
-//! Invariant: only the agent writes configuration and policy maps; programs write `COUNTERS`, `LOST` and `EVENTS` alone.
+//! Invariant: only the agent writes configuration, devices and policy maps; programs write what they saw, counted and report.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use egress_common::View;
+use egress_common::decide::{Said, look_up};
 use egress_common::reason::COUNTER_SLOTS;
-use egress_common::wire::{Addr, Config, Counter, Endpoint, FlowEvent, Row, RowKey};
+use egress_common::wire::{
+    Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row, RowKey, Witness,
+    WitnessKey,
+};
+use egress_common::witness::{Found, Half, find};
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -32,7 +38,27 @@ static CIDRS: LpmTrie<Addr, u64, 131_072> = LpmTrie::new();
 #[btf_map(name = "egress_rows")]
 static ROWS: HashMap<RowKey, Row, 262_144, SPARSE> = HashMap::new();
 
-/// Packets and bytes by action and reason.
+/// Pods by the index of the node's end of their veth.
+#[btf_map(name = "egress_devices")]
+static DEVICES: HashMap<u32, Device, 16_384, SPARSE> = HashMap::new();
+
+/// What was seen coming in, by local address and slot.
+#[btf_map(name = "egress_inbound")]
+pub static WITNESSES: HashMap<WitnessKey, Witness, 524_288, SPARSE> = HashMap::new();
+
+/// The verdict of the flow that a socket sent last.
+#[btf_map(name = "egress_approval")]
+pub static APPROVALS: SkStorage<Approval> = SkStorage::new();
+
+/// The process that used a socket last.
+#[btf_map(name = "egress_process")]
+pub static PROCESSES: SkStorage<Process> = SkStorage::new();
+
+/// What each pod was denied, and how many events told of it.
+#[btf_map(name = "egress_denials")]
+pub static DENIALS: PerCpuHashMap<DenialKey, Denial, 65_536, SPARSE> = PerCpuHashMap::new();
+
+/// Packets and bytes by hook, action and reason.
 #[btf_map(name = "egress_counters")]
 pub static COUNTERS: PerCpuArray<Counter, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
 
@@ -77,4 +103,57 @@ impl View for Kernel {
         // SAFETY: as for endpoints.
         unsafe { ROWS.get(key) }
     }
+
+    #[inline(always)]
+    fn said(&self, key: &RowKey, protocol: u8, port: u16) -> Said {
+        let said = egress_said(key.policy, key.identity, u32::from(protocol), u32::from(port));
+        Said { verdict: said as u8, rule: (said >> 16) as u16 }
+    }
+
+    #[inline(always)]
+    fn found(&self, half: &Half, cgroup: u64) -> Found {
+        let found = egress_found(half, cgroup);
+        Found { kind: found as u8, recent: found >> 8 != 0 }
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<u64> {
+        // SAFETY: as for endpoints; the value is copied at once.
+        unsafe { DEVICES.get(ifindex) }.map(|device| device.cgroup)
+    }
+
+    #[inline(always)]
+    fn witness(&self, key: &WitnessKey) -> Option<&Witness> {
+        // SAFETY: as for endpoints.
+        unsafe { WITNESSES.get(key) }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: a call of a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+}
+
+// Functions of their own for the kernel's verifier, which follows a global function once and not once per way to it. They
+// take and give plain numbers and pointers, as it wants.
+
+/// [`look_up`]: the verdict in the low byte, the rule in the high half.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_said(policy: u64, identity: u64, protocol: u32, port: u32) -> u32 {
+    let said = look_up(&Kernel, &RowKey { policy, identity }, protocol as u8, port as u16);
+    u32::from(said.verdict) | u32::from(said.rule) << 16
+}
+
+/// [`find`]: the kind in the low byte, above it whether it is recent.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_found(half: *const Half, cgroup: u64) -> u32 {
+    if half.is_null() {
+        return 0;
+    }
+    // SAFETY: the verifier holds every caller to memory of this size.
+    let found = find(&Kernel, unsafe { &*half }, cgroup);
+    u32::from(found.kind) | u32::from(found.recent) << 8
 }

@@ -1,49 +1,166 @@
-//! A packet in the kernel: its bytes, its device, its socket's cgroup.
+//! A packet in the kernel: its bytes, its device, its socket.
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::bpf_skb_ancestor_cgroup_id;
+use aya_ebpf::bindings::{__sk_buff, BPF_TCP_LISTEN, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::SkBuffContext;
-use egress_common::{Bytes, Meta, Owner};
+use aya_ebpf::programs::sk_buff::SkBuff;
+use egress_common::wire::Approval;
+use egress_common::packet::read;
+use egress_common::{Bytes, Flow, Hook, Meta, Owner, Reason, Socket};
+
+use crate::maps::APPROVALS;
+
+/// Length of an Ethernet header, which a tc program finds before the IP header.
+const ETHERNET: u32 = 14;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const AF_PACKET: u32 = 17;
+const SOCK_STREAM: u32 = 1;
+const SOCK_RAW: u32 = 3;
+const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_ICMPV6: u32 = 58;
 
 /// The context of a program, as `decide` reads it.
-pub struct Packet<'a> {
-    ctx: &'a SkBuffContext,
+pub struct Packet {
+    skb: SkBuff,
+    hook: Hook,
 }
 
-impl<'a> Packet<'a> {
+impl Packet {
     #[inline(always)]
-    pub fn new(ctx: &'a SkBuffContext) -> Self {
-        Self { ctx }
+    pub fn new(skb: *mut __sk_buff, hook: Hook) -> Self {
+        Self { skb: SkBuff { skb }, hook }
     }
 
-    /// Frame type and device.
+    /// Where the IP header begins.
+    #[inline(always)]
+    fn start(&self) -> u32 {
+        match self.hook {
+            Hook::Socket => 0,
+            Hook::Veth => ETHERNET,
+        }
+    }
+
+    /// What the hook knows of it.
     #[inline(always)]
     pub fn meta(&self) -> Meta {
-        let skb = self.ctx.skb.skb;
-        // SAFETY: the kernel hands a valid context to the program; the verifier checks these two reads.
-        let (protocol, ifindex) = unsafe { ((*skb).protocol, (*skb).ifindex) };
-        // `__sk_buff::protocol` holds the 16 bits of the header, in network byte order.
-        Meta { ethertype: u16::from_be(protocol as u16), ifindex }
+        let skb = self.skb.skb;
+        // SAFETY: the kernel hands a valid context to the program; the verifier checks these reads.
+        let (protocol, ifindex, vlan) = unsafe { ((*skb).protocol, (*skb).ifindex, (*skb).vlan_present) };
+        Meta {
+            hook: self.hook,
+            // `__sk_buff::protocol` holds the 16 bits of the header, in network byte order.
+            ethertype: u16::from_be(protocol as u16),
+            ifindex,
+            length: self.length(),
+            vlan: vlan != 0,
+        }
     }
 
     /// Bytes from the IP header on.
     #[inline(always)]
-    pub fn len(&self) -> u32 {
-        self.ctx.len()
+    pub fn length(&self) -> u32 {
+        self.skb.len().wrapping_sub(self.start())
+    }
+
+    /// Its socket, null where it has none; it need not be a whole one.
+    #[inline(always)]
+    pub fn sk(&self) -> *mut bpf_sock {
+        // SAFETY: as in `meta`.
+        unsafe { (*self.skb.skb).__bindgen_anon_2.sk }
     }
 }
 
-impl Bytes for Packet<'_> {
+impl Bytes for Packet {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.ctx.load::<[u8; N]>(offset as usize).ok()
+        self.skb.load::<[u8; N]>((self.start() + offset) as usize).ok()
+    }
+
+    #[inline(always)]
+    fn read(&self, ethertype: u16, flow: &mut Flow) -> Option<Reason> {
+        match egress_read(self.skb.skb, self.hook as u32, u32::from(ethertype), flow) {
+            0 => None,
+            reason => Some(Reason::from_wire(reason as u8).unwrap_or(Reason::BadEntry)),
+        }
     }
 }
 
-impl Owner for Packet<'_> {
+impl Owner for Packet {
     #[inline(always)]
     fn cgroup(&self, level: u32) -> u64 {
         // SAFETY: a call of a helper with the program's own context; 0 where there is no such ancestor.
-        unsafe { bpf_skb_ancestor_cgroup_id(self.ctx.as_ptr().cast(), level as i32) }
+        unsafe { bpf_skb_ancestor_cgroup_id(self.skb.skb, level as i32) }
+    }
+
+    #[inline(always)]
+    fn socket(&self) -> Socket {
+        let sk = self.sk();
+        if sk.is_null() {
+            return Socket::None;
+        }
+        // SAFETY: a socket that is not null, as the verifier sees.
+        let sk = unsafe { bpf_sk_fullsock(sk) };
+        if sk.is_null() {
+            return Socket::None;
+        }
+        // SAFETY: a whole socket that is not null, as the verifier sees.
+        let (family, kind, protocol, state) =
+            unsafe { ((*sk).family, (*sk).type_, (*sk).protocol, (*sk).state) };
+        match (family, kind) {
+            (AF_PACKET, _) => Socket::Packet,
+            (AF_INET | AF_INET6, SOCK_RAW) => Socket::Raw,
+            // Ping sockets, which send echo requests with an identifier of the pod's choice.
+            (AF_INET | AF_INET6, _) if protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 => Socket::Raw,
+            (AF_INET | AF_INET6, SOCK_STREAM) if state == BPF_TCP_LISTEN => Socket::Listening,
+            (AF_INET | AF_INET6, _) => Socket::Inet,
+            _ => Socket::Raw,
+        }
+    }
+
+    #[inline(always)]
+    fn approval(&self) -> Option<&Approval> {
+        let sk = self.sk();
+        if sk.is_null() {
+            return None;
+        }
+        let map = core::ptr::from_ref(&APPROVALS).cast_mut().cast();
+        // SAFETY: a map of this kind and a socket that is not null; the helper gives null for one that is not whole. The
+        // memory stays the storage's as long as this program runs, and is written in place only field by field.
+        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Approval>().as_ref() }
+    }
+}
+
+/// The context's packet at the socket hook.
+impl From<&SkBuffContext> for Packet {
+    #[inline(always)]
+    fn from(ctx: &SkBuffContext) -> Self {
+        Self::new(ctx.skb.skb, Hook::Socket)
+    }
+}
+
+/// [`read`]: the number of the reason, 0 for none. A function of its own for the verifier, as those in `maps`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_read(skb: *mut __sk_buff, hook: u32, ethertype: u32, flow: *mut Flow) -> u32 {
+    if flow.is_null() {
+        return Reason::BadEntry as u32;
+    }
+    let hook = if hook == Hook::Veth as u32 { Hook::Veth } else { Hook::Socket };
+    // SAFETY: the verifier holds every caller to memory of this size.
+    match read(&Unread(Packet::new(skb, hook)), ethertype as u16, unsafe { &mut *flow }) {
+        None => 0,
+        Some(reason) => reason as u32,
+    }
+}
+
+/// The bytes of a packet, to be read here.
+struct Unread(Packet);
+
+impl Bytes for Unread {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.load(offset)
     }
 }

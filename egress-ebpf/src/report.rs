@@ -1,38 +1,90 @@
-//! Counting every verdict, and an event for each that was not a plain allow.
+//! Counting every verdict, and an event for each that was not a plain allow, as far as there are not too many of one pod.
 //!
-//! Invariant: reporting never changes a verdict; an event that finds no room is counted in `LOST`.
+//! Invariant: reporting never changes a verdict; an event that is not sent is counted, as suppressed or in `LOST`.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use core::ptr;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use egress_common::reason::counter_slot;
-use egress_common::{Action, Decision, Hook};
+use egress_common::wire::{Denial, DenialKey, EVENT_LIMIT, EVENT_WINDOW, Process};
+use egress_common::{Action, Decision, Hook, View as _};
 
-use crate::maps::{COUNTERS, EVENTS, LOST};
+use crate::maps::{COUNTERS, DENIALS, EVENTS, Kernel, LOST, PROCESSES};
 use crate::packet::Packet;
 
 /// Counts the verdict and reports it where someone must know.
 #[inline(always)]
-pub fn report(packet: &Packet<'_>, decision: &Decision, hook: Hook) {
+pub fn report(packet: &Packet, decision: &Decision, hook: Hook) {
     let verdict = decision.verdict;
-    if let Some(counter) = COUNTERS.get_ptr_mut(counter_slot(verdict.action, verdict.reason)) {
+    let slot = counter_slot(hook, verdict.action, verdict.reason);
+    if let Some(counter) = COUNTERS.get_ptr_mut(slot) {
         // SAFETY: a per-CPU slot, written by this CPU alone.
         unsafe {
             (*counter).packets += 1;
-            (*counter).bytes += u64::from(packet.len());
+            (*counter).bytes += u64::from(packet.length());
         }
     }
     match verdict.action {
         Action::Allow => {}
-        Action::Deny | Action::Audit => event(packet, decision, hook),
+        Action::Deny | Action::Audit => {
+            let now = Kernel.now();
+            if let Some(suppressed) = admitted(decision.cgroup, slot, packet.length(), now) {
+                event(packet, decision, hook, now, suppressed);
+            }
+        }
+    }
+}
+
+/// Counts what one pod was denied; gives the number of packets that no event told of so far, or nothing where this one is to
+/// be among them. Each CPU counts for itself.
+#[inline(never)]
+fn admitted(cgroup: u64, slot: u32, length: u32, now: u64) -> Option<u64> {
+    let key = DenialKey { cgroup, slot, reserved: 0 };
+    let denial = match DENIALS.get_ptr_mut(&key) {
+        Some(denial) => denial,
+        None => {
+            let _there_or_full = DENIALS.insert(&key, &Denial::default(), u64::from(BPF_NOEXIST));
+            match DENIALS.get_ptr_mut(&key) {
+                Some(denial) => denial,
+                None => {
+                    lost();
+                    return None;
+                }
+            }
+        }
+    };
+    // SAFETY: a per-CPU value, written by this CPU alone, which stays memory of the map while this program runs.
+    unsafe {
+        (*denial).packets += 1;
+        (*denial).bytes += u64::from(length);
+        if now.wrapping_sub((*denial).window) >= EVENT_WINDOW {
+            (*denial).window = now;
+            (*denial).events = 0;
+        }
+        if (*denial).events >= EVENT_LIMIT {
+            (*denial).suppressed += 1;
+            return None;
+        }
+        (*denial).events += 1;
+        let untold = (*denial).suppressed.wrapping_sub((*denial).told);
+        (*denial).told = (*denial).suppressed;
+        Some(untold)
     }
 }
 
 #[inline(always)]
-fn event(packet: &Packet<'_>, decision: &Decision, hook: Hook) {
+fn lost() {
+    if let Some(lost) = LOST.get_ptr_mut(0) {
+        // SAFETY: a per-CPU slot, written by this CPU alone.
+        unsafe { *lost += 1 };
+    }
+}
+
+#[inline(never)]
+fn event(packet: &Packet, decision: &Decision, hook: Hook, now: u64, suppressed: u64) {
     let Some(mut entry) = EVENTS.reserve(0) else {
-        if let Some(lost) = LOST.get_ptr_mut(0) {
-            // SAFETY: a per-CPU slot, written by this CPU alone.
-            unsafe { *lost += 1 };
-        }
+        lost();
         return;
     };
     let event = entry.as_mut_ptr();
@@ -40,16 +92,18 @@ fn event(packet: &Packet<'_>, decision: &Decision, hook: Hook) {
     // SAFETY: the reserved record is ours until it is submitted, and every field of it is written: field by field, because
     // the record is too large to be built on the stack of 512 bytes first.
     unsafe {
-        (*event).time = bpf_ktime_get_ns();
+        (*event).time = now;
         (*event).cgroup = decision.cgroup;
         (*event).container = decision.container;
         (*event).policy = decision.policy;
         (*event).identity = decision.identity;
         (*event).revision = decision.revision;
+        (*event).suppressed = suppressed;
         (*event).source = flow.source;
         (*event).destination = flow.destination;
         (*event).ifindex = packet.meta().ifindex;
-        (*event).length = packet.len();
+        (*event).length = packet.length();
+        (*event).process = process(packet);
         (*event).source_port = flow.source_port;
         (*event).destination_port = flow.destination_port;
         (*event).rule = verdict.rule;
@@ -61,4 +115,18 @@ fn event(packet: &Packet<'_>, decision: &Decision, hook: Hook) {
         (*event).reserved = [0; 5];
     }
     entry.submit(0);
+}
+
+/// The process that used the packet's socket last.
+#[inline(always)]
+fn process(packet: &Packet) -> Process {
+    let sk = packet.sk();
+    if sk.is_null() {
+        return Process::default();
+    }
+    let map = ptr::from_ref(&PROCESSES).cast_mut().cast();
+    // SAFETY: a map of this kind and a socket that is not null; the helper gives null for one that is not whole.
+    unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).cast::<Process>().as_ref() }
+        .copied()
+        .unwrap_or_default()
 }

@@ -8,8 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use egress_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol};
-use egress_common::wire::{Addr, Config, Endpoint, Row, RowKey};
-use egress_common::{Action, Meta, Owner, Reason, View, decide};
+use egress_common::wire::{Addr, Approval, Config, Endpoint, Row, RowKey, Witness, WitnessKey};
+use egress_common::{Action, Meta, Owner, Reason, Socket, View, decide};
 
 use crate::compile::{Compiled, EndpointInfo, RuleInfo, UnknownPods, compile_pods};
 use crate::index::Index;
@@ -77,6 +77,14 @@ impl Owner for Sender {
             _ => 0,
         }
     }
+
+    fn socket(&self) -> Socket {
+        Socket::Inet
+    }
+
+    fn approval(&self) -> Option<&Approval> {
+        None
+    }
 }
 
 /// The maps, with the prefix lengths found once.
@@ -100,6 +108,15 @@ impl View for Maps<'_> {
     }
     fn row(&self, key: &RowKey) -> Option<&Row> {
         self.state.row(key)
+    }
+    fn device(&self, ifindex: u32) -> Option<u64> {
+        self.state.device(ifindex)
+    }
+    fn witness(&self, key: &WitnessKey) -> Option<&Witness> {
+        self.state.witness(key)
+    }
+    fn now(&self) -> u64 {
+        self.state.now()
     }
 }
 
@@ -159,7 +176,8 @@ impl<'a> Judge<'a> {
         };
         let (ethertype, packet) = packet(endpoint.and_then(own), target);
         // Any device but loopback.
-        let decision = decide(maps, sender, packet.as_slice(), Meta { ethertype, ifindex: 2 });
+        let decision =
+            decide(maps, sender, packet.as_slice(), Meta { ethertype, ifindex: 2, ..Meta::default() });
         Judged {
             action: decision.verdict.action,
             reason: decision.verdict.reason,

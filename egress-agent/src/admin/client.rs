@@ -74,6 +74,9 @@ fn status_table(status: &Status) -> Table {
     for hook in &status.hooks {
         row("hook", format!("{} (program {}) on {}", hook.program, hook.id, hook.target));
     }
+    for lack in &status.lacks {
+        row("lacks", lack.clone());
+    }
     let endpoints: Vec<_> =
         status.endpoints.iter().map(|(state, number)| format!("{number} {state}")).collect();
     let known = if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(", ") };
@@ -84,8 +87,8 @@ fn status_table(status: &Status) -> Table {
     }
     for verdict in &status.verdicts {
         let text = format!(
-            "{} {}: {} packets, {} bytes",
-            verdict.action, verdict.reason, verdict.packets, verdict.bytes
+            "{} {} by {}: {} packets, {} bytes",
+            verdict.action, verdict.reason, verdict.hook, verdict.packets, verdict.bytes
         );
         row("verdicts", text);
     }
@@ -162,9 +165,15 @@ pub async fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
 fn line(flow: &Flow) -> String {
     let from = flow.pod.clone().unwrap_or_else(|| format!("cgroup {}", flow.cgroup));
     let to = flow.destination_name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+    let from = match &flow.container {
+        Some(container) => format!("{from}/{container}"),
+        None => from,
+    };
+    let process = flow.process.as_ref().map_or_else(String::new, |process| format!(" by {process}"));
+    let more = if flow.suppressed > 0 { format!(" (and {} more)", flow.suppressed) } else { String::new() };
     let by = flow.rule.clone().unwrap_or_else(|| flow.policies.join(", "));
     format!(
-        "{} {} {} {} {} -> {}{to} {} {by}",
+        "{} {} {} {} {} -> {}{to} {}{process}{more} {by}",
         flow.time, flow.action, flow.reason, from, flow.source, flow.destination, flow.protocol
     )
     .trim_end()

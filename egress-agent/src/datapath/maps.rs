@@ -8,12 +8,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf};
-use egress_common::reason::counter_slot;
-use egress_common::wire::{
-    Addr, Cidr, Config, Counter, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
-};
-use egress_common::{Action, Reason};
+use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
+use egress_common::wire::{Addr, Cidr, Config, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED};
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
 
@@ -24,22 +20,17 @@ const ENDPOINTS: &str = "egress_endpoint";
 const IPCACHE: &str = "egress_ipcache";
 const CIDRS: &str = "egress_cidrs";
 const ROWS: &str = "egress_rows";
-const COUNTERS: &str = "egress_counters";
-const LOST: &str = "egress_lost";
-const EVENTS: &str = "egress_events";
 
-/// Every map of the object; each is pinned under its name.
-pub(super) const NAMES: [&str; 8] = [CONFIG, ENDPOINTS, IPCACHE, CIDRS, ROWS, COUNTERS, LOST, EVENTS];
+/// The maps that say what is allowed; each is pinned under its name.
+pub(super) const NAMES: [&str; 5] = [CONFIG, ENDPOINTS, IPCACHE, CIDRS, ROWS];
 
 /// Size of key and value of each map: a pinned map of another shape is not ours to write.
-const SHAPES: [(&str, usize, usize); 7] = [
+const SHAPES: [(&str, usize, usize); 5] = [
     (CONFIG, 4, size_of::<Config>()),
     (ENDPOINTS, 8, size_of::<Endpoint>()),
     (IPCACHE, 16, 8),
     (CIDRS, 4 + 16, 8),
     (ROWS, size_of::<RowKey>(), size_of::<Row>()),
-    (COUNTERS, 4, size_of::<Counter>()),
-    (LOST, 4, 8),
 ];
 
 /// The open maps.
@@ -49,9 +40,6 @@ pub(super) struct Maps {
     ipcache: BpfHash<MapData, Addr, u64>,
     cidrs: LpmTrie<MapData, Addr, u64>,
     rows: BpfHash<MapData, RowKey, Row>,
-    counters: PerCpuArray<MapData, Counter>,
-    lost: PerCpuArray<MapData, u64>,
-    events: Option<RingBuf<MapData>>,
     capacity: BTreeMap<&'static str, u32>,
     observed: State,
 }
@@ -65,19 +53,6 @@ pub struct Fill {
     pub entries: usize,
     /// Most entries it can hold.
     pub capacity: u32,
-}
-
-/// Packets and bytes of one action and reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CounterTotal {
-    /// [`Action::name`].
-    pub action: String,
-    /// [`Reason::name`].
-    pub reason: String,
-    /// Packets.
-    pub packets: u64,
-    /// Bytes from the IP header on.
-    pub bytes: u64,
 }
 
 /// A step of a plan that the kernel refused.
@@ -115,9 +90,6 @@ impl Maps {
             ipcache: take(IPCACHE)?.try_into()?,
             cidrs: take(CIDRS)?.try_into()?,
             rows: take(ROWS)?.try_into()?,
-            counters: take(COUNTERS)?.try_into()?,
-            lost: take(LOST)?.try_into()?,
-            events: Some(take(EVENTS)?.try_into()?),
             capacity,
             observed: State::default(),
         };
@@ -228,33 +200,6 @@ impl Maps {
         ];
         let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
         entries.map(|(map, entries)| Fill { map: map.to_owned(), entries, capacity: capacity(map) }).to_vec()
-    }
-
-    pub(super) fn counters(&self) -> anyhow::Result<Vec<CounterTotal>> {
-        let mut totals = Vec::new();
-        for action in Action::ALL {
-            for &reason in Reason::ALL {
-                let cpus = self
-                    .counters
-                    .get(&counter_slot(action, reason), 0)
-                    .context("cannot read the counters")?;
-                let (packets, bytes) =
-                    cpus.iter().fold((0, 0), |sum, c| (sum.0 + c.packets, sum.1 + c.bytes));
-                if packets > 0 {
-                    let (action, reason) = (action.name().to_owned(), reason.name().to_owned());
-                    totals.push(CounterTotal { action, reason, packets, bytes });
-                }
-            }
-        }
-        Ok(totals)
-    }
-
-    pub(super) fn lost(&self) -> anyhow::Result<u64> {
-        Ok(self.lost.get(&0, 0).context("cannot read the count of lost events")?.iter().sum())
-    }
-
-    pub(super) fn take_events(&mut self) -> Option<RingBuf<MapData>> {
-        self.events.take()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The BPF side: the embedded object, its pins, its maps and its hook.
+//! The BPF side: the embedded object, its pins, its maps and its hooks.
 //!
 //! Invariant: what is pinned goes on enforcing without us. Opening adopts pinned maps as they are; the first attach
 //! comes after the first plan was applied; a new program is attached beside the old one before that one goes. Tested
@@ -7,66 +7,94 @@
 pub mod events;
 mod maps;
 pub mod pins;
+mod programs;
+mod seen;
+mod veth;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use aya::maps::{MapData, RingBuf};
-use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType};
+use aya::programs::CgroupSkb;
 use aya::{Btf, Ebpf, EbpfLoader};
 use egress_common::wire::ABI;
 use egress_policy::plan::{Plan, State};
 
-pub use maps::{CounterTotal, Fill, StepError};
+pub use maps::{Fill, StepError};
+pub use programs::SOCKET_PROGRAM;
+pub use seen::{CounterTotal, DenialTotal, Seen};
+pub use veth::{DEVICES, VETH_PROGRAM, WITNESS_PROGRAM, detach_filters};
 
 use crate::pods::PodRoot;
 use pins::Pins;
+use veth::Veths;
 
 /// The BPF object, as `cargo xtask build-ebpf` made it.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EGRESS_EBPF_OBJECT"));
-
-/// Name of the socket hook's program, in the object and in the kernel.
-pub const SOCKET_PROGRAM: &str = "egress_socket";
 
 /// The loaded object.
 pub struct Datapath {
     pins: Pins,
     ebpf: Ebpf,
     maps: maps::Maps,
+    seen: Seen,
+    veths: Veths,
     attached: Option<Attached>,
     /// No other version's pins are left.
     alone: bool,
+    /// What the kernel refused, and what is not done without it.
+    lacks: Vec<String>,
 }
 
-/// Where the socket hook is attached.
+/// Where the hooks of the pod root are attached.
 #[derive(Clone, Debug)]
 pub struct Attached {
     /// The pod root.
     pub root: PodRoot,
-    /// The kernel's id of the program.
-    pub program: u32,
+    /// Names of the programs and the kernel's ids of them; the socket hook first.
+    pub programs: Vec<(&'static str, u32)>,
 }
 
 impl Datapath {
     /// Loads the programs and opens the maps: pinned ones are adopted, others are made and pinned. Attaches nothing.
     ///
     /// # Errors
-    /// The kernel refuses the object, or a pinned map is not of the expected shape.
+    /// The kernel refuses the object or the socket hook, or a pinned map is not of the expected shape. What else it refuses is
+    /// in [`Self::lacks`].
     pub fn open(bpffs: &Path) -> anyhow::Result<Self> {
         let pins = Pins::new(bpffs, ABI);
         pins.make()?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf));
-        for name in maps::NAMES {
-            loader.map_pin_path(name, pins.map(name));
+        for name in maps::NAMES.iter().chain(&seen::NAMES).chain([&DEVICES]) {
+            loader.map_pin_path(*name, pins.map(name));
         }
         let mut ebpf = loader.load(OBJECT).context("the kernel refuses the BPF object")?;
-        program(&mut ebpf)?.load().context("the kernel refuses the BPF program of the socket hook")?;
+        let mut lacks = programs::load(&mut ebpf)?;
+        let veths = Veths::load(&mut ebpf, &mut lacks)?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
-        Ok(Self { pins, ebpf, maps, attached: None, alone: false })
+        let seen = Seen::take(&mut ebpf)?;
+        Ok(Self { pins, ebpf, maps, seen, veths, attached: None, alone: false, lacks })
+    }
+
+    /// What the kernel refused, one sentence each.
+    #[must_use]
+    pub fn lacks(&self) -> &[String] {
+        &self.lacks
+    }
+
+    /// What the programs saw and counted.
+    pub fn seen(&mut self) -> &mut Seen {
+        &mut self.seen
+    }
+
+    /// What the programs counted.
+    #[must_use]
+    pub fn counted(&self) -> &Seen {
+        &self.seen
     }
 
     /// What the maps say now, as of the last read or write.
@@ -83,27 +111,54 @@ impl Datapath {
         self.maps.apply(plan)
     }
 
-    /// Attaches the socket hook to a pod root and pins the link, in place of a link that may be pinned already: both run for a
+    /// Attaches the hooks of the pod root and pins their links, each in place of a link that may be pinned already: both run for a
     /// moment, and what either denies is denied.
     ///
     /// # Errors
-    /// The kernel refuses, or the pin cannot be made; what was attached before still is.
+    /// The kernel refuses, or a pin cannot be made; what was attached before still is.
     pub fn attach(&mut self, root: &PodRoot) -> anyhow::Result<()> {
         let cgroup =
             File::open(&root.path).with_context(|| format!("cannot open {}", root.path.display()))?;
-        let program = program(&mut self.ebpf)?;
-        let id = program.info().context("cannot ask for the program's id")?.id();
-        // Links allow several programs by themselves; the flag for that is refused with them.
-        let link = program
-            .attach(cgroup, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
+        let programs = programs::attach(&mut self.ebpf, &self.pins, &cgroup)
             .with_context(|| format!("cannot attach to {}", root.path.display()))?;
-        let link: FdLink = program
-            .take_link(link)?
-            .try_into()
-            .context("the kernel has no BPF links for cgroups (5.7 and later do)")?;
-        self.pins.replace_link(SOCKET_PROGRAM, link)?;
-        self.attached = Some(Attached { root: root.clone(), program: id });
+        self.attached = Some(Attached { root: root.clone(), programs });
         Ok(())
+    }
+
+    /// Has packets that come in to a pod of the node's network witnessed at its sockets, as no veth of its own is there.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the pin cannot be made.
+    pub fn watch_arrivals(&mut self, cgroup: u64, path: &Path) -> anyhow::Result<()> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        programs::attach_arrival(&mut self.ebpf, &self.pins, &file, cgroup)
+    }
+
+    /// Attaches both veth hooks to a device of the node, as that of the pod of `cgroup`. Tells whether it was not that pod's before.
+    ///
+    /// # Errors
+    /// The kernel refuses, or a pin cannot be made; the device may be half covered then, which shows as not covered.
+    pub fn cover(&mut self, index: u32, name: &str, cgroup: u64) -> anyhow::Result<bool> {
+        self.veths.cover(&mut self.ebpf, &self.pins, index, name, cgroup)
+    }
+
+    /// Whether a device is covered, by this process.
+    #[must_use]
+    pub fn covers(&self, index: u32) -> bool {
+        self.veths.covers(index)
+    }
+
+    /// Whether an agent has covered a device for this pod, be it an earlier one.
+    #[must_use]
+    pub fn knows(&self, index: u32, cgroup: u64) -> bool {
+        self.veths.knows(index, cgroup)
+    }
+
+    /// Lets go of devices that are gone, and of what was seen of pods other than these.
+    pub fn forget_gone(&mut self, cgroups: &BTreeSet<u64>) {
+        self.veths.forget_gone(&self.pins);
+        self.pins.keep_numbered(programs::ARRIVAL_PROGRAM, |cgroup| cgroups.contains(&cgroup));
+        self.seen.forget_all_but(cgroups);
     }
 
     /// Removes what agents of other versions pinned; only the first call looks.
@@ -113,18 +168,18 @@ impl Datapath {
         }
     }
 
-    /// Looks whether the link that was pinned still is.
+    /// Looks whether the links that were pinned still are.
     ///
     /// # Errors
-    /// It is gone, or another one: the hook counts as not attached from now on.
+    /// One is gone, or another one: the hooks count as not attached from now on.
     pub fn check(&mut self) -> anyhow::Result<()> {
-        match &self.attached {
-            Some(attached) if !self.pins.holds(SOCKET_PROGRAM, attached.program) => {
-                self.attached = None;
-                bail!("somebody removed the pinned link {}", self.pins.link(SOCKET_PROGRAM).display());
-            }
-            _ => Ok(()),
+        let gone = self.attached.iter().flat_map(|attached| &attached.programs);
+        let gone = gone.copied().find(|(name, id)| !self.pins.holds(name, *id));
+        if let Some((name, _)) = gone {
+            self.attached = None;
+            bail!("somebody removed the pinned link {}", self.pins.link(name).display());
         }
+        self.veths.check(&self.pins)
     }
 
     /// Where the hook is attached, by this process.
@@ -139,39 +194,16 @@ impl Datapath {
         self.maps.fill()
     }
 
-    /// Packets and bytes by action and reason, where there were any, summed over the CPUs.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn counters(&self) -> anyhow::Result<Vec<CounterTotal>> {
-        self.maps.counters()
-    }
-
-    /// Events that found no room in the ring buffer.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn lost(&self) -> anyhow::Result<u64> {
-        self.maps.lost()
-    }
-
     /// The program of the socket hook, for `BPF_PROG_TEST_RUN` in tests and benchmarks.
     ///
     /// # Errors
     /// The object has no such program.
     pub fn socket_program(&mut self) -> anyhow::Result<&mut CgroupSkb> {
-        program(&mut self.ebpf)
+        programs::program(&mut self.ebpf, SOCKET_PROGRAM)
     }
 
     /// The ring buffer of events; only the first call gets it.
     pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
-        self.maps.take_events()
+        self.seen.take_events()
     }
-}
-
-fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut CgroupSkb> {
-    let Some(program) = ebpf.program_mut(SOCKET_PROGRAM) else {
-        bail!("the BPF object has no program {SOCKET_PROGRAM}");
-    };
-    Ok(program.try_into()?)
 }

@@ -62,6 +62,26 @@ impl Pins {
         self.dir.join(format!("link_{program}"))
     }
 
+    /// The name of one of several links of a program.
+    #[must_use]
+    pub fn numbered(program: &str, number: u64) -> String {
+        format!("{program}_{number}")
+    }
+
+    /// Removes the numbered links of a program that are not to be kept. One that cannot be removed is told to the log.
+    pub fn keep_numbered(&self, program: &str, keep: impl Fn(u64) -> bool) {
+        let prefix = format!("link_{program}_");
+        for path in fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let number = name.strip_prefix(&prefix).and_then(|number| number.parse().ok());
+            if number.is_some_and(|number| !keep(number))
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(pin = %path.display(), %error, "cannot remove a link");
+            }
+        }
+    }
+
     /// Pins a link, and lets go of the one that was pinned there before.
     ///
     /// # Errors

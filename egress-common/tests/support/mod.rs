@@ -10,9 +10,10 @@
 use std::collections::BTreeMap;
 
 use egress_common::wire::{
-    ABI, Addr, Cidr, Config, Endpoint, Ports, Row, RowKey, STATE_ISOLATED, UNKNOWN_DENY, VERDICT_ALLOW,
+    ABI, Addr, Approval, Cidr, Config, Endpoint, Ports, Row, RowKey, STATE_ISOLATED, UNKNOWN_DENY,
+    VERDICT_ALLOW, Witness, WitnessKey,
 };
-use egress_common::{Decision, Meta, Owner, View, decide};
+use egress_common::{Decision, Hook, Meta, Owner, Socket, View, decide};
 
 pub const POD: u64 = 100;
 pub const POLICY: u64 = 0xaaaa;
@@ -23,6 +24,8 @@ pub const V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
 pub const PEER_V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
 pub const ETH0: u32 = 2;
 pub const LO: u32 = 1;
+/// The node's end of the pod's veth.
+pub const VETH: u32 = 50;
 
 /// The maps as ordinary maps.
 #[derive(Clone, Debug)]
@@ -32,6 +35,9 @@ pub struct Maps {
     pub addresses: BTreeMap<Addr, u64>,
     pub cidrs: BTreeMap<Cidr, u64>,
     pub rows: BTreeMap<RowKey, Row>,
+    pub devices: BTreeMap<u32, u64>,
+    pub witnesses: BTreeMap<WitnessKey, Witness>,
+    pub now: u64,
 }
 
 impl Maps {
@@ -57,6 +63,9 @@ impl Maps {
             addresses: [(Addr::v4(PEER_V4), PEER), (Addr(PEER_V6), PEER)].into(),
             cidrs: BTreeMap::new(),
             rows: [(RowKey { policy: POLICY, identity: PEER }, Row::new(&[ports]).unwrap())].into(),
+            devices: [(VETH, POD)].into(),
+            witnesses: BTreeMap::new(),
+            now: 1_000_000_000_000,
         }
     }
 
@@ -74,8 +83,12 @@ impl Maps {
     }
 
     pub fn judge_from(&self, sender: Sender, packet: &[u8], ifindex: u32) -> Decision {
-        let ethertype = if packet.first().is_some_and(|byte| byte >> 4 == 6) { 0x86dd } else { 0x0800 };
-        decide(self, &sender, packet, Meta { ethertype, ifindex })
+        decide(self, &sender, packet, meta(packet, Hook::Socket, ifindex))
+    }
+
+    /// The verdict of a packet that comes out of the pod's veth.
+    pub fn judge_veth(&self, sender: Sender, packet: &[u8]) -> Decision {
+        decide(self, &sender, packet, meta(packet, Hook::Veth, VETH))
     }
 }
 
@@ -100,24 +113,56 @@ impl View for Maps {
     fn row(&self, key: &RowKey) -> Option<&Row> {
         self.rows.get(key)
     }
+    fn device(&self, ifindex: u32) -> Option<u64> {
+        self.devices.get(&ifindex).copied()
+    }
+    fn witness(&self, key: &WitnessKey) -> Option<&Witness> {
+        self.witnesses.get(key)
+    }
+    fn now(&self) -> u64 {
+        self.now
+    }
 }
 
-/// Ancestors of the sender's cgroup, by level.
+pub fn meta(packet: &[u8], hook: Hook, ifindex: u32) -> Meta {
+    let ethertype = if packet.first().is_some_and(|byte| byte >> 4 == 6) { 0x86dd } else { 0x0800 };
+    Meta { hook, ethertype, ifindex, length: packet.len() as u32, vlan: false }
+}
+
+/// The sender's socket: ancestors of its cgroup by level, its kind, and what is kept with it.
 #[derive(Clone, Copy, Debug)]
-pub struct Sender(pub [u64; 6]);
+pub struct Sender(pub [u64; 6], pub Socket, pub Option<Approval>);
 
 impl Sender {
     /// A container of a Burstable pod: root, pod root, QoS class, pod, container.
-    pub const NESTED: Self = Self([1, 10, 20, POD, 1000, 0]);
+    pub const NESTED: Self = Self([1, 10, 20, POD, 1000, 0], Socket::Inet, None);
     /// A container of a Guaranteed pod: root, pod root, pod, container.
-    pub const DIRECT: Self = Self([1, 10, POD, 1000, 0, 0]);
+    pub const DIRECT: Self = Self([1, 10, POD, 1000, 0, 0], Socket::Inet, None);
     /// A container of a pod that is in no map.
-    pub const STRANGER: Self = Self([1, 10, 20, 77, 1000, 0]);
+    pub const STRANGER: Self = Self([1, 10, 20, 77, 1000, 0], Socket::Inet, None);
+    /// Nobody: a packet without a socket.
+    pub const NOBODY: Self = Self([0; 6], Socket::None, None);
+
+    /// The same, with another kind of socket.
+    pub fn socket(self, socket: Socket) -> Self {
+        Self(self.0, socket, self.2)
+    }
+
+    /// The same, with what is kept.
+    pub fn keeping(self, approval: Option<Approval>) -> Self {
+        Self(self.0, self.1, approval)
+    }
 }
 
 impl Owner for Sender {
     fn cgroup(&self, level: u32) -> u64 {
         self.0.get(level as usize).copied().unwrap_or(0)
+    }
+    fn socket(&self) -> Socket {
+        self.1
+    }
+    fn approval(&self) -> Option<&Approval> {
+        self.2.as_ref()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A [`State`] judged as the maps would be.
 
-use egress_common::decide::View;
-use egress_common::wire::{Addr, Config, Endpoint, Row, RowKey};
+use egress_common::View;
+use egress_common::wire::{Addr, Config, Endpoint, Row, RowKey, Witness, WitnessKey};
 
 use super::State;
 use super::prefix::Prefixes;
@@ -26,5 +26,18 @@ impl View for State {
 
     fn row(&self, key: &RowKey) -> Option<&Row> {
         self.rows.get(key)
+    }
+
+    /// A state is what policies say; what comes in is not in it, so nothing is a reply.
+    fn device(&self, _: u32) -> Option<u64> {
+        None
+    }
+
+    fn witness(&self, _: &WitnessKey) -> Option<&Witness> {
+        None
+    }
+
+    fn now(&self) -> u64 {
+        0
     }
 }

@@ -12,8 +12,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use egress_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
-use egress_common::wire::Endpoint;
-use egress_common::{Action, Meta, Owner, Verdict, decide};
+use egress_common::wire::{Approval, Endpoint};
+use egress_common::{Action, Meta, Owner, Socket, Verdict, decide};
 use egress_policy::compile::{Compiled, LocalContainer, LocalPod, Node, PodState, UnknownPods, compile};
 use egress_policy::index::{Event, Index};
 use egress_policy::object::{ObjectRef, Read, read};
@@ -169,7 +169,13 @@ pub fn judge_from(
     let endpoint = state.endpoints.get(&cgroup).copied().unwrap_or_default();
     let packet = packet(&endpoint, to.parse().unwrap(), port);
     let ethertype = if to.contains(':') { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-    decide(state, &InCgroup(cgroup, container), packet.as_slice(), Meta { ethertype, ifindex }).verdict
+    decide(
+        state,
+        &InCgroup(cgroup, container),
+        packet.as_slice(),
+        Meta { ethertype, ifindex, ..Meta::default() },
+    )
+    .verdict
 }
 
 struct InCgroup(u64, u64);
@@ -181,6 +187,14 @@ impl Owner for InCgroup {
             4 => self.1,
             _ => 0,
         }
+    }
+
+    fn socket(&self) -> Socket {
+        Socket::Inet
+    }
+
+    fn approval(&self) -> Option<&Approval> {
+        None
     }
 }
 

@@ -4,21 +4,18 @@
 //! pods that no policy selects stay unknown; a Pod object that goes before its cgroup is kept until the cgroup is gone.
 //! Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
 
-use std::collections::BTreeMap;
+mod report;
 
-use egress_common::wire::{ABI, FlowEvent};
-use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, PodState, UnknownPods};
+use egress_common::wire::ABI;
+use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef, Pod};
 use egress_policy::plan::{self, Keys, Plan};
-use jiff::Timestamp;
-use nix::time::{ClockId, clock_gettime};
 
-use crate::admin::server::Published;
-use crate::datapath::{Datapath, SOCKET_PROGRAM};
-use crate::pods::{PodCgroup, PodRoot, Scan};
+use crate::coverage::Coverage;
+use crate::datapath::Datapath;
+use crate::pods::{PodRoot, Scan};
 use crate::source::{Changes, FileSource};
-use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status};
 use crate::watch::Watcher;
 
 /// Everything the agent knows.
@@ -33,6 +30,8 @@ pub(crate) struct Agent {
     scan: Scan,
     /// Why the pod root could not be read at the last look.
     scan_error: Option<String>,
+    /// Which hooks judge each pod.
+    coverage: Coverage,
     /// Pod objects that went while their cgroup, named by the UID, still stands.
     lingering: Vec<(String, ObjectRef)>,
     /// The source was not read whole yet.
@@ -71,6 +70,7 @@ impl Agent {
             node,
             scan: Scan::default(),
             scan_error: None,
+            coverage: Coverage::default(),
             lingering: Vec::new(),
             held: true,
             adopted,
@@ -273,120 +273,27 @@ impl Agent {
         if self.datapath.attached().is_some_and(|attached| attached.root == self.root) {
             return;
         }
+        self.coverage.classify(&self.scan, &mut self.datapath);
         if let Err(error) = self.datapath.attach(&self.root) {
             tracing::error!("{error:#}");
             self.errors.push(format!("{error:#}"));
         }
     }
 
-    pub(crate) fn flow(&self, event: &FlowEvent) -> crate::flow::Flow {
-        let pod = self.scan.pods.iter().find(|pod| event.container != 0 && pod.cgroup == event.cgroup);
-        let id =
-            |pod: &PodCgroup| Some(pod.containers.iter().find(|(_, id)| *id == event.container)?.0.clone());
-        let container = pod.and_then(|pod| self.index.container_name(&pod.uid, &id(pod)?));
-        let objects = (self.compiler.compiled(), &self.index);
-        let now = (Timestamp::now(), monotonic());
-        let flow = crate::flow::enrich(event, objects, container, &self.node, now);
-        tracing::debug!(pod = flow.pod, to = %flow.destination, protocol = flow.protocol, reason = flow.reason, "{}", flow.action);
-        flow
+    /// Brings the veth hook to pods that do not have it yet; with `again`, looks at every pod's network anew.
+    pub(crate) fn cover(&mut self, again: bool) {
+        if self.datapath.attached().is_some() {
+            self.coverage.update(&self.scan, &mut self.datapath, again);
+        }
     }
 
-    pub(crate) fn published(&self) -> Published {
-        let attached = self.datapath.attached();
-        let mut errors = self.errors.clone();
-        let verdicts = self.datapath.counters().unwrap_or_else(|error| {
-            errors.push(format!("{error:#}"));
-            Vec::new()
-        });
-        let lost_events = self.datapath.lost().unwrap_or_else(|error| {
-            errors.push(format!("{error:#}"));
-            0
-        });
-        errors.extend(self.scan_error.clone());
-        let mut pending = Vec::new();
-        if self.held {
-            pending.push(
-                "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
-            );
-        }
-        pending.extend(self.scan_error.clone());
-        if attached.is_none() {
-            pending.push("the socket hook is not attached".to_owned());
-        }
-        if !self.errors.is_empty() {
-            pending.push(format!("{} errors", self.errors.len()));
-        }
-        let compiled = self.compiler.compiled();
-        let endpoints: Vec<_> =
-            compiled.endpoints.iter().map(|(cgroup, info)| endpoint(*cgroup, info)).collect();
-        let mut by_state = BTreeMap::new();
-        for endpoint in &endpoints {
-            *by_state.entry(endpoint.state.clone()).or_default() += 1;
-        }
-        let status = Status {
-            ready: pending.is_empty(),
-            pending,
-            node: self.node.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            abi: ABI,
-            revision: self.datapath.observed().config.revision,
-            hooks: attached
-                .map(|attached| HookStatus {
-                    program: SOCKET_PROGRAM.to_owned(),
-                    id: attached.program,
-                    target: attached.root.path.display().to_string(),
-                })
-                .into_iter()
-                .collect(),
-            unknown_pods: self.scan.pods.len().saturating_sub(endpoints.len()),
-            endpoints: by_state,
-            maps: self.datapath.fill(),
-            verdicts,
-            lost_events,
-            source: SourceStatus {
-                name: format!("file:{}", self.source.dir().display()),
-                objects: self.index.len(),
-                errors: self.source_state.errors.clone(),
-                ignored: self.source_state.ignored.clone(),
-            },
-            diagnostics: compiled.diagnostics.iter().map(ToString::to_string).collect(),
-            errors,
-        };
-        Published { status, endpoints }
+    /// Whether pods are to be covered whose processes are not there yet.
+    pub(crate) fn waits_for_processes(&self) -> bool {
+        self.coverage.waits()
     }
 }
 
 /// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod) is its own.
 fn claims(pod: &Pod, name: &str) -> bool {
     !name.is_empty() && (*pod.uid == *name || pod.static_hash.as_deref() == Some(name))
-}
-
-fn endpoint(cgroup: u64, info: &egress_policy::compile::EndpointInfo) -> EndpointStatus {
-    EndpointStatus {
-        namespace: info.namespace.clone(),
-        name: info.name.clone(),
-        uid: info.uid.clone(),
-        cgroup,
-        state: match &info.state {
-            PodState::Unselected => "Unselected".to_owned(),
-            PodState::Isolated { audit: false } => "Isolated".to_owned(),
-            PodState::Isolated { audit: true } => "Isolated (audit)".to_owned(),
-            PodState::Invalid { .. } => "Invalid".to_owned(),
-        },
-        addresses: info.addresses.iter().map(ToString::to_string).collect(),
-        coverage: "socket hook".to_owned(),
-        policies: info.policies.iter().map(ToString::to_string).collect(),
-        policy: format!("{:016x}", info.policy),
-        proxies: info.proxies.iter().map(|proxy| proxy.name.clone()).collect(),
-        lock: info.lock != 0,
-    }
-}
-
-/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
-fn monotonic() -> u64 {
-    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
-        return 0;
-    };
-    let nanoseconds = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec());
-    u64::try_from(nanoseconds).unwrap_or(0)
 }

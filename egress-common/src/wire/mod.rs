@@ -6,9 +6,13 @@
 //!
 //! Invariant: the all-zero value of every type denies.
 
+mod kernel;
+
+pub use kernel::*;
+
 /// Version of everything in this module. Pins live in a directory named after it; change it with any layout
 /// or meaning here.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,14 +30,14 @@ impl Addr {
 
     /// The first eight bytes, for comparisons.
     #[inline(always)]
-    const fn high(&self) -> u64 {
+    pub(crate) const fn high(&self) -> u64 {
         let b = &self.0;
         u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
     }
 
     /// The last eight bytes, for comparisons.
     #[inline(always)]
-    const fn low(&self) -> u64 {
+    pub(crate) const fn low(&self) -> u64 {
         let b = &self.0;
         u64::from_be_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]])
     }
@@ -64,6 +68,13 @@ impl Addr {
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
         self.high() == 0 && (self.low() >> 24 == 0xff_ff00 || self.low() == 0)
+    }
+
+    /// `fe80::/10` or `ff02::/16`, which no router forwards (RFC 4291, sections 2.5.6 and 2.7).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_link_scope(&self) -> bool {
+        self.high() >> 54 == 0x3fa || self.high() >> 48 == 0xff02
     }
 
     /// Equality by two words, which the verifier follows more cheaply than a call of `memcmp`.
@@ -229,58 +240,12 @@ impl Row {
     }
 }
 
-/// A value of the per-CPU array `COUNTERS`, indexed by [`counter_slot`](crate::reason::counter_slot).
+/// A value of map `DEVICES`, keyed by the index of the node's end of a pod's veth (`u32`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Counter {
-    /// Packets that got this verdict.
-    pub packets: u64,
-    /// Their bytes, from the IP header on.
-    pub bytes: u64,
-}
-
-/// A record of ring buffer `EVENTS`: a packet that was denied or audited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct FlowEvent {
-    /// `CLOCK_MONOTONIC` nanoseconds.
-    pub time: u64,
-    /// Id of the pod's cgroup; of the deepest cgroup at pod level where the pod is not known.
+pub struct Device {
+    /// Id of the pod's cgroup, the key of its [`Endpoint`].
     pub cgroup: u64,
-    /// Id of the container's cgroup, 0 where the pod has no lock.
-    pub container: u64,
-    /// The policy that applied, 0 for none.
-    pub policy: u64,
-    /// The destination's identity, 0 where the verdict came before it.
-    pub identity: u64,
-    /// The revision of [`Config`] that applied.
-    pub revision: u64,
-    /// Source address.
-    pub source: Addr,
-    /// Destination address.
-    pub destination: Addr,
-    /// Index of the device the packet was leaving by, in the sender's network namespace.
-    pub ifindex: u32,
-    /// Bytes from the IP header on.
-    pub length: u32,
-    /// Source port, host byte order, 0 where there is none.
-    pub source_port: u16,
-    /// Destination port, host byte order, 0 where there is none.
-    pub destination_port: u16,
-    /// Index of the rule within the policy, `u16::MAX` for none.
-    pub rule: u16,
-    /// IANA protocol number, 0 where the parser did not come so far.
-    pub protocol: u8,
-    /// 4, 6, or 0 where the parser did not come so far.
-    pub version: u8,
-    /// [`Action`](crate::Action) as a number.
-    pub action: u8,
-    /// [`Reason`](crate::Reason) as a number.
-    pub reason: u8,
-    /// [`Hook`](crate::Hook) as a number.
-    pub hook: u8,
-    /// Zero.
-    pub reserved: [u8; 5],
 }
 
 const _: () = {
@@ -292,12 +257,22 @@ const _: () = {
     assert!(size_of::<Ports>() == 1 + 1 + 2 + 2 + 2);
     assert!(size_of::<Row>() == 4 + 4 + 8 * ROW_ENTRIES);
     assert!(size_of::<Counter>() == 8 + 8);
-    assert!(size_of::<FlowEvent>() == 6 * 8 + 2 * 16 + 2 * 4 + 3 * 2 + 5 + 5);
+    assert!(size_of::<Device>() == 8);
+    assert!(size_of::<WitnessKey>() == 16 + 4);
+    assert!(size_of::<Witness>() == 8 + 8 + 16 + 2 + 2 + 1 + 1 + 2);
+    assert!(size_of::<Approval>() == 8 + 8 + 2 * 16 + 2 + 2 + 4 + 8);
+    assert!(size_of::<Process>() == 4 + 4 + 16);
+    assert!(size_of::<DenialKey>() == 8 + 4 + 4);
+    assert!(size_of::<Denial>() == 6 * 8);
+    assert!(size_of::<FlowEvent>() == 7 * 8 + 2 * 16 + 2 * 4 + 24 + 3 * 2 + 5 + 5);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Addr, Config, Counter, Endpoint, FlowEvent, Row, RowKey};
+    use super::{
+        Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row,
+        RowKey, Witness, WitnessKey,
+    };
 
     macro_rules! pod {
         ($($name:ty),+) => {
@@ -306,5 +281,8 @@ mod pod {
             $(unsafe impl aya::Pod for $name {})+
         };
     }
-    pod!(Addr, Config, Endpoint, RowKey, Row, Counter, FlowEvent);
+    pod!(
+        Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row,
+        RowKey, Witness, WitnessKey
+    );
 }

@@ -1,0 +1,160 @@
+//! Which hooks judge each pod, and bringing the veth hook to those that have a veth.
+//!
+//! Invariant: a pod counts as covered by a hook only after the kernel has taken it; what else can leave the pod is named.
+//! Tested by `tests/veth.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use egress_common::wire::{Endpoint, STATE_UNSELECTED};
+
+use crate::datapath::Datapath;
+use crate::network::{self, Network};
+use crate::pods::{PodCgroup, Scan};
+
+/// How long a pod without a process is looked at often; its sandbox is usually started at once.
+const EAGER: Duration = Duration::from_secs(30);
+
+/// What is known of the pods' networks.
+#[derive(Debug, Default)]
+pub(crate) struct Coverage {
+    pods: BTreeMap<u64, Pod>,
+}
+
+#[derive(Debug)]
+struct Pod {
+    seen: Instant,
+    network: Option<Network>,
+    /// The connections that it has accepted are watched, at its sockets.
+    arrivals: bool,
+    error: Option<String>,
+}
+
+impl Coverage {
+    /// Remembers the connections that have come in to pods that no agent has covered so far, before any hook can deny what is
+    /// sent on them.
+    pub(crate) fn classify(&mut self, scan: &Scan, datapath: &mut Datapath) {
+        for pod in &scan.pods {
+            if let Ok(Some(network)) = network::look(&pod.path)
+                && !network.veths.iter().any(|veth| datapath.knows(veth.index, pod.cgroup))
+            {
+                remember(pod, &network, datapath);
+            }
+        }
+    }
+
+    /// Covers pods that are not covered yet; with `again`, looks at all networks anew.
+    pub(crate) fn update(&mut self, scan: &Scan, datapath: &mut Datapath, again: bool) {
+        let here: BTreeSet<u64> = scan.pods.iter().map(|pod| pod.cgroup).collect();
+        let before = self.pods.len();
+        self.pods.retain(|cgroup, _| here.contains(cgroup));
+        if again || self.pods.len() < before {
+            datapath.forget_gone(&here);
+        }
+        for pod in &scan.pods {
+            let known = self.pods.entry(pod.cgroup).or_insert_with(|| Pod {
+                seen: Instant::now(),
+                network: None,
+                arrivals: false,
+                error: None,
+            });
+            if again || known.network.is_none() {
+                known.look(pod, datapath);
+            }
+            if known.network.as_ref().is_some_and(|network| network.host) {
+                known.watch_arrivals(pod, datapath);
+            }
+        }
+    }
+
+    /// Whether a pod is to be looked at again soon.
+    pub(crate) fn waits(&self) -> bool {
+        self.pods.values().any(|pod| pod.network.is_none() && pod.seen.elapsed() < EAGER)
+    }
+
+    /// What went wrong, a sentence each.
+    pub(crate) fn errors(&self) -> impl Iterator<Item = &str> {
+        self.pods.values().filter_map(|pod| pod.error.as_deref())
+    }
+
+    /// The hooks that judge a pod, and what they do not see.
+    pub(crate) fn of(&self, cgroup: u64, datapath: &Datapath) -> String {
+        let Some(pod) = self.pods.get(&cgroup) else {
+            return "socket (not looked at yet)".to_owned();
+        };
+        let Some(network) = &pod.network else {
+            return "socket (no process yet)".to_owned();
+        };
+        if network.host {
+            return "socket (the node's network)".to_owned();
+        }
+        let bare: Vec<_> = network
+            .veths
+            .iter()
+            .filter(|veth| !datapath.covers(veth.index))
+            .map(|veth| veth.name.clone())
+            .chain(network.others.iter().cloned())
+            .collect();
+        let covered = network.veths.iter().any(|veth| datapath.covers(veth.index));
+        match (covered, bare.is_empty()) {
+            (true, true) => "socket+veth".to_owned(),
+            (true, false) => format!("socket+veth, not {}", bare.join(", ")),
+            (false, false) => format!("socket, not {}", bare.join(", ")),
+            (false, true) => "socket (no veth)".to_owned(),
+        }
+    }
+
+    /// The names of the node's ends of a pod's veths.
+    pub(crate) fn veths(&self, cgroup: u64) -> Vec<String> {
+        let network = self.pods.get(&cgroup).and_then(|pod| pod.network.as_ref());
+        network
+            .map(|network| network.veths.iter().map(|veth| veth.name.clone()).collect())
+            .unwrap_or_default()
+    }
+}
+
+impl Pod {
+    fn look(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
+        self.error = None;
+        let network = match network::look(&pod.path) {
+            Ok(Some(network)) => network,
+            Ok(None) => return,
+            Err(error) => {
+                self.error = Some(format!("cannot see the network of pod {}: {error}", pod.uid));
+                return;
+            }
+        };
+        for veth in &network.veths {
+            match datapath.cover(veth.index, &veth.name, pod.cgroup) {
+                Ok(true) => remember(pod, &network, datapath),
+                Ok(false) => {}
+                Err(error) => {
+                    self.error = Some(format!("cannot cover {} of pod {}: {error:#}", veth.name, pod.uid));
+                }
+            }
+        }
+        self.network = Some(network);
+    }
+
+    /// A pod of the node's network has no veth; if a policy selects it, what comes in is watched at its sockets.
+    fn watch_arrivals(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
+        let free = |endpoint: &Endpoint| endpoint.state == STATE_UNSELECTED;
+        if self.arrivals || datapath.observed().endpoints.get(&pod.cgroup).is_none_or(free) {
+            return;
+        }
+        match datapath.watch_arrivals(pod.cgroup, &pod.path) {
+            Ok(()) => self.arrivals = true,
+            Err(error) => {
+                self.error = Some(format!("cannot watch what comes in to pod {}: {error:#}", pod.uid))
+            }
+        }
+    }
+}
+
+/// Remembers the connections that a pod has accepted.
+fn remember(pod: &PodCgroup, network: &Network, datapath: &mut Datapath) {
+    let connections = network::inbound(network.pid).unwrap_or_default();
+    if let Err(error) = datapath.seen().stood(pod.cgroup, &connections) {
+        tracing::warn!(pod = pod.uid, "{error:#}");
+    }
+}

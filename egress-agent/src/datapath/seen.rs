@@ -1,0 +1,166 @@
+//! What the programs write: verdicts counted, denials of each pod, events, witnesses.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+use aya::Ebpf;
+use aya::maps::{HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
+use egress_common::reason::counter_slot;
+use egress_common::wire::{Approval, Counter, Denial, DenialKey, WITNESS_STOOD, Witness, WitnessKey};
+use egress_common::{Action, Addr, Hook, Reason, witness};
+use serde::{Deserialize, Serialize};
+
+use crate::network::Connection;
+
+const COUNTERS: &str = "egress_counters";
+const LOST: &str = "egress_lost";
+const EVENTS: &str = "egress_events";
+const DENIALS: &str = "egress_denials";
+const INBOUND: &str = "egress_inbound";
+
+/// The maps that programs write; each is pinned under its name, so that what was seen outlives the agent.
+pub(super) const NAMES: [&str; 7] =
+    [COUNTERS, LOST, EVENTS, DENIALS, INBOUND, "egress_approval", "egress_process"];
+
+/// The open maps.
+pub struct Seen {
+    counters: PerCpuArray<MapData, Counter>,
+    lost: PerCpuArray<MapData, u64>,
+    denials: PerCpuHashMap<MapData, DenialKey, Denial>,
+    inbound: BpfHash<MapData, WitnessKey, Witness>,
+    events: Option<RingBuf<MapData>>,
+}
+
+/// Packets and bytes of one hook, action and reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterTotal {
+    /// [`Hook::name`].
+    pub hook: String,
+    /// [`Action::name`].
+    pub action: String,
+    /// [`Reason::name`].
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the IP header on.
+    pub bytes: u64,
+}
+
+/// What one pod was denied, or audited, by one hook for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DenialTotal {
+    /// Hook, action, reason, packets and bytes.
+    #[serde(flatten)]
+    pub total: CounterTotal,
+    /// Packets of these that no event told of, because there were too many.
+    pub suppressed: u64,
+}
+
+impl Seen {
+    pub(super) fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let mut take = |name: &str| -> anyhow::Result<Map> {
+            ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
+        };
+        Ok(Self {
+            counters: take(COUNTERS)?.try_into()?,
+            lost: take(LOST)?.try_into()?,
+            denials: take(DENIALS)?.try_into()?,
+            inbound: take(INBOUND)?.try_into()?,
+            events: Some(take(EVENTS)?.try_into()?),
+        })
+    }
+
+    /// Packets and bytes by hook, action and reason, where there were any, summed over the CPUs.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> anyhow::Result<Vec<CounterTotal>> {
+        let mut totals = Vec::new();
+        for (slot, hook, action, reason) in slots() {
+            let cpus = self.counters.get(&slot, 0).context("cannot read the counters")?;
+            let (packets, bytes) = cpus.iter().fold((0, 0), |sum, c| (sum.0 + c.packets, sum.1 + c.bytes));
+            if packets > 0 {
+                totals.push(total(hook, action, reason, packets, bytes));
+            }
+        }
+        Ok(totals)
+    }
+
+    /// What the pod of `cgroup` was denied or audited, by hook and reason.
+    #[must_use]
+    pub fn denials(&self, cgroup: u64) -> Vec<DenialTotal> {
+        let mut totals = Vec::new();
+        for (slot, hook, action, reason) in slots().filter(|(_, _, action, _)| *action != Action::Allow) {
+            let Ok(cpus) = self.denials.get(&DenialKey { cgroup, slot, reserved: 0 }, 0) else { continue };
+            let sum = |of: fn(&Denial) -> u64| cpus.iter().map(of).sum();
+            let total = total(hook, action, reason, sum(|d| d.packets), sum(|d| d.bytes));
+            totals.push(DenialTotal { total, suppressed: sum(|d| d.suppressed) });
+        }
+        totals
+    }
+
+    /// Events that found no room, in the ring buffer or in the map that counts them.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn lost(&self) -> anyhow::Result<u64> {
+        Ok(self.lost.get(&0, 0).context("cannot read the count of lost events")?.iter().sum())
+    }
+
+    /// Remembers connections that came in before anybody watched.
+    ///
+    /// # Errors
+    /// One does not fit: what its pod sends on it will be denied.
+    pub fn stood(&mut self, cgroup: u64, connections: &[Connection]) -> anyhow::Result<()> {
+        for connection in connections {
+            let like = Approval {
+                cgroup,
+                source: address(connection.local.ip()),
+                destination: address(connection.remote.ip()),
+                source_port: connection.local.port(),
+                destination_port: connection.remote.port(),
+                ..Approval::default()
+            };
+            let (key, value) = witness::connection(&like, WITNESS_STOOD, 0);
+            self.inbound.insert(key, value, 0).context("cannot remember a connection that stands")?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what belongs to pods that are gone.
+    pub fn forget_all_but(&mut self, cgroups: &BTreeSet<u64>) {
+        let gone: Vec<_> =
+            self.denials.keys().flatten().filter(|key| !cgroups.contains(&key.cgroup)).collect();
+        for key in gone {
+            let _gone_already = self.denials.remove(&key);
+        }
+        let gone: Vec<_> =
+            self.inbound.iter().flatten().filter(|(_, seen)| !cgroups.contains(&seen.cgroup)).collect();
+        for (key, _) in gone {
+            let _gone_already = self.inbound.remove(&key);
+        }
+    }
+
+    pub(super) fn take_events(&mut self) -> Option<RingBuf<MapData>> {
+        self.events.take()
+    }
+}
+
+fn slots() -> impl Iterator<Item = (u32, Hook, Action, Reason)> {
+    let pairs = Hook::ALL.into_iter().flat_map(|hook| Action::ALL.map(|action| (hook, action)));
+    pairs.flat_map(|(hook, action)| {
+        Reason::ALL.iter().map(move |&reason| (counter_slot(hook, action, reason), hook, action, reason))
+    })
+}
+
+fn total(hook: Hook, action: Action, reason: Reason, packets: u64, bytes: u64) -> CounterTotal {
+    let (hook, action, reason) = (hook.name().to_owned(), action.name().to_owned(), reason.name().to_owned());
+    CounterTotal { hook, action, reason, packets, bytes }
+}
+
+fn address(ip: std::net::IpAddr) -> Addr {
+    match ip {
+        std::net::IpAddr::V4(v4) => Addr::v4(v4.octets()),
+        std::net::IpAddr::V6(v6) => Addr(v6.octets()),
+    }
+}

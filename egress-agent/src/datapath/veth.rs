@@ -1,0 +1,195 @@
+//! The hooks on the node's ends of pods' veths.
+//!
+//! Invariant: a device that has the hooks has an entry that says whose it is, written first and removed last; without it
+//! every frame is denied. Tested by `tests/veth.rs`.
+
+use std::collections::BTreeMap;
+use std::mem;
+
+use anyhow::{Context as _, bail};
+use aya::Ebpf;
+use aya::maps::{HashMap as BpfHash, MapData};
+use aya::programs::SchedClassifier;
+use aya::programs::links::{FdLink, LinkOrder};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcError, TcHandle, qdisc_add_clsact,
+    qdisc_detach_program,
+};
+use egress_common::wire::Device;
+
+use super::pins::Pins;
+use super::programs::{first_line, program};
+
+/// What judges the frames that leave a pod.
+pub const VETH_PROGRAM: &str = "egress_veth";
+/// What witnesses the packets that come in.
+pub const WITNESS_PROGRAM: &str = "egress_witness";
+/// The map of devices.
+pub const DEVICES: &str = "egress_devices";
+
+/// Where each of the two is attached. tc's ingress is what comes to the node from the pod.
+const HOOKS: [(&str, TcAttachType); 2] =
+    [(WITNESS_PROGRAM, TcAttachType::Egress), (VETH_PROGRAM, TcAttachType::Ingress)];
+
+/// Priority and handle of the filters on kernels without tcx: before what others usually add.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 0xe6e5);
+
+/// The devices that are covered.
+pub(super) struct Veths {
+    devices: BpfHash<MapData, u32, Device>,
+    /// By this process: the pod's cgroup, and the ids of the programs where links hold them.
+    covered: BTreeMap<u32, (u64, Vec<(String, u32)>)>,
+    /// The programs are loaded.
+    loaded: bool,
+    /// The kernel has links for tc (6.6 and later); known after the first device.
+    tcx: Option<bool>,
+}
+
+impl Veths {
+    /// Loads the programs and opens the map; adds what the kernel lacks.
+    pub(super) fn load(ebpf: &mut Ebpf, lacks: &mut Vec<String>) -> anyhow::Result<Self> {
+        let mut loaded = true;
+        for (name, _) in HOOKS {
+            if let Err(error) = program::<SchedClassifier>(ebpf, name)?.load() {
+                loaded = false;
+                lacks.push(format!(
+                    "the kernel refuses {name}: pods are judged by the socket hook alone ({})",
+                    first_line(&error)
+                ));
+            }
+        }
+        let devices =
+            ebpf.take_map(DEVICES).with_context(|| format!("the BPF object has no map {DEVICES}"))?;
+        Ok(Self { devices: devices.try_into()?, covered: BTreeMap::new(), loaded, tcx: None })
+    }
+
+    pub(super) fn covers(&self, index: u32) -> bool {
+        self.covered.contains_key(&index)
+    }
+
+    /// Whether an agent has covered a device for this pod.
+    pub(super) fn knows(&self, index: u32, cgroup: u64) -> bool {
+        self.devices.get(&index, 0).ok() == Some(Device { cgroup })
+    }
+
+    /// Covers a device; tells whether no agent had covered it for this pod before.
+    pub(super) fn cover(
+        &mut self,
+        ebpf: &mut Ebpf,
+        pins: &Pins,
+        index: u32,
+        name: &str,
+        cgroup: u64,
+    ) -> anyhow::Result<bool> {
+        if self.covered.get(&index).is_some_and(|(of, _)| *of == cgroup) {
+            return Ok(false);
+        }
+        if !self.loaded {
+            bail!("the kernel refuses the programs for it");
+        }
+        let fresh = !self.knows(index, cgroup);
+        self.devices.insert(index, Device { cgroup }, 0).context("cannot write whose device it is")?;
+        let mut programs = Vec::new();
+        for (hook, direction) in HOOKS {
+            let program: &mut SchedClassifier = program(ebpf, hook)?;
+            let pin = Pins::numbered(hook, u64::from(index));
+            if let Some(link) = attach(program, &mut self.tcx, name, direction)? {
+                pins.replace_link(&pin, link)?;
+                programs.push((pin, program.info()?.id()));
+            }
+        }
+        self.covered.insert(index, (cgroup, programs));
+        Ok(fresh)
+    }
+
+    /// Forgets the devices that the node has no longer. The kernel has taken the hooks of a device that is gone along with it;
+    /// numbers of devices are not given again before they run out.
+    pub(super) fn forget_gone(&mut self, pins: &Pins) {
+        let stands = |index: u32| nix::net::if_::if_indextoname(index).is_ok();
+        self.covered.retain(|index, _| stands(*index));
+        for (hook, _) in HOOKS {
+            pins.keep_numbered(hook, |index| u32::try_from(index).is_ok_and(stands));
+        }
+        let gone: Vec<u32> = self.devices.keys().flatten().filter(|index| !stands(*index)).collect();
+        for index in gone {
+            let _gone_already = self.devices.remove(&index);
+        }
+    }
+
+    /// Looks whether the links still are pinned.
+    pub(super) fn check(&mut self, pins: &Pins) -> anyhow::Result<()> {
+        let lost = self.covered.iter().find_map(|(index, (_, programs))| {
+            let gone = programs.iter().find(|(pin, id)| !pins.holds(pin, *id))?;
+            Some((*index, gone.0.clone()))
+        });
+        if let Some((index, pin)) = lost {
+            self.covered.remove(&index);
+            bail!("somebody removed the pinned link {}", pins.link(&pin).display());
+        }
+        Ok(())
+    }
+}
+
+/// Attaches a program to a device, before all others. Gives the link where the kernel has links for tc; otherwise the program
+/// stays attached by itself, in place of the one that an earlier agent left.
+fn attach(
+    program: &mut SchedClassifier,
+    tcx: &mut Option<bool>,
+    device: &str,
+    direction: TcAttachType,
+) -> anyhow::Result<Option<FdLink>> {
+    if *tcx != Some(false) {
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        match program.attach_with_options(device, direction, order) {
+            Ok(id) => {
+                *tcx = Some(true);
+                return Ok(Some(program.take_link(id)?.try_into()?));
+            }
+            Err(error) if *tcx == Some(true) => return Err(error).context("cannot attach"),
+            // EINVAL from kernels that do not know the attach type; what else there may be wrong, the older way says as well.
+            Err(_) => {}
+        }
+    }
+    match qdisc_add_clsact(device) {
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(error) if says_exists(&error) => {}
+        Err(error) => return Err(error).context("cannot make the clsact queue"),
+    }
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let id = match program.attach_with_options(device, direction, TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // One is there from an earlier agent: the new program takes its place at once.
+        Err(_) => {
+            let there = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None)?;
+            program.attach_to_link(there).context("cannot attach by tc")?
+        }
+    };
+    *tcx = Some(false);
+    // Dropping it would detach it.
+    mem::forget(program.take_link(id)?);
+    Ok(None)
+}
+
+fn says_exists(error: &TcError) -> bool {
+    error.to_string().contains("File exists")
+        || matches!(error, TcError::IoError(io) if io.raw_os_error() == Some(nix::libc::EEXIST))
+}
+
+/// Removes the hooks from the devices that a pinned map names, where the kernel has no links for them.
+///
+/// # Errors
+/// A hook cannot be removed.
+pub fn detach_filters(devices: MapData) -> anyhow::Result<()> {
+    let map = aya::maps::Map::HashMap(devices);
+    let devices: BpfHash<MapData, u32, Device> = map.try_into()?;
+    for index in devices.keys().flatten() {
+        let Ok(name) = nix::net::if_::if_indextoname(index) else { continue };
+        let name = name.to_string_lossy().into_owned();
+        for (hook, direction) in HOOKS {
+            // Not found where links hold them.
+            let _not_there = qdisc_detach_program(&name, direction, hook);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! The network of a pod as the node sees it: found from the pod's processes, whatever plugin made it.
+//!
+//! Invariant: a veth belongs to a pod because the kernel says that its other end is in the namespace of the pod's
+//! processes, never because of a name, an address or a number that the pod could choose. Tested by `tests/veth.rs`.
+
+mod connections;
+mod netlink;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use netlink_packet_route::link::InfoKind;
+
+pub use connections::{Connection, inbound};
+
+/// How deep below a pod's cgroup processes are looked for: a container's, and what it or systemd made in there.
+const DEPTH: usize = 4;
+
+/// The network namespace of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// A process in it.
+    pub pid: u32,
+    /// Its inode.
+    pub namespace: u64,
+    /// It is the node's own.
+    pub host: bool,
+    /// The node's ends of its veths.
+    pub veths: Vec<Veth>,
+    /// Other devices by which packets can leave it, as in `net1 (macvlan)`.
+    pub others: Vec<String>,
+}
+
+/// The node's end of a veth.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Veth {
+    /// Its index on the node.
+    pub index: u32,
+    /// Its name on the node.
+    pub name: String,
+}
+
+/// Looks at the network of the pod whose cgroup is at `cgroup`; none while no process is in it.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn look(cgroup: &Path) -> io::Result<Option<Network>> {
+    let own = fs::metadata("/proc/self/ns/net")?.ino();
+    let Some((pid, file)) = process(cgroup, DEPTH) else {
+        return Ok(None);
+    };
+    let namespace = file.metadata()?.ino();
+    let mut network =
+        Network { pid, namespace, host: namespace == own, veths: Vec::new(), others: Vec::new() };
+    if network.host {
+        return Ok(Some(network));
+    }
+    let on_node = netlink::links()?;
+    let id = netlink::id_of(&file)?;
+    network.veths = on_node
+        .into_iter()
+        .filter(|link| link.kind == Some(InfoKind::Veth) && link.elsewhere.is_some() && link.elsewhere == id)
+        .map(|link| Veth { index: link.index, name: link.name })
+        .collect();
+    network.veths.sort();
+    let others = netlink::links_in(&file)?.into_iter().filter(leads_out);
+    network.others = others
+        .map(|link| match link.kind {
+            Some(kind) => format!("{} ({kind})", link.name),
+            None => format!("{} (hardware)", link.name),
+        })
+        .collect();
+    Ok(Some(network))
+}
+
+/// Whether packets can leave the pod by a device in it that is no veth: hardware, or something that stands on a device
+/// elsewhere. What is made in the pod (bridges, tunnels, tun devices) sends by another device of it.
+fn leads_out(link: &netlink::Link) -> bool {
+    match link.kind {
+        Some(InfoKind::Veth) => false,
+        Some(_) => link.elsewhere.is_some(),
+        None => !link.loopback,
+    }
+}
+
+/// A process below a cgroup, and its network namespace.
+fn process(cgroup: &Path, depth: usize) -> Option<(u32, File)> {
+    let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let here =
+        procs.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0).find_map(|pid| {
+            let file = File::open(format!("/proc/{pid}/ns/net")).ok()?;
+            Some((pid, file))
+        });
+    if here.is_some() || depth == 0 {
+        return here;
+    }
+    let below = fs::read_dir(cgroup).ok()?;
+    let dirs = below.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    dirs.map(|entry| entry.path()).find_map(|dir| process(&dir, depth - 1))
+}

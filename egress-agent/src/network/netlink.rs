@@ -1,0 +1,121 @@
+//! Asking the kernel about the devices of a network namespace.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, RawFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sched::{CloneFlags, setns};
+
+/// A device, as far as it says where packets can go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    /// Its index in its namespace.
+    pub(super) index: u32,
+    /// Its name.
+    pub(super) name: String,
+    /// `veth`, `macvlan` and so on; none for hardware.
+    pub(super) kind: Option<InfoKind>,
+    /// It leads back into its namespace.
+    pub(super) loopback: bool,
+    /// The id, in its namespace, of the namespace that its other end or its lower device is in, if that is another one.
+    pub(super) elsewhere: Option<i32>,
+}
+
+/// The devices of the namespace that this thread is in.
+pub(super) fn links() -> io::Result<Vec<Link>> {
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let mut links = Vec::new();
+    for answer in ask(request, NLM_F_DUMP)? {
+        if let RouteNetlinkMessage::NewLink(message) = answer {
+            links.push(link(&message));
+        }
+    }
+    Ok(links)
+}
+
+/// The devices of another namespace, asked for on a thread that goes there and ends.
+pub(super) fn links_in(namespace: &File) -> io::Result<Vec<Link>> {
+    let there = || -> io::Result<Vec<Link>> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        links()
+    };
+    std::thread::scope(|scope| scope.spawn(there).join())
+        .unwrap_or_else(|_| Err(io::Error::other("a thread in a network namespace has panicked")))
+}
+
+/// The id by which the devices of this thread's namespace name another one; none where no device leads there.
+pub(super) fn id_of(namespace: &File) -> io::Result<Option<i32>> {
+    let mut message = NsidMessage::default();
+    let fd: RawFd = namespace.as_raw_fd();
+    message.attributes.push(NsidAttribute::Fd(fd.unsigned_abs()));
+    let answers = ask(RouteNetlinkMessage::GetNsId(message), NLM_F_ACK)?;
+    Ok(answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewNsId(message) => message.attributes.into_iter().find_map(|one| match one {
+            NsidAttribute::Id(id) if id >= 0 => Some(id),
+            _ => None,
+        }),
+        _ => None,
+    }))
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: None,
+        loopback: message.header.link_layer_type == LinkLayerType::Loopback,
+        elsewhere: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::LinkNetNsId(id) => link.elsewhere = Some(*id),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.clone()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+/// Sends a request and reads all answers to it.
+fn ask(request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut answers = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while !rest.is_empty() {
+            let broken = |error| io::Error::new(io::ErrorKind::InvalidData, format!("netlink: {error}"));
+            let length = NetlinkBuffer::new_checked(rest).map_err(broken)?.length() as usize;
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(broken)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
+                _ => {}
+            }
+            // Messages begin at multiples of four bytes.
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}

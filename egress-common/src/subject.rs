@@ -1,0 +1,186 @@
+//! Who is judged: the pod, by its cgroup or its device, and the container within it.
+//!
+//! Invariant: a pod that is not known never gets what a known one has; a container that is not surely the proxy is not.
+
+use crate::decide::Decision;
+use crate::reason::Reason;
+use crate::view::{Owner, View};
+use crate::wire::{
+    Addr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, PROXIES, STATE_INVALID, STATE_ISOLATED,
+    STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
+};
+
+/// How a pod is to be judged.
+pub(crate) struct Subject<'a> {
+    /// First half of the keys of its rows.
+    pub(crate) policy: u64,
+    /// The rows of what only the proxy may send and this container may not are those that this policy does not allow; 0
+    /// for the proxy and where there is no lock.
+    pub(crate) lock: u64,
+    /// Denies of this subject pass with an event.
+    pub(crate) audit: bool,
+    /// The pod, where it is known.
+    pub(crate) endpoint: Option<&'a Endpoint>,
+    /// Passes whatever it sends.
+    pub(crate) settled: Option<Reason>,
+    /// Denied whatever the rows say; loopback and replies still pass.
+    pub(crate) closed: Option<Reason>,
+}
+
+impl Subject<'_> {
+    /// Whether this is the pod's own address of this IP version.
+    #[inline(always)]
+    pub(crate) fn owns(&self, version: u8, addr: &Addr) -> bool {
+        match self.endpoint {
+            Some(endpoint) => {
+                let own = if version == 4 { &endpoint.v4 } else { &endpoint.v6 };
+                !own.is_zero() && addr.same(own)
+            }
+            None => false,
+        }
+    }
+
+    /// Whether an address is one of the pod's own /64.
+    #[inline(always)]
+    pub(crate) fn shares_link(&self, addr: &Addr) -> bool {
+        self.endpoint.is_some_and(|endpoint| !endpoint.v6.is_zero() && endpoint.v6.high() == addr.high())
+    }
+
+    /// Whether the source address must be the pod's own: not on the host network, and not while no address of the pod is
+    /// known, as in its first moments; its rows apply all the same.
+    #[inline(always)]
+    pub(crate) fn source_is_judged(&self) -> bool {
+        match self.endpoint {
+            Some(endpoint) => {
+                endpoint.flags & FLAG_HOST_NETWORK == 0 && !(endpoint.v4.is_zero() && endpoint.v6.is_zero())
+            }
+            None => false,
+        }
+    }
+
+    /// The reason where a row allows.
+    #[inline(always)]
+    pub(crate) fn allowed(&self) -> Reason {
+        if self.endpoint.is_some() { Reason::Allowed } else { Reason::UnknownPodAllowed }
+    }
+
+    /// The reason where no row allows.
+    #[inline(always)]
+    pub(crate) fn denied(&self) -> Reason {
+        if self.endpoint.is_some() { Reason::NotAllowed } else { Reason::UnknownPod }
+    }
+}
+
+/// The pod whose socket sends, by the ancestors of the socket's cgroup.
+#[inline(always)]
+pub(crate) fn sending<'a, V, O>(
+    view: &'a V,
+    owner: &O,
+    config: &Config,
+    decision: &mut Decision,
+) -> Subject<'a>
+where
+    V: View,
+    O: Owner,
+{
+    let mut level = config.pod_root_level.wrapping_add(2);
+    let nested = owner.cgroup(level);
+    decision.cgroup = nested;
+    let mut endpoint = view.endpoint(nested);
+    if endpoint.is_none() {
+        level = config.pod_root_level.wrapping_add(1);
+        let direct = owner.cgroup(level);
+        endpoint = view.endpoint(direct);
+        if endpoint.is_some() || nested == 0 {
+            decision.cgroup = direct;
+        }
+    }
+    match endpoint {
+        Some(endpoint) => known(endpoint, owner, level, decision),
+        None => unknown(config),
+    }
+}
+
+/// The pod behind the device, whose cgroup `decision` has already. The container is that of the socket, where the socket is
+/// one of this pod's.
+#[inline(always)]
+pub(crate) fn behind<'a, V, O>(
+    view: &'a V,
+    owner: &O,
+    config: &Config,
+    decision: &mut Decision,
+) -> Subject<'a>
+where
+    V: View,
+    O: Owner,
+{
+    let Some(endpoint) = view.endpoint(decision.cgroup) else {
+        return unknown(config);
+    };
+    let mut level = u32::MAX;
+    if endpoint.lock != 0 {
+        let nested = config.pod_root_level.wrapping_add(2);
+        let direct = config.pod_root_level.wrapping_add(1);
+        if owner.cgroup(nested) == decision.cgroup {
+            level = nested;
+        } else if owner.cgroup(direct) == decision.cgroup {
+            level = direct;
+        }
+    }
+    known(endpoint, owner, level, decision)
+}
+
+/// A known pod; `level` is that of its cgroup, `u32::MAX` where the sender is in another one.
+#[inline(always)]
+fn known<'a, O: Owner>(
+    endpoint: &'a Endpoint,
+    owner: &O,
+    level: u32,
+    decision: &mut Decision,
+) -> Subject<'a> {
+    let (mut policy, mut lock) = (endpoint.policy, endpoint.lock);
+    if lock != 0 && level != u32::MAX {
+        let container = owner.cgroup(level.wrapping_add(1));
+        decision.container = container;
+        let mut i = 0;
+        while i < PROXIES {
+            let proxy = &endpoint.proxies[i];
+            if container != 0 && proxy.cgroup == container {
+                policy = proxy.policy;
+                lock = 0;
+            }
+            i += 1;
+        }
+    }
+    let subject = Subject {
+        policy,
+        lock,
+        audit: endpoint.flags & FLAG_AUDIT != 0,
+        endpoint: Some(endpoint),
+        settled: None,
+        closed: None,
+    };
+    match endpoint.state {
+        STATE_UNSELECTED => Subject { settled: Some(Reason::Unselected), ..subject },
+        STATE_ISOLATED => subject,
+        STATE_INVALID => Subject { closed: Some(Reason::InvalidPolicy), audit: false, ..subject },
+        _ => Subject { closed: Some(Reason::BadEntry), audit: false, ..subject },
+    }
+}
+
+#[inline(always)]
+fn unknown<'a>(config: &Config) -> Subject<'a> {
+    let subject = Subject {
+        policy: config.unknown_policy,
+        lock: 0,
+        audit: false,
+        endpoint: None,
+        settled: None,
+        closed: None,
+    };
+    match config.unknown {
+        UNKNOWN_ALLOW => Subject { settled: Some(Reason::UnknownPodAllowed), ..subject },
+        UNKNOWN_POLICY => subject,
+        _ => Subject { closed: Some(Reason::UnknownPod), ..subject },
+    }
+}

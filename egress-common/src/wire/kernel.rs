@@ -1,0 +1,208 @@
+//! What the programs write: what they saw, what they keep with sockets, what they count and report.
+
+use super::Addr;
+
+/// A value of the per-CPU array `COUNTERS`, indexed by [`counter_slot`](crate::reason::counter_slot).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets that got this verdict.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+}
+
+/// Most flows of one local address that are remembered as having come in; a later one takes the place of an earlier one
+/// with the same slot, never of another address's.
+pub const WITNESS_SLOTS: u32 = 4096;
+/// How long what came in may be answered where no socket keeps it in mind: two minutes, as RFC 4787 (REQ-5) asks of
+/// translators for UDP, and more than a SYN-ACK is sent again (63 s with `tcp_synack_retries` at 5). Nanoseconds.
+pub const WITNESS_TTL: u64 = 120_000_000_000;
+/// How long the later fragments of a datagram may follow the first one. Nanoseconds.
+pub const FRAGMENT_TTL: u64 = 2_000_000_000;
+
+/// Key of map `WITNESSES`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct WitnessKey {
+    /// The pod's address.
+    pub local: Addr,
+    /// Below [`WITNESS_SLOTS`]; made of the other half of the flow by [`slot`](crate::witness::slot).
+    pub slot: u32,
+}
+
+/// [`Witness::kind`]: a packet that begins something came in: a SYN, a datagram, an echo request.
+pub const WITNESS_CAME_IN: u8 = 1;
+/// [`Witness::kind`]: a connection stood when the enforcer was installed, and it had come in.
+pub const WITNESS_STOOD: u8 = 2;
+/// [`Witness::kind`]: a lawful connection was closed; what the kernel still says about it without a socket has no payload.
+pub const WITNESS_CLOSED: u8 = 3;
+/// [`Witness::kind`]: the first fragment of a datagram has passed; the ports are the halves of its identification.
+pub const WITNESS_FRAGMENT: u8 = 4;
+
+/// A value of map `WITNESSES`: something that was seen where the pod cannot forge it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Witness {
+    /// Id of the pod's cgroup; it speaks for no other pod.
+    pub cgroup: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds when it was seen last.
+    pub seen: u64,
+    /// The other end's address.
+    pub remote: Addr,
+    /// The other end's port, host byte order; an echo's identifier.
+    pub remote_port: u16,
+    /// The pod's port, host byte order; 0 for an echo.
+    pub local_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// One of the `WITNESS_` kinds; any other value witnesses nothing.
+    pub kind: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// What is kept with a socket: the verdict of the flow it sent last, and whether that flow came in. Never written in place
+/// but for `revision` and `reason`, so that no reader sees half of one flow and half of another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Approval {
+    /// The verdict holds while [`Config`] has this revision.
+    pub revision: u64,
+    /// Id of the cgroup of the pod that sent it; 0 where none was approved.
+    pub cgroup: u64,
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// Source port, host byte order.
+    pub source_port: u16,
+    /// Destination port, host byte order.
+    pub destination_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub version: u8,
+    /// Why it passed, [`Reason`](crate::Reason) as a number.
+    pub reason: u8,
+    /// Union of the `APPROVAL_` constants.
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 8],
+}
+
+/// [`Approval::flags`]: a TCP connection that came in; what it sends is a reply.
+pub const APPROVAL_CAME_IN: u8 = 1;
+/// [`Approval::flags`]: it left by the loopback device.
+pub const APPROVAL_LOOPBACK: u8 = 2;
+/// [`Approval::flags`]: a container of a pod with a lock sent it.
+pub const APPROVAL_LOCKED: u8 = 8;
+/// [`Approval::flags`]: it passes because it is only audited; each packet is to be reported by the first hook.
+pub const APPROVAL_AUDIT: u8 = 4;
+
+impl Approval {
+    /// Takes the verdict of the same flow under another revision, keeping whether it came in. Each field is written by itself,
+    /// the revision last.
+    #[inline(always)]
+    pub fn renew(&mut self, new: &Self) {
+        self.reason = new.reason;
+        self.flags = (self.flags & APPROVAL_CAME_IN) | new.flags;
+        self.revision = new.revision;
+    }
+}
+
+/// What is kept with a socket about the process that used it last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Process {
+    /// Its id in the node's first PID namespace; 0 where it is not known.
+    pub pid: u32,
+    /// Its user's id in the node's first user namespace.
+    pub uid: u32,
+    /// Its command, up to the first NUL (`TASK_COMM_LEN`).
+    pub command: [u8; 16],
+}
+
+/// Key of map `DENIALS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct DenialKey {
+    /// Id of the pod's cgroup.
+    pub cgroup: u64,
+    /// [`counter_slot`](crate::reason::counter_slot).
+    pub slot: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Length of the window in which events of one pod and reason are counted, nanoseconds.
+pub const EVENT_WINDOW: u64 = 1_000_000_000;
+/// Most events of one pod and reason in a window; what is above is only counted.
+pub const EVENT_LIMIT: u64 = 64;
+
+/// A value of map `DENIALS`: what one pod was denied, or audited, for one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Denial {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+    /// Packets that no event tells of, because there were too many.
+    pub suppressed: u64,
+    /// Those of them whose number an event has told.
+    pub told: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds at which the window began.
+    pub window: u64,
+    /// Events in this window.
+    pub events: u64,
+}
+
+/// A record of ring buffer `EVENTS`: a packet that was denied or audited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowEvent {
+    /// `CLOCK_MONOTONIC` nanoseconds.
+    pub time: u64,
+    /// Id of the pod's cgroup; of the deepest cgroup at pod level where the pod is not known.
+    pub cgroup: u64,
+    /// Id of the container's cgroup, 0 where the pod has no lock.
+    pub container: u64,
+    /// The policy that applied, 0 for none.
+    pub policy: u64,
+    /// The destination's identity, 0 where the verdict came before it.
+    pub identity: u64,
+    /// The revision of [`Config`] that applied.
+    pub revision: u64,
+    /// Packets of this pod and reason that no event told of so far.
+    pub suppressed: u64,
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// Index of the device: the one the packet was leaving by, in the sender's network namespace (socket hook), or the
+    /// node's end of the pod's veth.
+    pub ifindex: u32,
+    /// Bytes from the IP header on.
+    pub length: u32,
+    /// Who used the socket, where that is known.
+    pub process: Process,
+    /// Source port, host byte order, 0 where there is none.
+    pub source_port: u16,
+    /// Destination port, host byte order, 0 where there is none.
+    pub destination_port: u16,
+    /// Index of the rule within the policy, `u16::MAX` for none.
+    pub rule: u16,
+    /// IANA protocol number, 0 where the parser did not come so far.
+    pub protocol: u8,
+    /// 4, 6, or 0 where the parser did not come so far.
+    pub version: u8,
+    /// [`Action`](crate::Action) as a number.
+    pub action: u8,
+    /// [`Reason`](crate::Reason) as a number.
+    pub reason: u8,
+    /// [`Hook`](crate::Hook) as a number.
+    pub hook: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}

@@ -1,0 +1,239 @@
+//! Replies: what may leave because it answers something that came in.
+//!
+//! Invariant: nothing counts as a reply because of how it looks. What came in was seen on the node's side of the pod's
+//! veth, for this very pod and flow; what begins a connection is never a reply, nor is what a raw or packet socket sends.
+
+use crate::packet::{Flow, icmp, protocol, tcp};
+use crate::view::{Hook, Meta, Owner, Socket, View};
+use crate::wire::{
+    APPROVAL_CAME_IN, Addr, Approval, FRAGMENT_TTL, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT,
+    WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+};
+
+/// The slot of a flow among those of its local address. Spreads, no more: who comes in by chance or on purpose where another
+/// flow is remembered takes its place, and the other one has to come in again.
+#[must_use]
+#[inline(always)]
+pub const fn slot(remote: &Addr, remote_port: u16, local_port: u16, protocol: u8) -> u32 {
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let ports = (remote_port as u64) << 24 | (local_port as u64) << 8 | protocol as u64;
+    let mixed = (remote.high().wrapping_mul(MIX) ^ remote.low()).wrapping_mul(MIX) ^ ports;
+    (mixed.wrapping_mul(MIX) >> 40) as u32 % WITNESS_SLOTS
+}
+
+/// A flow as it was seen coming in, or as an answer to it would be looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Half {
+    /// The pod's address.
+    pub local: Addr,
+    /// The other end's address.
+    pub remote: Addr,
+    /// The other end's port; an echo's identifier.
+    pub remote_port: u16,
+    /// The pod's port; 0 for an echo.
+    pub local_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// What was seen of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// [`Witness::kind`], 0 for nothing.
+    pub kind: u8,
+    /// It is not longer ago than [`WITNESS_TTL`], or for fragments than [`FRAGMENT_TTL`].
+    pub recent: bool,
+}
+
+/// Looks up what was seen of a flow for the pod of `cgroup`; nothing where that was another flow or another pod's.
+#[inline(always)]
+pub fn find<V: View>(view: &V, half: &Half, cgroup: u64) -> Found {
+    const NOTHING: Found = Found { kind: 0, recent: false };
+    let Some(seen) = view.witness(&half.key()) else {
+        return NOTHING;
+    };
+    let same = seen.cgroup == cgroup
+        && cgroup != 0
+        && seen.remote.same(&half.remote)
+        && seen.remote_port == half.remote_port
+        && seen.local_port == half.local_port
+        && seen.protocol == half.protocol;
+    if !same {
+        return NOTHING;
+    }
+    // Two processors' clocks may differ by a little, so that what was seen "later" is now.
+    let age = view.now().saturating_sub(seen.seen);
+    let limit = if seen.kind == WITNESS_FRAGMENT { FRAGMENT_TTL } else { WITNESS_TTL };
+    Found { kind: seen.kind, recent: age < limit }
+}
+
+impl Half {
+    #[inline(always)]
+    fn key(&self) -> WitnessKey {
+        let slot = slot(&self.remote, self.remote_port, self.local_port, self.protocol);
+        WitnessKey { local: self.local, slot }
+    }
+
+    #[inline(always)]
+    fn witness(&self, cgroup: u64, kind: u8, now: u64) -> Witness {
+        Witness {
+            cgroup,
+            seen: now,
+            remote: self.remote,
+            remote_port: self.remote_port,
+            local_port: self.local_port,
+            protocol: self.protocol,
+            kind,
+            reserved: [0; 2],
+        }
+    }
+}
+
+/// The flow by which an outgoing packet would answer.
+#[inline(always)]
+fn answered(flow: &Flow) -> Half {
+    let echo = flow.protocol == protocol::ICMP || flow.protocol == protocol::ICMPV6;
+    Half {
+        local: flow.source,
+        remote: flow.destination,
+        remote_port: if echo { flow.echo } else { flow.destination_port },
+        local_port: if echo { 0 } else { flow.source_port },
+        protocol: flow.protocol,
+        reserved: [0; 3],
+    }
+}
+
+/// The datagram that a fragment belongs to.
+#[inline(always)]
+fn datagram(flow: &Flow) -> Half {
+    Half {
+        local: flow.source,
+        remote: flow.destination,
+        remote_port: (flow.fragment >> 16) as u16,
+        local_port: flow.fragment as u16,
+        protocol: flow.protocol,
+        reserved: [0; 3],
+    }
+}
+
+/// What to remember of a packet on its way into the pod of `cgroup`; nothing of one that begins nothing.
+#[must_use]
+#[inline(always)]
+pub fn came_in(flow: &Flow, cgroup: u64, now: u64) -> Option<(WitnessKey, Witness)> {
+    let begins = match flow.protocol {
+        protocol::TCP => flow.has(tcp::SYN, tcp::ACK),
+        protocol::UDP | protocol::SCTP => true,
+        protocol::ICMP => flow.kind == icmp::ECHO_V4,
+        protocol::ICMPV6 => flow.kind == icmp::ECHO_V6,
+        _ => false,
+    };
+    if !begins {
+        return None;
+    }
+    let echo = flow.protocol == protocol::ICMP || flow.protocol == protocol::ICMPV6;
+    let seen = Half {
+        local: flow.destination,
+        remote: flow.source,
+        remote_port: if echo { flow.echo } else { flow.source_port },
+        local_port: if echo { 0 } else { flow.destination_port },
+        protocol: flow.protocol,
+        reserved: [0; 3],
+    };
+    Some((seen.key(), seen.witness(cgroup, WITNESS_CAME_IN, now)))
+}
+
+/// What to remember of the first fragment of a datagram that passes. TCP is left out: a later fragment could put other
+/// flags in the place of those that were judged (RFC 1858, section 3.2).
+#[must_use]
+#[inline(always)]
+pub fn first_fragment(flow: &Flow, cgroup: u64, now: u64) -> Option<(WitnessKey, Witness)> {
+    if !flow.parted || flow.protocol == protocol::TCP {
+        return None;
+    }
+    let seen = datagram(flow);
+    Some((seen.key(), seen.witness(cgroup, WITNESS_FRAGMENT, now)))
+}
+
+/// What to remember of a lawful connection that was closed, or that stood before us.
+#[must_use]
+#[inline(always)]
+pub fn connection(kept: &Approval, kind: u8, now: u64) -> (WitnessKey, Witness) {
+    let seen = Half {
+        local: kept.source,
+        remote: kept.destination,
+        remote_port: kept.destination_port,
+        local_port: kept.source_port,
+        protocol: protocol::TCP,
+        reserved: [0; 3],
+    };
+    (seen.key(), seen.witness(kept.cgroup, kind, now))
+}
+
+/// Whether a later fragment follows one that has passed.
+#[inline(always)]
+pub(crate) fn follows<V: View>(view: &V, flow: &Flow, cgroup: u64) -> bool {
+    if flow.protocol == protocol::TCP {
+        return false;
+    }
+    let found = view.found(&datagram(flow), cgroup);
+    found.kind == WITNESS_FRAGMENT && found.recent
+}
+
+/// Whether a packet answers what came in. `kept` is what its socket remembers, `cgroup` the pod's.
+#[inline(always)]
+pub(crate) fn reply<V, O>(
+    view: &V,
+    owner: &O,
+    kept: Option<&Approval>,
+    flow: &Flow,
+    meta: Meta,
+    cgroup: u64,
+) -> bool
+where
+    V: View,
+    O: Owner,
+{
+    // Everything but a TCP connection is answered from the table alone; of that, the socket knows more.
+    let socket = owner.socket();
+    if flow.protocol == protocol::TCP {
+        // A connection that the pod begins.
+        if flow.has(tcp::SYN, tcp::ACK) {
+            return false;
+        }
+        if let Some(kept) = kept
+            && kept.flags & APPROVAL_CAME_IN != 0
+            && kept.cgroup == cgroup
+            && flow.same(kept)
+        {
+            return true;
+        }
+    }
+    let Found { kind, recent } = view.found(&answered(flow), cgroup);
+    match (flow.protocol, meta.hook) {
+        (protocol::TCP, hook) => match (socket, hook) {
+            (Socket::Inet, _) => kind == WITNESS_STOOD && !flow.has(tcp::SYN, 0),
+            (Socket::Listening, Hook::Socket) => {
+                kind == WITNESS_CAME_IN && recent && flow.has(tcp::SYN | tcp::ACK, 0)
+            }
+            // What the kernel says without a full socket: SYN-ACKs, resets, the last acknowledgements.
+            (Socket::None | Socket::Listening | Socket::Raw, Hook::Veth) => {
+                (kind == WITNESS_CAME_IN || kind == WITNESS_CLOSED)
+                    && recent
+                    && u32::from(flow.payload) == meta.length
+            }
+            _ => false,
+        },
+        (protocol::UDP | protocol::SCTP, Hook::Socket) => {
+            kind == WITNESS_CAME_IN && recent && matches!(socket, Socket::Inet)
+        }
+        (protocol::UDP | protocol::SCTP, Hook::Veth) => kind == WITNESS_CAME_IN && recent,
+        (protocol::ICMP, Hook::Veth) => kind == WITNESS_CAME_IN && recent && flow.kind == icmp::ECHO_REPLY_V4,
+        (protocol::ICMPV6, Hook::Veth) => {
+            kind == WITNESS_CAME_IN && recent && flow.kind == icmp::ECHO_REPLY_V6
+        }
+        _ => false,
+    }
+}

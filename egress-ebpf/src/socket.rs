@@ -1,0 +1,75 @@
+//! The socket hook, and what it keeps with sockets.
+
+use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
+use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::macros::cgroup_skb;
+use aya_ebpf::programs::SkBuffContext;
+use egress_common::packet::tcp;
+use egress_common::wire::{APPROVAL_CAME_IN, Approval};
+use egress_common::{Action, Decision, Hook, decide};
+
+use crate::maps::{APPROVALS, Kernel};
+use crate::packet::Packet;
+use crate::report;
+
+/// Return codes of `cgroup_skb` programs: the verifier accepts no others.
+const DROP: i32 = 0;
+const PASS: i32 = 1;
+
+/// Every packet that a socket of a cgroup below the pod root sends, after the pod's own netfilter.
+#[cgroup_skb(egress)]
+pub fn egress_socket(ctx: SkBuffContext) -> i32 {
+    let packet = Packet::from(&ctx);
+    let decision = decide(&Kernel, &packet, &packet, packet.meta());
+    if !decision.kept {
+        keep(&packet, &decision);
+    }
+    report::report(&packet, &decision, Hook::Socket);
+    match decision.verdict.action {
+        Action::Allow | Action::Audit => PASS,
+        Action::Deny => DROP,
+    }
+}
+
+/// Keeps the verdict with the socket. A socket keeps one flow as long as its verdict holds; others that it sends are judged
+/// each time. An entry is made whole or not at all: a reader never sees half of one flow and half of another.
+#[inline(never)]
+fn keep(packet: &Packet, decision: &Decision) {
+    let sk = packet.sk();
+    if sk.is_null() {
+        return;
+    }
+    let map = core::ptr::from_ref(&APPROVALS).cast_mut().cast();
+    let Some(mut new) = decision.approval(packet.meta()) else {
+        // A socket that began a connection, if in vain, has not been called by anybody: see `connection`.
+        if decision.flow.has(tcp::SYN, tcp::ACK) && matches!(decision.verdict.action, Action::Deny) {
+            let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+            // SAFETY: as in `Packet::approval`; without a value the new entry is all zero.
+            unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), create) };
+        }
+        return;
+    };
+    // A listening socket's answers belong to nobody yet.
+    if decision.flow.has(tcp::SYN | tcp::ACK, 0) {
+        return;
+    }
+    // SAFETY: as in `Packet::approval`.
+    let kept = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Approval>().as_mut() };
+    if let Some(kept) = kept {
+        if kept.revision == new.revision && kept.version != 0 {
+            return;
+        }
+        if decision.flow.same(kept) && kept.cgroup == new.cgroup {
+            kept.renew(&new);
+            return;
+        }
+        if kept.flags & APPROVAL_CAME_IN != 0 {
+            return;
+        }
+        // SAFETY: as above.
+        unsafe { bpf_sk_storage_delete(map, sk.cast()) };
+    }
+    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: as above; the value is copied before anybody can see the entry.
+    unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::from_mut(&mut new).cast(), create) };
+}

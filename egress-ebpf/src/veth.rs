@@ -1,0 +1,112 @@
+//! The hook on the node's end of a pod's veth: what leaves the pod is judged once more, as it is on the wire, and what
+//! comes in is witnessed.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::{cgroup_skb, classifier};
+use aya_ebpf::programs::{SkBuffContext, TcContext};
+use egress_common::wire::{WITNESS_TTL, Witness, WitnessKey};
+use egress_common::view::LOOPBACK_IFINDEX;
+use egress_common::{Action, Bytes as _, Flow, Hook, Owner as _, View as _, decide, witness};
+
+use crate::maps::{Kernel, WITNESSES};
+use crate::packet::Packet;
+use crate::report;
+
+/// Hands the packet to the programs after us, which may be the network plugin's.
+const PASS: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// Marks, in `skb->tc_index`, a packet of a pod that is not touched whose source is not known to be its own. It goes its way,
+/// but where it comes in at another pod of the node it witnesses nothing. The field is the packet's own as long as it stays on
+/// the node, and nobody but queueing disciplines of `dsmark` (gone since 6.3) reads it.
+const FORGED: u32 = 0xe6e5;
+
+/// Frames that leave the pod: tc ingress of the node's end.
+#[classifier]
+pub fn egress_veth(ctx: TcContext) -> i32 {
+    let packet = Packet::new(ctx.skb.skb, Hook::Veth);
+    let decision = decide(&Kernel, &packet, &packet, packet.meta());
+    report::report(&packet, &decision, Hook::Veth);
+    match decision.verdict.action {
+        Action::Allow | Action::Audit => {
+            if decision.forged {
+                set_tc_index(ctx.skb.skb, FORGED);
+            }
+            if let Some((key, value)) = witness::first_fragment(&decision.flow, decision.cgroup, Kernel.now()) {
+                remember(&key, &value, 0);
+            }
+            PASS
+        }
+        Action::Deny => DROP,
+    }
+}
+
+/// Packets that come in: tc egress of the node's end. Nothing is judged.
+#[classifier]
+pub fn egress_witness(ctx: TcContext) -> i32 {
+    let packet = Packet::new(ctx.skb.skb, Hook::Veth);
+    let meta = packet.meta();
+    // SAFETY: a field of the program's own context.
+    if unsafe { (*ctx.skb.skb).tc_index } == FORGED || meta.vlan {
+        return PASS;
+    }
+    let Some(cgroup) = Kernel.device(meta.ifindex) else {
+        return PASS;
+    };
+    let mut flow = Flow::default();
+    if packet.read(meta.ethertype, &mut flow).is_some() {
+        return PASS;
+    }
+    let now = Kernel.now();
+    if let Some((key, value)) = witness::came_in(&flow, cgroup, now) {
+        remember(&key, &value, WITNESS_TTL / 8);
+    }
+    PASS
+}
+
+/// Packets that come in to a pod of the node's network, at its sockets: such a pod has no veth of its own, and what comes by a
+/// device of the node it cannot forge without owning the node's network. Nothing is judged.
+#[cgroup_skb(ingress)]
+pub fn egress_arrival(ctx: SkBuffContext) -> i32 {
+    const KEEP: i32 = 1;
+    let packet = Packet::from(&ctx);
+    let meta = packet.meta();
+    let (Some(config), true) = (Kernel.config(), meta.ifindex != LOOPBACK_IFINDEX) else {
+        return KEEP;
+    };
+    let mut cgroup = packet.cgroup(config.pod_root_level.wrapping_add(2));
+    if Kernel.endpoint(cgroup).is_none() {
+        cgroup = packet.cgroup(config.pod_root_level.wrapping_add(1));
+    }
+    let mut flow = Flow::default();
+    if packet.read(meta.ethertype, &mut flow).is_none()
+        && let Some((key, value)) = witness::came_in(&flow, cgroup, Kernel.now())
+    {
+        remember(&key, &value, WITNESS_TTL / 8);
+    }
+    KEEP
+}
+
+/// Writes down what was seen, unless the same was written not longer ago than `fresh` nanoseconds. Where the map is full it is
+/// not remembered, and will not be answered.
+#[inline(never)]
+fn remember(key: &WitnessKey, value: &Witness, fresh: u64) {
+    if let Some(old) = Kernel.witness(key)
+        && value.seen.saturating_sub(old.seen) < fresh
+        && old.cgroup == value.cgroup
+        && old.remote.same(&value.remote)
+        && old.remote_port == value.remote_port
+        && old.local_port == value.local_port
+        && old.protocol == value.protocol
+        && old.kind == value.kind
+    {
+        return;
+    }
+    let _full = WITNESSES.insert(key, value, 0);
+}
+
+#[inline(always)]
+fn set_tc_index(skb: *mut __sk_buff, value: u32) {
+    // SAFETY: a field that tc programs may write.
+    unsafe { (*skb).tc_index = value };
+}

@@ -4,6 +4,7 @@
 //! enforcer did to it; only a wrong command line ends without one.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +108,36 @@ pub struct Beat {
     pub at_ms: u64,
     /// How long the echo took.
     pub elapsed_ms: u64,
+}
+
+/// What came of a `load`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Bytes of a stream, datagrams, connections, or requests.
+    pub count: u64,
+    /// How long they took together, in nanoseconds.
+    pub elapsed: u64,
+    /// Datagrams that the server got.
+    pub arrived: Option<u64>,
+    /// Median nanoseconds of a connection or request.
+    pub p50: Option<u64>,
+    /// Nanoseconds that one of a hundred connections or requests exceeds.
+    pub p99: Option<u64>,
+}
+
+impl Load {
+    /// So many in this time.
+    #[must_use]
+    pub fn counted(count: u64, elapsed: Duration) -> Self {
+        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        Self { count, elapsed, arrived: None, p50: None, p99: None }
+    }
+
+    /// Per second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.count as f64 * 1e9 / self.elapsed.max(1) as f64
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! enforcer did to it; only a wrong command line ends without one.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +116,8 @@ pub struct Load {
     pub count: u64,
     /// How long they took together, in nanoseconds.
     pub elapsed: u64,
+    /// Nanoseconds of the processor that this process used for them.
+    pub cpu: u64,
     /// Datagrams that the server got.
     pub arrived: Option<u64>,
     /// Median nanoseconds of a connection or request.
@@ -126,11 +127,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// So many in this time.
+    /// Nanoseconds of the processor for each.
     #[must_use]
-    pub fn counted(count: u64, elapsed: Duration) -> Self {
-        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        Self { count, elapsed, arrived: None, p50: None, p99: None }
+    pub fn cpu_each(&self) -> f64 {
+        self.cpu as f64 / self.count.max(1) as f64
     }
 
     /// Per second.

@@ -1,12 +1,14 @@
 //! Traffic: every load by every variant in turn, round by round.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
+use egress_probe::Load;
 use serde::Serialize;
 
 use crate::Setting;
 use crate::destinations::Destinations;
-use crate::record::{self, Traffic, median};
+use crate::record::{self, Record};
 use crate::stand::{Stand, Variant};
 
 /// What a load is measured by.
@@ -15,17 +17,37 @@ use crate::stand::{Stand, Variant};
 pub enum Metric {
     /// Bytes a second of one TCP connection.
     Stream,
+    /// Nanoseconds of the sender's processor for each of these bytes.
+    StreamCpu,
     /// Small datagrams a second.
     Packets,
+    /// Nanoseconds of the sender's processor for a datagram.
+    PacketsCpu,
     /// Connections a second, with one request each.
     Connections,
+    /// Nanoseconds of the client's processor for a connection.
+    ConnectionsCpu,
     /// Median nanoseconds of a request on a connection that stands.
     RequestP50,
     /// Nanoseconds that one of a hundred requests exceeds.
     RequestP99,
 }
 
+/// The loads, as the probe calls them.
 const KINDS: [&str; 4] = ["stream", "packets", "connections", "requests"];
+
+/// What a load came to.
+fn values(kind: &str, load: &Load) -> [(Metric, f64); 2] {
+    match kind {
+        "stream" => [(Metric::Stream, load.rate()), (Metric::StreamCpu, load.cpu_each())],
+        "packets" => [(Metric::Packets, load.rate()), (Metric::PacketsCpu, load.cpu_each())],
+        "connections" => [(Metric::Connections, load.rate()), (Metric::ConnectionsCpu, load.cpu_each())],
+        _ => [
+            (Metric::RequestP50, load.p50.unwrap_or_default() as f64),
+            (Metric::RequestP99, load.p99.unwrap_or_default() as f64),
+        ],
+    }
+}
 
 /// Values of the rounds.
 type Rounds = BTreeMap<(Metric, Variant), Vec<f64>>;
@@ -43,13 +65,14 @@ pub fn measure(setting: &Setting, sizes: &[usize]) -> anyhow::Result<()> {
         let mut ready = Vec::new();
         for stand in &mut stands {
             setting.check()?;
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             match stand.allow(setting, &destinations) {
                 Ok(()) => ready.push(&*stand),
                 // The one that may not manage; it is said, and the others go on.
                 Err(error) if stand.variant == Variant::Iptables => {
                     eprintln!("    {size} destinations, {:?}: left out: {error:#}", stand.variant);
-                    record::left_out(stand.variant, size, &format!("{error:#}"))?;
+                    let reason = format!("{error:#}");
+                    record::print(&Record::LeftOut { size, variant: stand.variant, reason })?;
                 }
                 Err(error) => return Err(error.context(format!("{size} destinations, {:?}", stand.variant))),
             }
@@ -71,15 +94,8 @@ fn rounds(setting: &Setting, size: usize, stands: &[&Stand]) -> anyhow::Result<R
                 setting.check()?;
                 let Some(stand) = stands.get((place + round) % stands.len()) else { continue };
                 let load = stand.load(kind, setting.effort.load)?;
-                let mut add = |metric, value| found.entry((metric, stand.variant)).or_default().push(value);
-                match kind {
-                    "stream" => add(Metric::Stream, load.rate()),
-                    "packets" => add(Metric::Packets, load.rate()),
-                    "connections" => add(Metric::Connections, load.rate()),
-                    _ => {
-                        add(Metric::RequestP50, load.p50.unwrap_or_default() as f64);
-                        add(Metric::RequestP99, load.p99.unwrap_or_default() as f64);
-                    }
+                for (metric, value) in values(kind, &load) {
+                    found.entry((metric, stand.variant)).or_default().push(value);
                 }
             }
         }
@@ -88,19 +104,9 @@ fn rounds(setting: &Setting, size: usize, stands: &[&Stand]) -> anyhow::Result<R
 }
 
 fn report(size: usize, rounds: &Rounds) -> anyhow::Result<()> {
-    for ((metric, variant), values) in rounds {
-        let nothing = rounds.get(&(*metric, Variant::Nothing)).map_or(&[][..], Vec::as_slice);
-        // Round by round: what slows a whole round down does not count.
-        let ratios: Vec<f64> = values.iter().zip(nothing).map(|(value, nothing)| value / nothing).collect();
-        record::print(&Traffic {
-            measured: "traffic",
-            size,
-            metric: *metric,
-            variant: *variant,
-            median: median(values),
-            ratio: median(&ratios),
-            rounds: values,
-        })?;
+    for ((metric, variant), rounds) in rounds {
+        let (metric, variant) = (*metric, *variant);
+        record::print(&Record::Traffic { size, metric, variant, rounds })?;
     }
     Ok(())
 }

@@ -81,10 +81,11 @@ struct Effort {
 }
 
 impl Effort {
+    /// Many short rounds: noise comes and goes within seconds.
     const FULL: Self =
-        Self { rounds: 9, load: Duration::from_secs(1), samples: 11, repeat: 1_000_000, first: 10_000 };
+        Self { rounds: 25, load: Duration::from_millis(300), samples: 11, repeat: 1_000_000, first: 10_000 };
     const QUICK: Self =
-        Self { rounds: 3, load: Duration::from_millis(250), samples: 7, repeat: 100_000, first: 2_000 };
+        Self { rounds: 5, load: Duration::from_millis(150), samples: 7, repeat: 100_000, first: 2_000 };
 }
 
 /// What everything needs.

@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use crate::destinations::{Destinations, FORBIDDEN};
 use crate::lpm::Baseline;
 use crate::packet::{ACK, SYN, tcp};
-use crate::record::{self, Program, median};
+use crate::record::{self, Record};
 use crate::runs::{again, apart, with_events};
 use crate::{Setting, objects, stand};
 
@@ -180,14 +180,14 @@ impl Bench {
             let Some(Case { name, .. }) = of.first() else { continue };
             let times: Vec<f64> = of.iter().map(|case| case.time).collect();
             let above: Vec<f64> = of.iter().map(|case| case.time - case.floor).collect();
-            record::print(&Program {
-                measured: "program",
+            let passed = of.iter().all(|case| case.passed);
+            let (nanoseconds, above_empty) = (&times[..], &above[..]);
+            record::print(&Record::Program {
                 size: self.size,
                 case: name,
-                nanoseconds: median(&times),
-                above_empty: median(&above),
-                passed: of.iter().all(|case| case.passed),
-                samples: &times,
+                passed,
+                nanoseconds,
+                above_empty,
             })?;
         }
         Ok(())

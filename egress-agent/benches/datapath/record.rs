@@ -1,65 +1,49 @@
-//! What is printed: one JSON object a line.
+//! What is printed: one JSON object a line. `xtask` reads them, and says what they come to.
 
 use std::io::Write as _;
 
 use serde::Serialize;
-use serde_json::json;
 
 use crate::loads::Metric;
 use crate::stand::Variant;
 
-/// A load by one variant.
 #[derive(Debug, Serialize)]
-pub struct Traffic<'a> {
-    /// `traffic`.
-    pub measured: &'static str,
-    /// Allowed destinations.
-    pub size: usize,
-    pub metric: Metric,
-    pub variant: Variant,
-    /// Of the rounds.
-    pub median: f64,
-    /// Median of the rounds' ratios to `nothing`.
-    pub ratio: f64,
-    pub rounds: &'a [f64],
-}
-
-/// A program by itself.
-#[derive(Debug, Serialize)]
-pub struct Program<'a> {
-    /// `program`.
-    pub measured: &'static str,
-    /// Allowed destinations.
-    pub size: usize,
-    pub case: &'a str,
-    /// Median nanoseconds of a run, that of the empty program included.
-    pub nanoseconds: f64,
-    /// Median of what is above the empty program, sample by sample.
-    pub above_empty: f64,
-    /// Whether the packet passed.
-    pub passed: bool,
-    pub samples: &'a [f64],
+#[serde(tag = "measured", rename_all = "snake_case")]
+pub enum Record<'a> {
+    /// A load by one variant.
+    Traffic {
+        /// Allowed destinations.
+        size: usize,
+        metric: Metric,
+        variant: Variant,
+        /// The value of each round; the rounds of all variants belong together.
+        rounds: &'a [f64],
+    },
+    /// A program by itself.
+    Program {
+        /// Allowed destinations.
+        size: usize,
+        case: &'a str,
+        /// Whether the packet passed.
+        passed: bool,
+        /// Nanoseconds of a run, sample by sample.
+        nanoseconds: &'a [f64],
+        /// What of them is above the empty program.
+        above_empty: &'a [f64],
+    },
+    /// Something that was not measured.
+    LeftOut {
+        /// Allowed destinations.
+        size: usize,
+        variant: Variant,
+        reason: String,
+    },
 }
 
 /// Prints a record.
-pub fn print(record: &impl Serialize) -> anyhow::Result<()> {
+pub fn print(record: &Record<'_>) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, record)?;
     writeln!(out)?;
     Ok(out.flush()?)
-}
-
-/// Prints that something was not measured.
-pub fn left_out(variant: Variant, size: usize, reason: &str) -> anyhow::Result<()> {
-    print(&json!({"measured": "left_out", "size": size, "variant": variant, "reason": reason}))
-}
-
-/// The median; of none, nothing that can be compared.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    match (sorted.get(sorted.len().saturating_sub(1) / 2), sorted.get(sorted.len() / 2)) {
-        (Some(low), Some(high)) => f64::midpoint(*low, *high),
-        _ => f64::NAN,
-    }
 }

@@ -4,8 +4,6 @@ use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, TestRunResult};
 
-use crate::record::median;
-
 /// Runs of denied packets between two looks at the events: all of them fit into the ring buffer.
 const DENIED: u32 = 4_000;
 
@@ -61,4 +59,11 @@ pub fn with_events(
         while events.next().is_some() {}
     }
     Ok((median(&all), passed))
+}
+
+/// The median.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

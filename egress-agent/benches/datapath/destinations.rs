@@ -52,7 +52,7 @@ fn pod(number: usize) -> Ipv4Addr {
 
 /// Each in a network of 24 bits of its own, in no order, all in 198.0.0.0/8: the server has neighbours like any other.
 fn prefix(number: usize) -> Prefix {
-    let network = 0xc600_0000 | (number * 40_503 % 65_536) as u32 * 256;
+    let network = 0xc600_0000 | ((number * 40_503 % 65_536) as u32 * 256);
     match number % 4 {
         3 => (Ipv4Addr::from_bits(network), 24 + (number / 4 % 5) as u8),
         _ => (Ipv4Addr::from_bits(network | (number * 37 % 254 + 1) as u32), 32),

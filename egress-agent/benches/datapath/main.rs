@@ -20,7 +20,8 @@ mod rules;
 mod runs;
 mod stand;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,10 +29,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, ValueEnum};
-use egress_topology::private_mount_namespace;
+use egress_topology::{MountPoint, mount_bpffs, private_mount_namespace};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
+/// How our directory begins, before the process id of its owner.
+const DIRECTORY: &str = "egress-bench-";
 /// How many destinations are allowed.
 const SIZES: [usize; 4] = [10, 1_000, 10_000, 100_000];
 
@@ -89,15 +93,23 @@ impl Effort {
 }
 
 /// What everything needs.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Setting {
     baseline: PathBuf,
     probe: PathBuf,
     effort: Effort,
     interrupted: Arc<AtomicBool>,
+    dir: TempDir,
 }
 
 impl Setting {
+    /// A new directory with a bpffs in it.
+    fn bpffs(&self, name: &str) -> anyhow::Result<(PathBuf, MountPoint)> {
+        let dir = self.dir.path().join(name);
+        let bpffs = mount_bpffs(&dir.join("bpf"))?;
+        Ok((dir, bpffs))
+    }
+
     /// Fails once somebody wants us to end.
     fn check(&self) -> anyhow::Result<()> {
         if self.interrupted.load(Ordering::Relaxed) {
@@ -108,8 +120,14 @@ impl Setting {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    match run(Cli::parse(), &interrupted) {
         Ok(()) => ExitCode::SUCCESS,
+        // What somebody ended takes what it had started along, which then fails in its own words.
+        Err(_) if interrupted.load(Ordering::Relaxed) => {
+            eprintln!("bench: interrupted");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
@@ -117,18 +135,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli, interrupted: &Arc<AtomicBool>) -> anyhow::Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "this loads BPF and makes network namespaces: run it as root");
     // Before the first thread: what is mounted from here on vanishes with us, however we end.
     private_mount_namespace()?;
     set_pdeathsig(Signal::SIGTERM).context("cannot ask to end with the parent")?;
-    let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signal_hook::flag::register(signal as i32, Arc::clone(&interrupted))?;
+        signal_hook::flag::register(signal as i32, Arc::clone(interrupted))?;
     }
     let effort = if cli.quick { Effort::QUICK } else { Effort::FULL };
     let Cli { baseline, probe, .. } = cli;
-    let setting = Setting { baseline, probe, effort, interrupted };
+    sweep_directories();
+    let dir = tempfile::Builder::new().prefix(&format!("{DIRECTORY}{}-", std::process::id())).tempdir()?;
+    let setting = Setting { baseline, probe, effort, interrupted: Arc::clone(interrupted), dir };
     let wanted = |part| cli.part.is_none_or(|only| only == part);
     if wanted(Part::Programs) {
         programs::measure(&setting, &cli.sizes)?;
@@ -137,4 +156,17 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         loads::measure(&setting, &cli.sizes)?;
     }
     Ok(())
+}
+
+/// Removes the directories of benchmarks that were killed; nothing is mounted there any more.
+fn sweep_directories() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(DIRECTORY).and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }

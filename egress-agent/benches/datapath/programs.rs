@@ -16,7 +16,7 @@ use egress_policy::compile::{LocalContainer, LocalPod, Node, UnknownPods, compil
 use egress_policy::index::Index;
 use egress_policy::object;
 use egress_policy::plan::{State, diff};
-use egress_topology::{Container, OUTSIDE_V4, Topology, cgroup_id, mount_bpffs};
+use egress_topology::{Container, MountPoint, OUTSIDE_V4, Topology, cgroup_id};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -115,8 +115,7 @@ struct Bench {
     to_pods: Vec<Vec<u8>>,
     /// And to others, which are known by prefixes.
     to_others: Vec<Vec<u8>>,
-    _bpffs: egress_topology::MountPoint,
-    _dir: tempfile::TempDir,
+    _bpffs: MountPoint,
 }
 
 /// A sample of a case.
@@ -138,8 +137,7 @@ impl Bench {
         size: usize,
     ) -> anyhow::Result<Self> {
         let destinations = Destinations::new(size);
-        let dir = tempfile::TempDir::with_prefix("egress-bench-")?;
-        let bpffs = mount_bpffs(&dir.path().join("bpf"))?;
+        let (_, bpffs) = setting.bpffs(&format!("programs-{size}"))?;
         let mut datapath = Datapath::open(bpffs.path())?;
         let events = datapath.take_events().context("no ring buffer")?;
         let plan = diff(&desired(topology, container, &destinations)?, datapath.observed());
@@ -154,18 +152,7 @@ impl Bench {
         let others = destinations.outside.iter().step_by(some(destinations.outside.len()));
         let to_others = others.map(|(to, _)| begin(*to)).collect();
         let baseline = Baseline::load(&setting.baseline, &destinations)?;
-        Ok(Self {
-            size,
-            datapath,
-            events,
-            baseline,
-            context,
-            pod,
-            to_pods,
-            to_others,
-            _bpffs: bpffs,
-            _dir: dir,
-        })
+        Ok(Self { size, datapath, events, baseline, context, pod, to_pods, to_others, _bpffs: bpffs })
     }
 
     fn measure(&mut self, setting: &Setting) -> anyhow::Result<()> {

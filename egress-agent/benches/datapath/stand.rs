@@ -4,15 +4,13 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use egress_probe::{Load, Outcome};
-use egress_topology::{
-    Agent, Container, Exec, MountPoint, OUTSIDE_V4, Options, PodSpec, Process, Topology, mount_bpffs,
-};
+use egress_topology::{Agent, Container, Exec, MountPoint, OUTSIDE_V4, Options, PodSpec, Process, Topology};
 use serde::Serialize;
-use tempfile::TempDir;
 
 use crate::Setting;
 use crate::destinations::{Destinations, FORBIDDEN};
@@ -82,7 +80,7 @@ pub struct Stand {
     container: Container,
     topology: Topology,
     _bpffs: MountPoint,
-    dir: TempDir,
+    dir: PathBuf,
 }
 
 /// The CPUs of the pod and of the server outside: two where there are two, so that nobody is moved between them.
@@ -104,8 +102,7 @@ pub fn node(setting: &Setting) -> anyhow::Result<(Topology, Container)> {
 impl Stand {
     /// Sets it up, with nothing allowed yet.
     pub fn new(setting: &Setting, variant: Variant) -> anyhow::Result<Self> {
-        let dir = TempDir::with_prefix("egress-bench-")?;
-        let bpffs = mount_bpffs(&dir.path().join("bpf"))?;
+        let (dir, bpffs) = setting.bpffs(&format!("{variant:?}"))?;
         let (topology, container) = node(setting)?;
         let [_, cpu] = cpus().map(|cpu| cpu.to_string());
         let port = PORT.to_string();
@@ -115,7 +112,7 @@ impl Stand {
         let filter = match variant {
             Variant::Nothing | Variant::NothingAgain => Filter::None,
             Variant::Enforcer | Variant::SocketHook => {
-                let agent = Agent::new(env!("CARGO_BIN_EXE_egress-agent").into(), bpffs.path(), dir.path());
+                let agent = Agent::new(env!("CARGO_BIN_EXE_egress-agent").into(), bpffs.path(), &dir);
                 let agent = agent.arguments(variant.arguments()).patience(Duration::from_secs(120));
                 fs::create_dir_all(agent.objects())?;
                 Filter::Agent(Box::new(agent))
@@ -129,7 +126,7 @@ impl Stand {
 
     /// Allows these destinations instead of those before.
     pub fn allow(&mut self, setting: &Setting, destinations: &Destinations) -> anyhow::Result<()> {
-        let (node, pod, dir) = (self.topology.node(), self.container.pod().v4(), self.dir.path());
+        let (node, pod, dir) = (self.topology.node(), self.container.pod().v4(), &self.dir);
         match &mut self.filter {
             Filter::None => {}
             Filter::Agent(agent) => {

@@ -112,6 +112,8 @@ fn packets(target: SocketAddr, time: Duration) -> anyhow::Result<Load> {
     let socket = UdpSocket::bind(any)?;
     socket.connect(target)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    // Begins the count; and a filter that knows connections has seen an answer then.
+    ask_how_many(&socket)?;
     let payload = [0x5a_u8; SMALL];
     let mut sent = 0_u64;
     let watch = Watch::start()?;

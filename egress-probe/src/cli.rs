@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::serve::dns::Record;
@@ -65,6 +65,10 @@ pub(crate) enum Command {
     },
     /// Keep one TCP connection to an echo server and report on every line sent over it.
     Hold(HoldOptions),
+    /// Take what `load` sends: requests and datagrams on the port, streams on the next.
+    ServeLoad(ServeLoadOptions),
+    /// Send as much of one kind of traffic as goes, for a time, and report how much it was.
+    Load(LoadOptions),
     /// Run attempts given as JSON argv arrays on standard input, one a line.
     Script,
     #[command(flatten)]
@@ -119,6 +123,40 @@ pub(crate) struct HoldOptions {
     pub(crate) interval_ms: u64,
     #[arg(long, default_value_t = 2000)]
     pub(crate) timeout_ms: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeLoadOptions {
+    #[command(flatten)]
+    pub(crate) listen: Listen,
+    /// Stay on this CPU.
+    #[arg(long)]
+    pub(crate) cpu: Option<usize>,
+}
+
+/// What a load is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LoadKind {
+    /// The bytes of one TCP connection.
+    Stream,
+    /// Small datagrams of one socket.
+    Packets,
+    /// TCP connections with one request each, one after the other.
+    Connections,
+    /// HTTP requests on one connection, one after the other.
+    Requests,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadOptions {
+    pub(crate) kind: LoadKind,
+    /// Where `serve-load` is.
+    pub(crate) target: SocketAddr,
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) for_ms: u64,
+    /// Stay on this CPU.
+    #[arg(long)]
+    pub(crate) cpu: Option<usize>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -109,6 +109,37 @@ pub struct Beat {
     pub elapsed_ms: u64,
 }
 
+/// What came of a `load`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Bytes of a stream, datagrams, connections, or requests.
+    pub count: u64,
+    /// How long they took together, in nanoseconds.
+    pub elapsed: u64,
+    /// Nanoseconds of the processor that this process used for them.
+    pub cpu: u64,
+    /// Datagrams that the server got.
+    pub arrived: Option<u64>,
+    /// Median nanoseconds of a connection or request.
+    pub p50: Option<u64>,
+    /// Nanoseconds that one of a hundred connections or requests exceeds.
+    pub p99: Option<u64>,
+}
+
+impl Load {
+    /// Nanoseconds of the processor for each.
+    #[must_use]
+    pub fn cpu_each(&self) -> f64 {
+        self.cpu as f64 / self.count.max(1) as f64
+    }
+
+    /// Per second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.count as f64 * 1e9 / self.elapsed.max(1) as f64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod cli;
+mod load;
 mod net;
 mod serve;
 
@@ -35,6 +36,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Gateway(options) => serve::gateway::run(options),
         Command::Capture { interface, seconds } => serve::capture::run(&interface, seconds),
         Command::Hold(options) => attempt::hold::run(&options),
+        Command::ServeLoad(options) => load::serve::run(&options),
+        Command::Load(options) => load::run(&options),
         Command::Script => script(),
         Command::Attempt(command) => net::print_line(&attempt::run(&command)),
     }

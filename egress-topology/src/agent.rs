@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{Exec, Finished, Process, Topology};
 
-/// How long the agent may take to enforce, and to end.
+/// How long the agent may take to enforce, and to end, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An agent that is to run, runs, or ran.
@@ -22,6 +22,7 @@ pub struct Agent {
     bpffs: PathBuf,
     dir: PathBuf,
     arguments: Vec<String>,
+    patience: Duration,
     process: Option<Process>,
 }
 
@@ -29,7 +30,15 @@ impl Agent {
     /// The agent of `binary`, with its pins below `bpffs`. Objects are in `dir/objects`, its socket will be in `dir`.
     #[must_use]
     pub fn new(binary: PathBuf, bpffs: &Path, dir: &Path) -> Self {
-        Self { binary, bpffs: bpffs.to_owned(), dir: dir.to_owned(), arguments: Vec::new(), process: None }
+        let (bpffs, dir) = (bpffs.to_owned(), dir.to_owned());
+        Self { binary, bpffs, dir, arguments: Vec::new(), patience: PATIENCE, process: None }
+    }
+
+    /// Gives it more time to be ready, and to end: it may have much to read.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Gives `run` further arguments from the next start on.
@@ -103,7 +112,7 @@ impl Agent {
             if status.as_ref().is_some_and(&wanted) {
                 return Ok(());
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > self.patience {
                 bail!("waited in vain: {what}; status {status:?}");
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -150,7 +159,7 @@ impl Agent {
     pub fn stop(&mut self) -> Result<()> {
         let mut process = self.process.take().context("the agent does not run")?;
         process.signal(Signal::SIGTERM)?;
-        let status = process.wait(PATIENCE)?;
+        let status = process.wait(self.patience)?;
         if !status.success() {
             bail!("the agent ended with {status}: {}", process.stderr());
         }
@@ -163,7 +172,7 @@ impl Agent {
             .argument(&self.bpffs)
             .argument("--socket")
             .argument(self.socket());
-        topology.node_exec(&exec)?.finish(PATIENCE)
+        topology.node_exec(&exec)?.finish(self.patience)
     }
 
     /// `egress-agent cleanup`.

@@ -2,10 +2,15 @@
 //!
 //! Invariant: a number in docs/performance.md comes from a run that names its machine.
 
+mod aims;
+mod datapath;
+mod estimate;
+mod report;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
@@ -19,6 +24,9 @@ use crate::command::{cargo, line, output, root, target};
 pub(crate) enum What {
     /// Compiling and following events, for clusters of 1,000 to 100,000 pods.
     Policy,
+    /// Packets and traffic under the hooks, under other filters and under none, for 10 to 100,000 allowed destinations. Needs
+    /// root.
+    Datapath,
 }
 
 /// Arguments of `bench`.
@@ -32,6 +40,12 @@ pub(crate) struct Args {
     /// Fewer samples.
     #[arg(long)]
     quick: bool,
+    /// Only this part of `datapath`.
+    #[arg(long, value_enum)]
+    part: Option<datapath::Part>,
+    /// Write the results of `datapath` as JSON lines, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 /// A row of the table: what was measured, per size.
@@ -40,6 +54,7 @@ type Rows = BTreeMap<String, BTreeMap<u64, String>>;
 pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
     match args.what {
         What::Policy => policy(args),
+        What::Datapath => datapath::datapath(args),
     }
 }
 
@@ -60,6 +75,9 @@ struct Estimate {
 }
 
 fn policy(args: &Args) -> anyhow::Result<()> {
+    if args.part.is_some() || args.json.is_some() {
+        bail!("--part and --json are for `bench datapath`");
+    }
     let results = target().join("criterion/policy");
     // Results of a benchmark that has another name by now are no results.
     if results.exists() {

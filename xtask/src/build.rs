@@ -15,20 +15,26 @@ pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
 
 /// Builds the object; gives its path.
 pub(crate) fn build_ebpf() -> anyhow::Result<PathBuf> {
+    let object = build_object("egress-ebpf")?;
+    describe(&fs::read(&object)?)?;
+    Ok(object)
+}
+
+/// Builds one of the objects; gives its path.
+pub(crate) fn build_object(name: &str) -> anyhow::Result<PathBuf> {
     let tools = setup::setup(Need::Build)?;
     let mut build = bpf_cargo(&tools, "build");
-    build.arg("--release");
-    run("build the BPF object", &mut build)?;
+    build.args(["--release", "--bin", name]);
+    run(&format!("build the BPF object {name}"), &mut build)?;
 
-    let built = target().join("bpf").join(BPF_TARGET).join("release/egress-ebpf");
-    let object = root().join("target/bpf/egress-ebpf.o");
+    let built = target().join("bpf").join(BPF_TARGET).join("release").join(name);
+    let object = root().join("target/bpf").join(name).with_extension("o");
     let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     // An object that did not change keeps its time, so that the agent is not built again.
     if fs::read(&object).ok().as_deref() != Some(&bytes) {
         fs::create_dir_all(object.parent().unwrap_or(&object))?;
         fs::write(&object, &bytes).with_context(|| format!("cannot write {}", object.display()))?;
     }
-    describe(&bytes)?;
     Ok(object)
 }
 

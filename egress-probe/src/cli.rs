@@ -126,6 +126,9 @@ pub(crate) struct GatewayOptions {
 #[derive(Debug, Args)]
 pub(crate) struct HoldOptions {
     pub(crate) target: SocketAddr,
+    /// The port to connect from; by default any.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) source_port: u16,
     /// How long to go on after the connection stands.
     #[arg(long, default_value_t = 10_000)]
     pub(crate) for_ms: u64,

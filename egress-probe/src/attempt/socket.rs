@@ -1,8 +1,9 @@
 //! `udp`, `tcp` and `volume`: plain sockets.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -46,6 +47,22 @@ pub(crate) fn udp(
     }
 }
 
+/// Connects from a port, of which 0 is any.
+pub(crate) fn connect(
+    target: SocketAddr,
+    source_port: u16,
+    protocol: Protocol,
+    within: Duration,
+) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(protocol))?;
+    if source_port != 0 {
+        socket.set_reuse_address(true)?;
+        socket.bind(&any(target, source_port).into())?;
+    }
+    socket.connect_timeout(&target.into(), within)?;
+    Ok(socket.into())
+}
+
 /// Connects and closes.
 pub(crate) fn tcp(
     target: SocketAddr,
@@ -54,13 +71,7 @@ pub(crate) fn tcp(
     budget: Budget,
 ) -> Result<Success, Failure> {
     let protocol = if mptcp { Protocol::MPTCP } else { Protocol::TCP };
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(protocol)).during("open")?;
-    if source_port != 0 {
-        socket.set_reuse_address(true).during("SO_REUSEADDR")?;
-        socket.bind(&any(target, source_port).into()).during("bind")?;
-    }
-    socket.connect_timeout(&target.into(), budget.left("connect")?).during("connect")?;
-    let stream = TcpStream::from(socket);
+    let stream = connect(target, source_port, protocol, budget.left("connect")?).during("connect")?;
     let local = stream.local_addr().during("local address")?;
     Ok(Success { detail: format!("connected from {local}"), status: None, body: None })
 }

@@ -111,6 +111,7 @@ pub(crate) struct Attack {
     user: Option<u32>,
     families: &'static [bool],
     reason: Option<&'static str>,
+    by_tag: bool,
     run: Run,
 }
 
@@ -122,6 +123,7 @@ pub(crate) fn attack<D: std::fmt::Debug>(name: &str, run: impl Fn(&Shot<'_>) -> 
         user: None,
         families: &[false, true],
         reason: None,
+        by_tag: false,
         run: Box::new(move |shot| format!("{:?}", run(shot))),
     }
 }
@@ -157,6 +159,12 @@ impl Attack {
         self
     }
 
+    /// Known by its tag alone, because something lawful goes to its port.
+    pub(crate) fn by_tag(mut self) -> Self {
+        self.by_tag = true;
+        self
+    }
+
     /// Without a look into the flow log, for instance where no agent runs.
     pub(crate) fn quiet(self) -> Self {
         self.reason_if(None)
@@ -170,7 +178,7 @@ impl Attack {
             let shot = Shot { container, peer, tag: tag.clone(), port, v6, capabilities, user, probe };
             let report = (self.run)(&shot);
             let name = format!("{} by IPv{}", self.name, if v6 { 6 } else { 4 });
-            Fired { name, tag, port, reason: self.reason, report }
+            Fired { name, tag, port, reason: self.reason, by_tag: self.by_tag, report }
         };
         self.families.iter().map(fire).collect()
     }
@@ -189,6 +197,7 @@ pub(crate) struct Fired {
     tag: String,
     pub(crate) port: u16,
     pub(crate) reason: Option<&'static str>,
+    by_tag: bool,
     report: String,
 }
 
@@ -211,7 +220,7 @@ impl Fired {
     pub(crate) fn is_in(&self, frame: &[u8]) -> bool {
         let has = |bytes: &[u8]| frame.windows(bytes.len()).any(|part| part == bytes);
         let forged = [SOURCE_PORT.to_be_bytes(), self.port.to_be_bytes()].concat();
-        has(self.tag.as_bytes()) || has(&forged) || goes_to(frame, self.port)
+        has(self.tag.as_bytes()) || !self.by_tag && (has(&forged) || goes_to(frame, self.port))
     }
 }
 

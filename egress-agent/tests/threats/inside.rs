@@ -7,8 +7,9 @@ use egress_probe::packet::Packet;
 use serde_json::json;
 
 use crate::attack::{Attack, NET_ADMIN, SOURCE_PORT, SYS_ADMIN, Shot, attack};
-use crate::frames::injected;
-use crate::range::Range;
+use crate::frames::{frames, injected, raw};
+use crate::plain::{plain, proxy};
+use crate::range::{At, Range};
 
 /// An attack that a script of the shell makes.
 fn script(name: &str, text: &'static str) -> Attack {
@@ -62,14 +63,17 @@ ip link set $link up
 $PROBE packet $OUT --interface $link --from $OWN --port $PORT --payload $TAG --destination-mac 02:00:0a:f4:01:01
 ";
 
-#[test]
-fn row_4_tunnels() {
-    let mut range = Range::new(json!({}));
+fn tunnels() -> Vec<Attack> {
     let mut attacks = vec![script("VXLAN", VXLAN), script("a macvlan device", MACVLAN)];
     for via in ["raw", "protocol", "frame"] {
         attacks.extend(outer(via));
     }
-    range.prove(&attacks);
+    attacks
+}
+
+#[test]
+fn row_4_tunnels() {
+    Range::new(json!({})).prove(&tunnels());
 }
 
 /// A nested namespace whose way out is the pod: `n1` within, `n0` in the pod. What follows runs with `$IN` before what is to be
@@ -164,16 +168,19 @@ fn from_foreign(shot: &Shot<'_>) -> Packet {
     Packet::udp(SocketAddr::new(shot.foreign(), SOURCE_PORT), shot.to(), shot.tag.as_bytes())
 }
 
-#[test]
-fn row_5_forwarding() {
-    let mut range = Range::new(json!({}));
-    range.prove(&[
+fn routers() -> Vec<Attack> {
+    vec![
         nested("a nested namespace", NESTED_FRAME),
         nested("a nested namespace, masqueraded", &format!("{MASQUERADE}{NESTED_FRAME}")),
         nested("a nested namespace, redirected", &format!("{OWN_SOURCE}{REDIRECT}")),
         tun("a tun device", "", from_foreign),
         tun("a tun device, masqueraded", MASQUERADE, from_foreign),
-    ]);
+    ]
+}
+
+#[test]
+fn row_5_forwarding() {
+    Range::new(json!({})).prove(&routers());
 }
 
 /// A datagram to a pod, which becomes one to the outside behind the socket hook.
@@ -231,13 +238,29 @@ tc filter add dev r1 ingress protocol all u32 match u32 0 0 action mirred egress
 $PROBE packet $OUT --interface r0 --from $OWN --port $PORT --payload $TAG --destination-mac 02:00:0a:f4:01:01
 "#;
 
-#[test]
-fn row_6_rewrites_behind_the_socket_hook() {
-    let mut range = Range::new(json!({}));
-    range.prove(&[
+fn rewrites() -> Vec<Attack> {
+    vec![
         script("a rewrite at postrouting", POSTROUTING).reason("NotAllowed"),
         script("a rewrite at the device", REWRITE),
         script("a rewrite of the port at the device", REWRITE_PORT),
         script("a frame redirected by tc", TC_REDIRECT),
-    ]);
+    ]
+}
+
+#[test]
+fn row_6_rewrites_behind_the_socket_hook() {
+    Range::new(json!({})).prove(&rewrites());
+}
+
+/// The headers alone are lawful here: the policy allows what the proxy sends there.
+#[test]
+fn row_1_under_a_proxy_lock_nothing_gets_out_past_the_sockets() {
+    let mut range = Range::locked_to_proxy();
+    range.stand.start();
+    let proxy = proxy(&range.stand, range.locked.pod());
+    let attacks = [raw(), frames(None), tunnels(), routers(), rewrites()];
+    let attacks: Vec<_> = attacks.into_iter().flatten().map(Attack::quiet).collect();
+    let app = range.locked.clone();
+    range.prove_stopped(At::Outside, &app, &attacks);
+    range.prove_arrives(At::Outside, &proxy, &plain(""));
 }

@@ -61,9 +61,7 @@ pub(crate) fn proxy(stand: &Stand, pod: &Pod) -> Container {
 
 #[test]
 fn row_1_under_a_proxy_lock_only_the_proxy_gets_out() {
-    let everything = json!([{"cidr": "198.51.100.0/24"}, {"cidr": "2001:db8:51::/64"}]);
-    let mut range =
-        Range::without_agent(json!({"proxy": {"containers": ["istio-proxy"]}, "allow": {"to": everything}}));
+    let mut range = Range::locked_to_proxy();
     range.stand.start();
     let proxy = proxy(&range.stand, range.locked.pod());
     let app = range.locked.clone();

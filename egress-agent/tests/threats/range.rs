@@ -86,6 +86,12 @@ impl Range {
         Self { outside, bridge, locked, free, peer, stand }
     }
 
+    /// Under a lock, and a policy that allows the proxy everything outside. The agent does not run yet.
+    pub(crate) fn locked_to_proxy() -> Self {
+        let everything = json!([{"cidr": "198.51.100.0/24"}, {"cidr": "2001:db8:51::/64"}]);
+        Self::without_agent(json!({"proxy": {"containers": ["istio-proxy"]}, "allow": {"to": everything}}))
+    }
+
     /// The nearest lawful traffic of the attacked pod, and of its twin, passes.
     #[track_caller]
     pub(crate) fn lawful(&self) {

@@ -100,6 +100,8 @@ fn own_halves() -> Vec<Attack> {
 
 /// Where every pod of these tests echoes TCP.
 const LISTENS: u16 = 7;
+/// Where somebody asks by UDP, and nobody listens.
+const ASKED: u16 = 54;
 
 fn serve(container: &Container, what: &str, port: u16) -> Process {
     container.serve(&Exec::probe([what, "--port", &port.to_string()])).unwrap()
@@ -211,9 +213,54 @@ fn row_8_simultaneous_open() {
 }
 
 #[test]
+fn row_8_a_question_opens_nothing_but_its_answer() {
+    let mut range = Range::new(json!({}));
+    let _servers = [&range.free, &range.locked].map(|pod| serve(pod, "serve-echo", LISTENS));
+    let topology = range.stand.topology.clone();
+    // Somebody outside asks from the shot's port, by UDP where nobody is yet, and by a connection that stays.
+    let asked = move |shot: &Shot<'_>| {
+        let at = |port: u16| SocketAddr::new(shot.from().ip(), port).to_string();
+        let source = shot.port.to_string();
+        let words = ["udp", &at(ASKED), "--source-port", &source, "--timeout-ms", "30"];
+        let udp = topology.outside_attempt(&words).unwrap();
+        let words = ["hold", &at(LISTENS), "--source-port", &source, "--timeout-ms", "500"];
+        let mut held = topology.outside_exec(&Exec::probe(words)).unwrap();
+        let beat: Option<Beat> = held.next_json(SOON).unwrap();
+        (udp, beat, held)
+    };
+    let asked = std::rc::Rc::new(asked);
+    // What comes after a question that was answered, if it was.
+    let after = |name: &str, then: fn(&Shot<'_>) -> Attempt| {
+        let asked = std::rc::Rc::clone(&asked);
+        attack(name, move |shot| {
+            let (udp, beat, _held) = asked(shot);
+            format!("{:?}, {:?}: {:?}", udp.outcome, beat.map(|beat| beat.outcome), then(shot))
+        })
+        .by_tag()
+    };
+    fn datagram(shot: &Shot<'_>, source: u16, target: u16) -> Attempt {
+        let target = SocketAddr::new(shot.to().ip(), target).to_string();
+        let words = ["udp", &target, "--payload", &shot.tag, "--timeout-ms", "1", "--source-port"];
+        shot.probe(&[&words[..], &[&source.to_string()]].concat())
+    }
+    fn segment(shot: &Shot<'_>, source: u16, flags: u8) -> Attempt {
+        let from = SocketAddr::new(shot.from().ip(), source);
+        let packet = Packet::tcp(from, shot.to(), flags, shot.tag.as_bytes());
+        shot.inject("raw", &packet.bytes().unwrap(), &[])
+    }
+    range.prove(&[
+        after("a datagram from another port", |shot| datagram(shot, ASKED + 1, shot.port)),
+        after("a datagram to another port", |shot| datagram(shot, ASKED, shot.port ^ 0x8000)),
+        after("a segment by a raw socket", |shot| segment(shot, LISTENS, ACK | PSH)),
+        after("a SYN by a raw socket", |shot| segment(shot, LISTENS, SYN)),
+        after("a segment from another port", |shot| segment(shot, LISTENS + 1, ACK | PSH)),
+    ]);
+}
+
+#[test]
 fn row_8_what_came_in_is_answered() {
     let mut range = Range::new(json!({}));
-    let (free, locked) = (range.free.clone(), range.locked.clone());
+    let (free, locked, peer) = (range.free.clone(), range.locked.clone(), range.peer.clone());
     let mut servers = Vec::new();
     for container in [&free, &locked] {
         servers.extend([serve(container, "serve-echo", LISTENS), serve(container, "serve-udp", 53)]);
@@ -234,8 +281,14 @@ fn row_8_what_came_in_is_answered() {
                 &["volume", &at(LISTENS)],
             ];
             for question in questions {
-                let attempt = topology.outside_attempt(question).unwrap();
-                assert!(attempt.succeeded(), "{when}: {}: {attempt:?}", question[..2].join(" "));
+                let words = question[..2].join(" ");
+                // From far away, from the node as kubelet asks, and from another pod.
+                let outside = topology.outside_attempt(question).unwrap();
+                let node = topology.node_exec(&Exec::probe(question)).unwrap();
+                let node: Attempt = node.output_json(Duration::from_secs(10)).unwrap();
+                for attempt in [outside, node, peer.attempt(question).unwrap()] {
+                    assert!(attempt.succeeded(), "{when}: {words}: {attempt:?}");
+                }
             }
         }
     };

@@ -62,6 +62,8 @@ const SELF_ACCEPT: &str = r#"
 [ $FAMILY = -4 ] && own=$OWN:$PORT from=$OUT:$PORT bits=32 || own="[$OWN]:$PORT" from="[$OUT]:$PORT" bits=128
 ip addr add $OUT/$bits dev lo $([ $FAMILY = -4 ] || echo nodad)
 trap "ip addr del $OUT/$bits dev lo 2>/dev/null || true" EXIT
+# The kernel adds the route to an IPv6 address of its own some time after the address.
+until ip route get $OUT | grep -q ^local; do sleep 0.01; done
 $PROBE self-accept $from $own --payload $TAG --then "ip addr del $OUT/$bits dev lo"
 "#;
 

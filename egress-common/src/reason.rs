@@ -132,7 +132,7 @@ reasons! {
     SidecarBypass = 30, Deny;
     /// A frame other than IPv4, IPv6 and ARP, or one with a VLAN tag.
     NotIp = 31, Deny;
-    /// A frame that a packet socket made (`AF_PACKET`), past everything that sees sockets.
+    /// A frame that a packet socket made (`AF_PACKET`, `AF_XDP`), past everything that sees sockets.
     PacketSocket = 32, Deny;
 }
 

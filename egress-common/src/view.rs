@@ -90,7 +90,7 @@ pub enum Socket {
     Inet,
     /// One that writes headers itself, or the kernel's own.
     Raw,
-    /// One that writes frames (`AF_PACKET`).
+    /// One that writes frames (`AF_PACKET`, `AF_XDP`).
     Packet,
 }
 

@@ -15,7 +15,6 @@ const ETHERNET: u32 = 14;
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
-const AF_PACKET: u32 = 17;
 const SOCK_STREAM: u32 = 1;
 const SOCK_RAW: u32 = 3;
 const IPPROTO_ICMP: u32 = 1;
@@ -109,13 +108,13 @@ impl Owner for Packet {
         let (family, kind, protocol, state) =
             unsafe { ((*sk).family, (*sk).type_, (*sk).protocol, (*sk).state) };
         match (family, kind) {
-            (AF_PACKET, _) => Socket::Packet,
             (AF_INET | AF_INET6, SOCK_RAW) => Socket::Raw,
             // Ping sockets, which send echo requests with an identifier of the pod's choice.
             (AF_INET | AF_INET6, _) if protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 => Socket::Raw,
             (AF_INET | AF_INET6, SOCK_STREAM) if state == BPF_TCP_LISTEN => Socket::Listening,
             (AF_INET | AF_INET6, _) => Socket::Inet,
-            _ => Socket::Raw,
+            // AF_PACKET, AF_XDP, and whatever else makes frames.
+            _ => Socket::Packet,
         }
     }
 

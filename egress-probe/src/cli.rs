@@ -1,6 +1,7 @@
 //! The command line. Every word that can be an attempt is in [`AttemptCommand`], so `script` takes the same words.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -63,6 +64,20 @@ pub(crate) enum Command {
         #[arg(long)]
         seconds: Option<u64>,
     },
+    /// Print every frame that comes in on an interface, whatever it is.
+    Sniff {
+        #[arg(long, default_value = "eth0")]
+        interface: String,
+    },
+    /// Wait for one UDP datagram and answer whoever it claims to be from.
+    Answer {
+        #[command(flatten)]
+        listen: Listen,
+        #[arg(long, default_value = "probe")]
+        payload: String,
+    },
+    /// Keep one UDP socket and send each line of standard input by it; nothing is awaited.
+    Talk(TalkOptions),
     /// Keep one TCP connection to an echo server and report on every line sent over it.
     Hold(HoldOptions),
     /// Take what `load` sends: requests and datagrams on the port, streams on the next.
@@ -115,6 +130,9 @@ pub(crate) struct GatewayOptions {
 #[derive(Debug, Args)]
 pub(crate) struct HoldOptions {
     pub(crate) target: SocketAddr,
+    /// The port to connect from; by default any.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) source_port: u16,
     /// How long to go on after the connection stands.
     #[arg(long, default_value_t = 10_000)]
     pub(crate) for_ms: u64,
@@ -159,6 +177,85 @@ pub(crate) struct LoadOptions {
     pub(crate) cpu: Option<usize>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct TalkOptions {
+    /// Where the datagrams go.
+    #[arg(required_unless_present = "take")]
+    pub(crate) target: Option<SocketAddr>,
+    /// Wait at this path for one process that takes the socket, before anything is sent (SCM_RIGHTS).
+    #[arg(long)]
+    pub(crate) give: Option<PathBuf>,
+    /// Take the socket of the one that gives it at this path.
+    #[arg(long, conflicts_with = "target")]
+    pub(crate) take: Option<PathBuf>,
+}
+
+/// By which way an injected packet is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    /// A raw IP socket with the header included.
+    Raw,
+    /// A raw IP socket of the packet's protocol, for which the kernel makes the header.
+    Protocol,
+    /// A raw packet socket.
+    Frame,
+    /// A raw packet socket past the queueing discipline.
+    Bypass,
+    /// A packet socket's transmit ring.
+    Ring,
+    /// An AF_XDP socket.
+    Xdp,
+    /// A packet socket for which the kernel makes the Ethernet header.
+    Cooked,
+    /// A tun device, as if the packet had come in there.
+    Tun,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InjectOptions {
+    /// The IP packet as hexadecimal digits.
+    #[arg(value_parser = packet_bytes)]
+    pub(crate) packet: Bytes,
+    #[arg(long, value_enum)]
+    pub(crate) via: Via,
+    #[arg(long, default_value = "eth0")]
+    pub(crate) interface: String,
+    /// The type of the frame; by default that of the packet's IP version.
+    #[arg(long)]
+    pub(crate) ethertype: Option<u16>,
+    /// With an 802.1Q tag of this number.
+    #[arg(long)]
+    pub(crate) vlan: Option<u16>,
+    /// Where the frame goes.
+    #[arg(long, value_parser = hardware_address, default_value = "ff:ff:ff:ff:ff:ff")]
+    pub(crate) destination_mac: [u8; 6],
+}
+
+/// Bytes given as hexadecimal digits.
+#[derive(Debug, Clone)]
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+fn packet_bytes(text: &str) -> Result<Bytes, String> {
+    egress_probe::packet::from_hex(text)
+        .map(Bytes)
+        .ok_or_else(|| format!("{text:?} are no hexadecimal digits"))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SelfAcceptOptions {
+    /// What the client's half is bound to.
+    pub(crate) from: SocketAddr,
+    /// Where the server's half listens, and the client's connects to.
+    pub(crate) listen: SocketAddr,
+    /// Run by the shell once the connection stands, before anything is sent.
+    #[arg(long)]
+    pub(crate) then: Option<String>,
+    #[arg(long, default_value = "probe")]
+    pub(crate) payload: String,
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) timeout_ms: u64,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum AttemptCommand {
     /// HTTP GET.
@@ -176,18 +273,29 @@ pub(crate) enum AttemptCommand {
         target: SocketAddr,
         #[arg(long, default_value = "probe")]
         payload: String,
+        /// The port to send from; by default any.
+        #[arg(long, default_value_t = 0)]
+        source_port: u16,
         #[arg(long, default_value_t = 2000)]
         timeout_ms: u64,
     },
     /// ICMP or ICMPv6 echo by a raw socket, or by a ping socket where raw sockets are not allowed.
     Ping {
         target: IpAddr,
+        #[arg(long, default_value = "egress-probe ping")]
+        payload: String,
         #[arg(long, default_value_t = 2000)]
         timeout_ms: u64,
     },
     /// Connect by TCP and close.
     Tcp {
         target: SocketAddr,
+        /// The port to connect from; by default any.
+        #[arg(long, default_value_t = 0)]
+        source_port: u16,
+        /// By MPTCP, whose connections are sockets that the kernel makes.
+        #[arg(long)]
+        mptcp: bool,
         #[arg(long, default_value_t = 2000)]
         timeout_ms: u64,
     },
@@ -198,6 +306,27 @@ pub(crate) enum AttemptCommand {
         dns: SocketAddr,
         #[arg(long, default_value_t = 2000)]
         timeout_ms: u64,
+    },
+    /// Send bytes to a TCP echo server and read all of them back.
+    Volume {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 4 * 1024 * 1024)]
+        bytes: usize,
+        #[arg(long, default_value_t = 8000)]
+        timeout_ms: u64,
+    },
+    /// Send an IP packet as it is given; nothing is awaited.
+    Inject(InjectOptions),
+    /// Connect to ourselves from an address that is made ours for that, then send by the accepted half.
+    SelfAccept(SelfAcceptOptions),
+    /// Declare a TCP socket connected without a packet (TCP_REPAIR) and send by it; nothing is awaited.
+    Repair {
+        target: SocketAddr,
+        /// Our own address and port.
+        #[arg(long)]
+        from: SocketAddr,
+        #[arg(long, default_value = "probe")]
+        payload: String,
     },
     /// Send an IPv4 UDP packet with a header of our own making (IP_HDRINCL); nothing is awaited.
     Raw {

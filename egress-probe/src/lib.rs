@@ -3,6 +3,8 @@
 //! Invariant: an attempt that was made always ends in exactly one [`Attempt`] line, whatever the network or the
 //! enforcer did to it; only a wrong command line ends without one.
 
+pub mod packet;
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -92,6 +94,13 @@ pub struct Captured {
     pub dport: Option<u16>,
     /// Length of the IP packet in bytes.
     pub len: usize,
+}
+
+/// One frame that `sniff` received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sniffed {
+    /// Its bytes from the Ethernet header on, as hexadecimal digits.
+    pub frame: String,
 }
 
 /// One line of `hold`: number 0 is the connection itself, the others are the lines sent over it.

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use egress_probe::Attempt;
 
 use crate::capabilities::Capabilities;
@@ -84,6 +84,17 @@ impl Container {
     pub fn spawn(&self, exec: &Exec) -> Result<Process> {
         let probe = &self.pod.shared().probe;
         exec.spawn(probe, self.pod.netns(), &self.cgroup, Capabilities::RUNTIME_DEFAULT)
+    }
+
+    /// Starts a program in the container's cgroup, but in the network of another pod.
+    pub fn spawn_in(&self, exec: &Exec, pod: &Pod) -> Result<Process> {
+        exec.spawn(&self.pod.shared().probe, pod.netns(), &self.cgroup, Capabilities::RUNTIME_DEFAULT)
+    }
+
+    /// Moves a process into the container's cgroup; what it has open comes along.
+    pub fn adopt(&self, process: &Process) -> Result<()> {
+        let procs = self.cgroup.join("cgroup.procs");
+        std::fs::write(&procs, process.id().to_string()).with_context(|| procs.display().to_string())
     }
 
     /// Starts a server of the probe and waits until it takes traffic.

@@ -246,6 +246,24 @@ impl Pod {
         Container::create(self, name, kind)
     }
 
+    /// Gives it one interface more, joined to the node's bridge as the first is, with addresses of its own that the
+    /// pod's object does not name. No route leads there.
+    pub fn add_interface(&self, name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+        let (node, netns) = (&self.inner.shared.node, &self.inner.netns);
+        let first =
+            self.host_interface().context("a pod in the node's network has no interface of its own")?;
+        let host = format!("{first}-{name}");
+        node.ip(&[
+            format!("link add {host} type veth peer name {name} netns {}", netns.path().display()),
+            format!("link set {host} master cni0 up"),
+            format!("route replace {v4}/32 dev cni0"),
+            format!("route replace {v6}/128 dev cni0"),
+        ])?;
+        netns.ip(&[format!("link set {name} up")])?;
+        netns.add_address(name, v4.into(), 32)?;
+        netns.add_address(name, v6.into(), 128)
+    }
+
     /// Kills and removes the pod now, whatever other handles there are.
     pub fn remove(&self) -> Result<()> {
         self.inner.remove()

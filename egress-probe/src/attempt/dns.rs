@@ -17,7 +17,7 @@ pub(crate) fn resolve(name: &str, server: SocketAddr, budget: Budget) -> Result<
 
 fn query(name: &str, kind: TYPE, server: SocketAddr, budget: Budget) -> Result<Vec<IpAddr>, Failure> {
     let dns_error = |error: simple_dns::SimpleDnsError| Failure::other(format!("DNS: {error}"));
-    let socket = socket::connected_udp(server)?;
+    let socket = socket::connected_udp(server, 0)?;
     // The local port is as good an identifier as any: the socket takes nothing from anybody but the server.
     let id = socket.local_addr().during("local address")?.port();
     let mut packet = Packet::new_query(id);

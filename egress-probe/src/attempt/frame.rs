@@ -10,6 +10,8 @@ use super::{During as _, Failure, Success, forged};
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// From `linux/if_packet.h`; the `libc` crate does not have it for every C library.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+/// Likewise.
+const PACKET_QDISC_BYPASS: libc::c_int = 20;
 
 /// What the frame carries.
 #[derive(Debug)]
@@ -24,52 +26,140 @@ pub(crate) struct Flow<'a> {
 #[derive(Debug)]
 pub(crate) struct PacketSocket {
     fd: OwnedFd,
+    index: i32,
 }
 
 impl PacketSocket {
     /// Opens a raw packet socket that sees frames of one `ETH_P_*` that come in on one interface.
     pub(crate) fn open(interface: &str, ethertype: i32) -> io::Result<Self> {
-        let index = nix::net::if_::if_nametoindex(interface)?;
+        Self::open_kind(interface, ethertype, libc::SOCK_RAW)
+    }
+
+    /// Opens a packet socket that sends frames without their Ethernet header, and receives nothing.
+    pub(crate) fn open_cooked(interface: &str) -> io::Result<Self> {
+        Self::open_kind(interface, 0, libc::SOCK_DGRAM)
+    }
+
+    fn open_kind(interface: &str, ethertype: i32, kind: libc::c_int) -> io::Result<Self> {
+        let index = i32::try_from(nix::net::if_::if_nametoindex(interface)?).map_err(io::Error::other)?;
         // Without a protocol it receives nothing until it is bound, so never a frame of another interface.
         // SAFETY: plain system call without pointers.
-        let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        let raw = unsafe { libc::socket(libc::AF_PACKET, kind | libc::SOCK_CLOEXEC, 0) };
         if raw < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `raw` was just opened and nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        let one: libc::c_int = 1;
-        // SAFETY: the option's value is a `c_int` that outlives the call, and its size is given.
-        let set = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                PACKET_IGNORE_OUTGOING,
-                (&raw const one).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if set < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: (ethertype as u16).to_be(),
-            sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
+        let socket = Self { fd, index };
+        socket.set(PACKET_IGNORE_OUTGOING, &1)?;
+        let address = socket.address(ethertype, [0; 6]);
         // SAFETY: the address is a whole `sockaddr_ll` that outlives the call, and its size is given.
         let bound = unsafe {
             libc::bind(
-                fd.as_raw_fd(),
+                socket.fd.as_raw_fd(),
                 (&raw const address).cast(),
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { fd }) }
+        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+    }
+
+    /// Frames of this type to this hardware address.
+    fn address(&self, ethertype: i32, hardware: [u8; 6]) -> libc::sockaddr_ll {
+        let [a, b, c, d, e, f] = hardware;
+        libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: (ethertype as u16).to_be(),
+            sll_ifindex: self.index,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 6,
+            sll_addr: [a, b, c, d, e, f, 0, 0],
+        }
+    }
+
+    /// Sets an option of packet sockets; the value has the type that the option wants.
+    fn set<T>(&self, option: libc::c_int, value: &T) -> io::Result<()> {
+        // SAFETY: the value outlives the call, and its size is given.
+        let set = unsafe {
+            libc::setsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                option,
+                std::ptr::from_ref(value).cast(),
+                size_of::<T>() as libc::socklen_t,
+            )
+        };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// From now on its frames go to the device without a queueing discipline.
+    pub(crate) fn bypass_queues(&self) -> io::Result<()> {
+        self.set(PACKET_QDISC_BYPASS, &(1 as libc::c_int))
+    }
+
+    /// Sends what follows the Ethernet header, by a socket that was opened for that.
+    pub(crate) fn send_to(&self, packet: &[u8], ethertype: i32, hardware: [u8; 6]) -> io::Result<()> {
+        let address = self.address(ethertype, hardware);
+        // SAFETY: the packet and the address outlive the call, and their sizes are given.
+        let sent = unsafe {
+            libc::sendto(
+                self.fd.as_raw_fd(),
+                packet.as_ptr().cast(),
+                packet.len(),
+                0,
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Sends one frame by a ring that the kernel reads from.
+    pub(crate) fn send_by_ring(&self, frame: &[u8]) -> io::Result<()> {
+        /// Behind the frame's header in the ring: `TPACKET_HDRLEN` without the address, of the first version.
+        const DATA: usize = size_of::<libc::tpacket_hdr>().next_multiple_of(16);
+        const RING: usize = 4096;
+        if DATA + frame.len() > RING {
+            return Err(io::Error::other("the frame is too long for the ring"));
+        }
+        let request = libc::tpacket_req {
+            tp_block_size: RING as u32,
+            tp_block_nr: 1,
+            tp_frame_size: RING as u32,
+            tp_frame_nr: 1,
+        };
+        self.set(libc::PACKET_TX_RING, &request)?;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: a new mapping of the ring just made, whose size is one block.
+        let ring = unsafe { libc::mmap(std::ptr::null_mut(), RING, access, libc::MAP_SHARED, fd, 0) };
+        if ring == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let header = libc::tpacket_hdr {
+            tp_status: libc::TP_STATUS_SEND_REQUEST.into(),
+            tp_len: frame.len() as u32,
+            tp_snaplen: frame.len() as u32,
+            tp_mac: 0,
+            tp_net: 0,
+            tp_sec: 0,
+            tp_usec: 0,
+        };
+        // SAFETY: header and frame fit into the mapping, which is aligned to pages; the kernel reads it only in the call
+        // that follows, and nobody touches it after it is unmapped.
+        let sent = unsafe {
+            std::ptr::copy_nonoverlapping(frame.as_ptr(), ring.cast::<u8>().add(DATA), frame.len());
+            ring.cast::<libc::tpacket_hdr>().write(header);
+            let sent = libc::send(fd, std::ptr::null(), 0, 0);
+            libc::munmap(ring, RING);
+            sent
+        };
+        match sent {
+            0 => Err(io::Error::other("the kernel took nothing from the ring")),
+            ..0 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
     }
 
     /// Sends one frame.
@@ -91,7 +181,7 @@ impl PacketSocket {
 }
 
 /// The hardware address and the usable IP addresses of an interface.
-fn own_addresses(interface: &str) -> io::Result<([u8; 6], Vec<IpAddr>)> {
+pub(crate) fn own_addresses(interface: &str) -> io::Result<([u8; 6], Vec<IpAddr>)> {
     let mut hardware = None;
     let mut addresses = Vec::new();
     for entry in nix::ifaddrs::getifaddrs()?.filter(|entry| entry.interface_name == interface) {
@@ -157,7 +247,7 @@ fn ask_hardware_address(
     Err(io::Error::new(io::ErrorKind::TimedOut, format!("no ARP answer by {wanted}")))
 }
 
-fn ethernet(destination: [u8; 6], source: [u8; 6], ethertype: i32) -> Vec<u8> {
+pub(crate) fn ethernet(destination: [u8; 6], source: [u8; 6], ethertype: i32) -> Vec<u8> {
     let mut frame = Vec::with_capacity(128);
     frame.extend_from_slice(&destination);
     frame.extend_from_slice(&source);

@@ -6,8 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use egress_probe::{Beat, Outcome};
+use socket2::Protocol;
 
 use super::outcome_of;
+use super::socket::connect;
 use crate::cli::HoldOptions;
 use crate::net;
 
@@ -27,7 +29,12 @@ pub(crate) fn run(options: &HoldOptions) -> anyhow::Result<()> {
             elapsed_ms: milliseconds(began.elapsed()),
         })
     };
-    let connected = TcpStream::connect_timeout(&options.target, Duration::from_millis(options.timeout_ms));
+    let connected = connect(
+        options.target,
+        options.source_port,
+        Protocol::TCP,
+        Duration::from_millis(options.timeout_ms),
+    );
     let stream = match connected {
         Ok(stream) => {
             report(0, start, &Ok(()))?;

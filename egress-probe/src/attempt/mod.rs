@@ -8,8 +8,12 @@ pub(crate) mod forged;
 pub(crate) mod frame;
 pub(crate) mod hold;
 pub(crate) mod http;
+pub(crate) mod inject;
 pub(crate) mod ping;
 pub(crate) mod socket;
+pub(crate) mod talk;
+pub(crate) mod trick;
+pub(crate) mod xdp;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -92,11 +96,21 @@ pub(crate) fn run(command: &AttemptCommand) -> Attempt {
     let start = Instant::now();
     let result = match command {
         AttemptCommand::Get { url, timeout_ms, dns } => http::get(url, *dns, Budget::new(*timeout_ms)),
-        AttemptCommand::Udp { target, payload, timeout_ms } => {
-            socket::udp(*target, payload, Budget::new(*timeout_ms))
+        AttemptCommand::Udp { target, payload, source_port, timeout_ms } => {
+            socket::udp(*target, *source_port, payload, Budget::new(*timeout_ms))
         }
-        AttemptCommand::Ping { target, timeout_ms } => ping::ping(*target, Budget::new(*timeout_ms)),
-        AttemptCommand::Tcp { target, timeout_ms } => socket::tcp(*target, Budget::new(*timeout_ms)),
+        AttemptCommand::Ping { target, payload, timeout_ms } => {
+            ping::ping(*target, payload, Budget::new(*timeout_ms))
+        }
+        AttemptCommand::Tcp { target, source_port, mptcp, timeout_ms } => {
+            socket::tcp(*target, *source_port, *mptcp, Budget::new(*timeout_ms))
+        }
+        AttemptCommand::Volume { target, bytes, timeout_ms } => {
+            socket::volume(*target, *bytes, Budget::new(*timeout_ms))
+        }
+        AttemptCommand::Inject(options) => inject::send(options),
+        AttemptCommand::SelfAccept(options) => trick::self_accept(options),
+        AttemptCommand::Repair { target, from, payload } => trick::repair(*target, *from, payload),
         AttemptCommand::Resolve { name, dns, timeout_ms } => {
             dns::resolve(name, *dns, Budget::new(*timeout_ms)).map(|addresses| Success {
                 detail: format!("{} addresses", addresses.len()),
@@ -110,6 +124,11 @@ pub(crate) fn run(command: &AttemptCommand) -> Attempt {
             frame::send(interface, &flow, *destination_mac)
         }
     };
+    finish(start, result)
+}
+
+/// The line of an attempt that began at `start`.
+pub(crate) fn finish(start: Instant, result: Result<Success, Failure>) -> Attempt {
     let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     match result {
         Ok(Success { detail, status, body }) => {

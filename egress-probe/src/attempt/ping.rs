@@ -3,11 +3,10 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
+use egress_probe::packet::internet_checksum;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Budget, During as _, Failure, Success};
-
-const PAYLOAD: &[u8] = b"egress-probe ping";
 
 /// A raw socket, or a ping socket where raw ones are not allowed.
 fn open(target: IpAddr) -> io::Result<(Socket, Type)> {
@@ -24,28 +23,14 @@ fn open(target: IpAddr) -> io::Result<(Socket, Type)> {
     }
 }
 
-/// The sum of the 16-bit words as IP, ICMP and UDP want it.
-pub(crate) fn internet_checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum = 0_u32;
-    for part in parts {
-        for pair in part.chunks(2) {
-            sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
-        }
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
 /// Sends one echo request and waits for its reply.
-pub(crate) fn ping(target: IpAddr, budget: Budget) -> Result<Success, Failure> {
+pub(crate) fn ping(target: IpAddr, payload: &str, budget: Budget) -> Result<Success, Failure> {
     let (mut socket, kind) = open(target).during("open socket")?;
     socket.connect(&SocketAddr::new(target, 0).into()).during("connect")?;
     let (request, reply) = if target.is_ipv4() { (8_u8, 0_u8) } else { (128, 129) };
     let [high, low] = (std::process::id() as u16).to_be_bytes();
     let mut message = vec![request, 0, 0, 0, high, low, 0, 1];
-    message.extend_from_slice(PAYLOAD);
+    message.extend_from_slice(payload.as_bytes());
     if target.is_ipv4() {
         let checksum = internet_checksum(&[&message]);
         message[2..4].copy_from_slice(&checksum.to_be_bytes());
@@ -63,7 +48,7 @@ pub(crate) fn ping(target: IpAddr, budget: Budget) -> Result<Success, Failure> {
         }
         // A ping socket has put an identifier of its own; the kernel has already matched it.
         let ours = kind == Type::DGRAM || answer.get(4..6) == Some(&[high, low]);
-        if answer.first() == Some(&reply) && ours && answer.get(8..) == Some(PAYLOAD) {
+        if answer.first() == Some(&reply) && ours && answer.get(8..) == Some(payload.as_bytes()) {
             let by = if kind == Type::RAW { "raw" } else { "ping" };
             return Ok(Success {
                 detail: format!("reply from {target} to a {by} socket"),
@@ -71,21 +56,5 @@ pub(crate) fn ping(target: IpAddr, budget: Budget) -> Result<Success, Failure> {
                 body: None,
             });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::internet_checksum;
-
-    #[test]
-    fn checksum_of_a_known_header() {
-        // The example of RFC 1071 discussions: a header whose checksum is 0xb861.
-        let header = [
-            0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0x00, 0x00, 0xc0, 0xa8, 0x00, 0x01,
-            0xc0, 0xa8, 0x00, 0xc7,
-        ];
-        assert_eq!(internet_checksum(&[&header]), 0xb861);
-        assert_eq!(internet_checksum(&[&header[..8], &header[8..]]), 0xb861);
     }
 }

@@ -1,21 +1,36 @@
-//! `udp` and `tcp`: plain sockets.
+//! `udp`, `tcp` and `volume`: plain sockets.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Budget, During as _, Failure, Success};
 
-/// A UDP socket connected to `target`, so that ICMP errors come back as errors of the socket.
-pub(crate) fn connected_udp(target: SocketAddr) -> Result<UdpSocket, Failure> {
+/// Every address of the target's family, with this port.
+fn any(target: SocketAddr, port: u16) -> SocketAddr {
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).during("bind")?;
+    SocketAddr::new(any, port)
+}
+
+/// A UDP socket connected to `target`, so that ICMP errors come back as errors of the socket. Port 0 is any.
+pub(crate) fn connected_udp(target: SocketAddr, source_port: u16) -> Result<UdpSocket, Failure> {
+    let socket = UdpSocket::bind(any(target, source_port)).during("bind")?;
     socket.connect(target).during("connect")?;
     Ok(socket)
 }
 
 /// Sends a datagram and waits for the same bytes.
-pub(crate) fn udp(target: SocketAddr, payload: &str, budget: Budget) -> Result<Success, Failure> {
-    let socket = connected_udp(target)?;
+pub(crate) fn udp(
+    target: SocketAddr,
+    source_port: u16,
+    payload: &str,
+    budget: Budget,
+) -> Result<Success, Failure> {
+    let socket = connected_udp(target, source_port)?;
     socket.send(payload.as_bytes()).during("send")?;
     let mut buffer = [0_u8; 65536 / 8];
     loop {
@@ -32,9 +47,57 @@ pub(crate) fn udp(target: SocketAddr, payload: &str, budget: Budget) -> Result<S
     }
 }
 
+/// Connects from a port, of which 0 is any.
+pub(crate) fn connect(
+    target: SocketAddr,
+    source_port: u16,
+    protocol: Protocol,
+    within: Duration,
+) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(protocol))?;
+    if source_port != 0 {
+        socket.set_reuse_address(true)?;
+        socket.bind(&any(target, source_port).into())?;
+    }
+    socket.connect_timeout(&target.into(), within)?;
+    Ok(socket.into())
+}
+
 /// Connects and closes.
-pub(crate) fn tcp(target: SocketAddr, budget: Budget) -> Result<Success, Failure> {
-    let stream = TcpStream::connect_timeout(&target, budget.left("connect")?).during("connect")?;
+pub(crate) fn tcp(
+    target: SocketAddr,
+    source_port: u16,
+    mptcp: bool,
+    budget: Budget,
+) -> Result<Success, Failure> {
+    let protocol = if mptcp { Protocol::MPTCP } else { Protocol::TCP };
+    let stream = connect(target, source_port, protocol, budget.left("connect")?).during("connect")?;
     let local = stream.local_addr().during("local address")?;
     Ok(Success { detail: format!("connected from {local}"), status: None, body: None })
+}
+
+/// Sends `bytes` bytes to a server that echoes them, and counts what comes back until it closes.
+pub(crate) fn volume(target: SocketAddr, bytes: usize, budget: Budget) -> Result<Success, Failure> {
+    let stream = TcpStream::connect_timeout(&target, budget.left("connect")?).during("connect")?;
+    stream.set_write_timeout(Some(budget.left("write")?)).during("set time limit")?;
+    let mut came = 0;
+    thread::scope(|scope| {
+        // Its failure shows in what comes back.
+        scope.spawn(|| {
+            let _seen_below = (&stream).write_all(&vec![b'x'; bytes]);
+            let _seen_below = stream.shutdown(Shutdown::Write);
+        });
+        let mut buffer = vec![0_u8; 65536];
+        loop {
+            stream.set_read_timeout(Some(budget.left("read")?)).during("set time limit")?;
+            match (&stream).read(&mut buffer).during("read")? {
+                0 => return Ok(()),
+                count => came += count,
+            }
+        }
+    })?;
+    if came != bytes {
+        return Err(Failure::other(format!("{came} of {bytes} bytes came back")));
+    }
+    Ok(Success { detail: format!("{came} bytes came back from {target}"), status: None, body: None })
 }

@@ -1,4 +1,4 @@
-//! `capture`: a line for each IP packet that an interface receives.
+//! `capture`: a line for each IP packet that an interface receives; `sniff`: the bytes of every frame.
 //!
 //! Invariant: what is left out is exactly what links do by themselves: ARP, neighbour discovery (ICMPv6 133 to 137)
 //! and multicast listener discovery (ICMPv6 130 to 132 and 143). A packet that is too short to be read is reported as
@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use egress_probe::Captured;
+use egress_probe::packet::to_hex;
+use egress_probe::{Captured, Sniffed};
 
 use crate::attempt::frame::PacketSocket;
 use crate::net;
@@ -33,6 +34,19 @@ pub(crate) fn run(interface: &str, seconds: Option<u64>) -> anyhow::Result<()> {
         };
         if let Some(packet) = read_frame(&buffer[..count]) {
             net::print_line(&packet)?;
+        }
+    }
+}
+
+/// Prints every frame until killed.
+pub(crate) fn sniff(interface: &str) -> anyhow::Result<()> {
+    let socket =
+        PacketSocket::open(interface, libc::ETH_P_ALL).with_context(|| format!("sniff on {interface}"))?;
+    net::announce_ready()?;
+    let mut buffer = vec![0_u8; 65536];
+    loop {
+        if let Some(count) = socket.receive(&mut buffer, Duration::from_secs(3600))? {
+            net::print_line(&Sniffed { frame: to_hex(&buffer[..count]) })?;
         }
     }
 }

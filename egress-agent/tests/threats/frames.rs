@@ -1,0 +1,169 @@
+//! Rows 2, 3 and 7: packets and frames that the attacker makes byte by byte.
+
+use std::net::SocketAddr;
+
+use egress_probe::packet::{ACK, Packet, SYN};
+use serde_json::json;
+
+use crate::attack::{Attack, BRIDGE_MAC, SOURCE_PORT, Shot, attack};
+use crate::range::{At, Range};
+
+/// A datagram with the tag to the outside.
+pub(crate) fn datagram(shot: &Shot<'_>) -> Packet {
+    Packet::udp(shot.from(), shot.to(), shot.tag.as_bytes())
+}
+
+fn forged_source(shot: &Shot<'_>) -> Packet {
+    Packet::udp(SocketAddr::new(shot.foreign(), SOURCE_PORT), shot.to(), shot.tag.as_bytes())
+}
+
+/// An attack that injects what `make` makes.
+pub(crate) fn injected(
+    name: &str,
+    via: &'static str,
+    more: &'static [&'static str],
+    make: impl Fn(&Shot<'_>) -> Packet + 'static,
+) -> Attack {
+    attack(&format!("{name} via {via}"), move |shot| shot.inject(via, &make(shot).bytes().unwrap(), more))
+}
+
+/// Whole packets by raw sockets.
+pub(crate) fn raw() -> Vec<Attack> {
+    let syn = |shot: &Shot<'_>| Packet::tcp(shot.from(), shot.to(), SYN, &[]);
+    let echo = |shot: &Shot<'_>| Packet::echo(shot.from().ip(), shot.to().ip(), shot.tag.as_bytes());
+    let unknown = |shot: &Shot<'_>| Packet::new(shot.from().ip(), shot.to().ip(), 253, shot.tag.as_bytes());
+    vec![
+        injected("a datagram", "raw", &[], datagram).reason("NotAllowed"),
+        injected("a SYN", "raw", &[], syn).reason("NotAllowed"),
+        injected("an echo request", "raw", &[], echo).reason("NotAllowed"),
+        injected("a forged source", "raw", &[], forged_source).reason("SpoofedSource"),
+        injected("an unknown protocol", "raw", &[], unknown).reason("UnknownProtocol"),
+        injected("a datagram", "protocol", &[], datagram).reason("NotAllowed"),
+        injected("a SYN", "protocol", &[], syn).reason("NotAllowed"),
+        injected("an unknown protocol", "protocol", &[], unknown).reason("UnknownProtocol"),
+    ]
+}
+
+/// Frames of IP by packet sockets.
+pub(crate) fn frames(reason: Option<&'static str>) -> Vec<Attack> {
+    let segment = |shot: &Shot<'_>| Packet::tcp(shot.from(), shot.to(), ACK, shot.tag.as_bytes());
+    let attacks = vec![
+        attack("a frame by the packet verb", |shot| {
+            let (target, port) = (shot.to().ip().to_string(), shot.port.to_string());
+            shot.probe(&[
+                "packet",
+                &target,
+                "--port",
+                &port,
+                "--payload",
+                &shot.tag,
+                "--destination-mac",
+                BRIDGE_MAC,
+            ])
+        }),
+        injected("a datagram", "frame", &[], datagram),
+        injected("a forged source", "frame", &[], forged_source),
+        injected("a segment", "frame", &[], segment),
+        injected("a datagram", "bypass", &[], datagram),
+        injected("a datagram", "ring", &[], datagram),
+        injected("a datagram", "cooked", &[], datagram),
+    ];
+    let mut attacks: Vec<_> = attacks.into_iter().map(|attack| attack.reason_if(reason)).collect();
+    attacks.push(injected("a datagram", "xdp", &[], datagram));
+    attacks.push(injected("a forged source", "xdp", &[], forged_source));
+    attacks
+}
+
+#[test]
+fn row_2_raw_sockets() {
+    let mut range = Range::new(json!({}));
+    range.prove(&raw());
+    // What the policy allows, a raw socket may send too.
+    let lawful = injected("a datagram", "raw", &[], |shot| {
+        let to = SocketAddr::new(shot.to().ip(), crate::common::UDP);
+        Packet::udp(shot.from(), to, shot.tag.as_bytes())
+    });
+    let locked = range.locked.clone();
+    range.prove_arrives(At::Outside, &locked, &[lawful]);
+}
+
+#[test]
+fn row_3_packet_sockets() {
+    let mut range = Range::new(json!({}));
+    range.prove(&frames(Some("PacketSocket")));
+    // What never leaves the node by its IP layer, but must not even reach the node.
+    let fill = |shot: &Shot<'_>| datagram(shot);
+    range.prove_at(
+        At::Bridge,
+        &[
+            injected("an 802.1Q tag", "frame", &["--vlan", "7"], fill),
+            injected("an experimental type", "frame", &["--ethertype", "34997"], fill),
+            injected("an experimental type", "cooked", &["--ethertype", "34997"], fill),
+            injected("the type of MPLS", "frame", &["--ethertype", "34887"], fill),
+            injected("the type of PPPoE", "frame", &["--ethertype", "34916"], fill),
+            injected("IP under the wrong type", "frame", &["--ethertype", "2054"], fill),
+        ],
+    );
+    range.stand.agent.kill().unwrap();
+    range.prove(&frames(None));
+}
+
+/// Headers that hide where a packet goes or what it is.
+fn odd(via: &'static str) -> Vec<Attack> {
+    let own = via == "raw";
+    let named = |attack: Attack, reason| if own { attack.reason(reason) } else { attack };
+    let second = |shot: &Shot<'_>| {
+        Packet::new(shot.from().ip(), shot.to().ip(), 17, &shot.tag.repeat(4).as_bytes()[..40]).fragment(5)
+    };
+    let first = |shot: &Shot<'_>| {
+        // Eight bytes of TCP: the ports, but not the flags.
+        Packet::tcp(shot.from(), shot.to(), SYN, &[]).cut(8).fragment(0x2000)
+    };
+    let record = |shot: &Shot<'_>| datagram(shot).options(&[7, 7, 4, 0, 0, 0, 0]);
+    let source_route = |shot: &Shot<'_>| {
+        // Done already: the pointer is behind the list, as when the last hop was reached.
+        datagram(shot).options(&[131, 7, 8, 10, 244, 1, 1])
+    };
+    let timestamp = |shot: &Shot<'_>| datagram(shot).options(&[68, 8, 5, 0, 0, 0, 0, 0]);
+    let extension =
+        |number: u8, rest: &'static [u8]| move |shot: &Shot<'_>| datagram(shot).extension(number, rest);
+    vec![
+        named(injected("a second fragment", via, &[], second), "Fragment"),
+        injected("a first fragment", via, &[], first),
+        named(injected("record route", via, &[], record).only_v4(), "Ipv4Options"),
+        named(injected("a loose source route", via, &[], source_route).only_v4(), "Ipv4Options"),
+        named(injected("a timestamp", via, &[], timestamp).only_v4(), "Ipv4Options"),
+        // Each with padding of four bytes.
+        injected("hop-by-hop options", via, &[], extension(0, &[0, 1, 4])).only_v6(),
+        injected("destination options", via, &[], extension(60, &[0, 1, 4])).only_v6(),
+        named(
+            injected("a routing header", via, &[], extension(43, &[2, 4, 0, 0, 0, 0, 0, 0xfd, 0, 0]))
+                .only_v6(),
+            "Ipv6Extension",
+        ),
+        injected("an atomic fragment", via, &[], |shot| datagram(shot).fragment(0)).only_v6(),
+        injected("two headers", via, &[], |shot| {
+            datagram(shot).extension(60, &[0, 1, 4]).extension(60, &[0, 1, 4]).fragment(0)
+        })
+        .only_v6(),
+    ]
+}
+
+#[test]
+fn row_7_fragments_options_and_extension_headers() {
+    let mut range = Range::new(json!({}));
+    for interface in ["all", "cni0"] {
+        let key = format!("net/ipv4/conf/{interface}/accept_source_route");
+        range.stand.topology.node().set_sysctl(&key, "1").unwrap();
+    }
+    range.prove(&odd("raw"));
+    range.prove(&odd("frame"));
+    // A datagram that does not fit is in fragments by the time it leaves, and lawful all the same.
+    let long = "x".repeat(4000);
+    let pod = range.peer.pod();
+    for address in [pod.v4().to_string(), format!("[{}]", pod.v6())] {
+        let target = format!("{address}:{}", crate::common::UDP);
+        let attempt = range.locked.attempt(&["udp", &target, "--payload", &long]).unwrap();
+        assert!(attempt.succeeded(), "{attempt:?}");
+    }
+}

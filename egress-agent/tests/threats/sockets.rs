@@ -1,0 +1,222 @@
+//! Rows 9, 12 and 15: sockets that change hands, gateways, further interfaces and pods in the node's network.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use egress_probe::{Attempt, Outcome};
+use egress_topology::{Exec, PodSpec, Process};
+use serde_json::{Value, json};
+
+use crate::attack::{Attack, BRIDGE_MAC, NET_ADMIN, Shot, attack, unique};
+use crate::common::{denied, eventually, outside, passes};
+use crate::frames::injected;
+use crate::plain::{plain, proxy};
+use crate::range::{At, Range};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Says something by the socket that a process keeps.
+fn say(talker: &mut Process, words: &str) -> Attempt {
+    talker.send_line(words).unwrap();
+    talker.next_json(SOON).unwrap().unwrap()
+}
+
+fn talk(words: &[&str]) -> Exec {
+    Exec::probe([&["talk"], words].concat()).with_stdin()
+}
+
+fn ready(mut process: Process) -> Process {
+    process.wait_ready(SOON).unwrap();
+    process
+}
+
+/// Starts a process that offers its socket at the path, and waits until it does.
+fn giver(path: &Path, start: impl FnOnce(&Exec) -> Process, target: &str) -> Process {
+    ready(start(&talk(&[target, "--give", path.to_str().unwrap()])))
+}
+
+#[test]
+fn row_9_a_socket_that_is_handed_over() {
+    let mut range = Range::new(json!({}));
+    let dir = tempfile::tempdir().unwrap();
+    let handed = |range: &mut Range, from_free: bool, in_locked: bool| {
+        let (maker, user) =
+            if from_free { (&range.free, &range.locked) } else { (&range.locked, &range.free) };
+        let mut fired = Vec::new();
+        for target in outside() {
+            let (tag, port) = unique();
+            let path = dir.path().join(&tag);
+            let netns = if in_locked { range.locked.pod() } else { maker.pod() };
+            let start = |exec: &Exec| maker.spawn_in(exec, netns).unwrap();
+            let _giver = giver(&path, start, &format!("{target}:{port}"));
+            let mut taker = ready(user.spawn(&talk(&["--take", path.to_str().unwrap()])).unwrap());
+            say(&mut taker, &tag);
+            fired.push(tag);
+        }
+        // Something that is allowed comes after it.
+        range.lawful();
+        std::thread::sleep(Duration::from_millis(200));
+        range.outside.look();
+        fired.iter().map(|tag| range.outside.count(tag)).collect::<Vec<_>>()
+    };
+    // Of a pod that may send: it sends under that pod's name, through that pod's interface.
+    assert_eq!(handed(&mut range, true, false), [1, 1]);
+    // Of a pod that may not: whoever has it.
+    assert_eq!(handed(&mut range, false, false), [0, 0]);
+    // Made by somebody who may send, but in the network of a pod that may not.
+    assert_eq!(handed(&mut range, true, true), [0, 0]);
+}
+
+#[test]
+fn row_9_a_socket_that_moves_to_another_cgroup() {
+    let mut range = Range::new(json!({}));
+    let (free, locked) = (range.free.clone(), range.locked.clone());
+    // Opened where it may not send, and taken to where it might; and the other way round, in the locked-down pod's network.
+    for (from, to) in [(&locked, &free), (&free, &locked)] {
+        for target in outside() {
+            let (tag, port) = unique();
+            let target = format!("{target}:{port}");
+            let mut talker = ready(from.spawn_in(&talk(&[&target]), locked.pod()).unwrap());
+            to.adopt(&talker).unwrap();
+            say(&mut talker, &tag);
+            range.prove_arrives(At::Outside, &free, &[datagram()]);
+            assert_eq!(range.outside.count(&tag), 0, "of {}, in {}", from.pod().name(), to.pod().name());
+        }
+    }
+}
+
+fn datagram() -> Attack {
+    attack("a datagram", |shot| {
+        let target = shot.to().to_string();
+        shot.probe(&["udp", &target, "--payload", &shot.tag, "--timeout-ms", "1"])
+    })
+}
+
+#[test]
+fn row_9_a_socket_that_is_older_than_the_policy() {
+    let mut range = Range::without_agent(json!({}));
+    range.stand.remove(&crate::common::policy(json!({})));
+    range.stand.start();
+    let locked = range.locked.clone();
+    let mut talkers: Vec<_> = outside()
+        .iter()
+        .map(|target| ready(locked.spawn(&talk(&[&format!("{target}:{}", unique().1)])).unwrap()))
+        .collect();
+    for talker in &mut talkers {
+        assert_eq!(say(talker, "before").outcome, Outcome::Ok);
+    }
+    range.stand.lock_down(json!({}));
+    for talker in &mut talkers {
+        eventually("it obeys", || say(talker, "after").outcome == Outcome::Denied);
+    }
+    range.stand.agent.kill().unwrap();
+    for talker in &mut talkers {
+        assert_eq!(say(talker, "long after").outcome, Outcome::Denied);
+    }
+}
+
+#[test]
+fn row_12_a_gateway_is_for_its_clients_and_for_the_proxy() {
+    let gateway = json!({
+        "name": "exit", "namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "gate"}},
+        "pods": {"matchLabels": {"app": "gate"}}, "ports": [{"protocol": "UDP", "port": 9999}],
+        "clients": [{"pods": {"matchLabels": {"client": "yes"}}, "namespaces": {}}],
+    });
+    let lock = |proxy: serde_json::Value| {
+        let mut spec = json!({"gateways": [gateway], "proxy": proxy, "allow": {}});
+        if spec["proxy"].is_null() {
+            spec.as_object_mut().unwrap().remove("proxy");
+        }
+        spec
+    };
+    let mut range = Range::without_agent(lock(json!(null)));
+    let gate = range.stand.pod(PodSpec::new("gate", "gate").label("app", "gate"));
+    let words = ["serve-udp", "--port", "9999"];
+    let _server = gate.serve(&Exec::probe(words)).unwrap();
+    let client = range.stand.pod(PodSpec::new("a", "client").label("client", "yes"));
+    range.stand.start();
+    let gates = [gate.pod().v4().to_string(), format!("[{}]", gate.pod().v6())];
+    for address in &gates {
+        passes(&client, address);
+        denied(&range.locked, address);
+        passes(&range.free, address);
+        passes(&gate, &outside()[0]);
+    }
+    // What a non-client sends to the gateway by other means does not reach it either.
+    let target = gate.clone();
+    let frame = injected("a frame to the gateway", "frame", &[], move |shot| {
+        let address = if shot.v6 { target.pod().v6().into() } else { target.pod().v4().into() };
+        egress_probe::packet::Packet::udp(
+            shot.from(),
+            SocketAddr::new(address, shot.port),
+            shot.tag.as_bytes(),
+        )
+    });
+    let (free, locked) = (range.free.clone(), range.locked.clone());
+    range.prove_arrives(At::Bridge, &free, std::slice::from_ref(&frame));
+    range.prove_stopped(At::Bridge, &locked, std::slice::from_ref(&frame));
+    // Under a lock the client's other containers may not use it.
+    range.stand.lock_down(lock(json!({"containers": ["istio-proxy"]})));
+    let proxy = proxy(&range.stand, client.pod());
+    for address in &gates {
+        eventually("the lock is there", || !crate::common::udp(&client, address).succeeded());
+        denied(&client, address);
+        passes(&proxy, address);
+    }
+    range.prove_stopped(At::Bridge, &client, &[frame]);
+}
+
+#[test]
+fn row_15_a_second_interface() {
+    let mut range = Range::new(json!({}));
+    for (container, last) in [(&range.free, 0x11), (&range.locked, 0x12)] {
+        let v6 = [0xfd00, 0x99, 0, 0, 0, 0, 0, last].into();
+        container.pod().add_interface("net1", [10, 99, 0, last as u8].into(), v6).unwrap();
+    }
+    let by_frame = |shot: &Shot<'_>| {
+        let (from, target) = (shot.from().ip().to_string(), shot.to().ip().to_string());
+        let port = shot.port.to_string();
+        let words = ["packet", &target, "--interface", "net1", "--from", &from, "--port", &port];
+        shot.probe(&[&words[..], &["--payload", &shot.tag, "--destination-mac", BRIDGE_MAC]].concat())
+    };
+    let by_socket = |text: &'static str| {
+        attack("a datagram by a second interface", move |shot| shot.shell(text)).with(NET_ADMIN)
+    };
+    // What the socket hook sees is denied at any interface.
+    range.prove(&[by_socket(BY_NET1)]);
+    let (free, locked) = (range.free.clone(), range.locked.clone());
+    let frames = [attack("a frame by a second interface", by_frame)];
+    range.prove_arrives(At::Outside, &free, &frames);
+    // Frames are denied, or else nobody is told that both hooks judge the pod.
+    let endpoints = range.stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
+    let endpoints = String::from_utf8(endpoints.stdout).unwrap();
+    let told = endpoints.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let told = told.into_iter().find(|pod| pod["namespace"] == "a" && pod["name"] == "locked").unwrap();
+    if told["coverage"] != "socket hook" {
+        range.prove_stopped(At::Outside, &locked, &frames);
+    }
+}
+
+const BY_NET1: &str = r#"
+[ $FAMILY = -4 ] && bits=32 via=10.99.0.254 target=$OUT:$PORT || bits=128 via=fd00:99::fe target="[$OUT]:$PORT"
+trap 'ip $FAMILY route del $OUT/$bits dev net1' EXIT
+ip $FAMILY route add $OUT/$bits via $via dev net1 onlink src $OWN
+ip neigh replace $via lladdr 02:00:0a:f4:01:01 dev net1 nud permanent
+$PROBE udp $target --payload $TAG --timeout-ms 10
+"#;
+
+#[test]
+fn row_15_a_pod_in_the_nodes_network() {
+    let mut range = Range::new(json!({}));
+    let host = |namespace: &str| range.stand.pod(PodSpec::new(namespace, "host").host_network());
+    let (free, locked) = (host("b"), host("a"));
+    eventually("both are known", || {
+        let status = range.stand.agent.status().unwrap();
+        status["unknown_pods"] == 0 && status["endpoints"]["Isolated"] == 2
+    });
+    let attacks = plain("NotAllowed");
+    range.prove_arrives(At::Outside, &free, &attacks);
+    range.prove_stopped(At::Outside, &locked, &attacks);
+    range.lawful_of(&locked);
+}

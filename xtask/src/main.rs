@@ -9,6 +9,7 @@ mod demo;
 mod lint;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,9 @@ enum Command {
     Bench(bench::Args),
     /// Check formatting, clippy on host and BPF targets, docs, and dependencies.
     Lint,
+    /// The first process of a guest of `test --vm`.
+    #[command(hide = true)]
+    VmGuest,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Lint => lint::lint(),
+        Command::VmGuest => vm::guest(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

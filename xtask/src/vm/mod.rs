@@ -1,0 +1,87 @@
+//! `test --vm`: the privileged tests on Debian's kernels in QEMU, and on this one.
+//!
+//! Invariant: every test of the plan has an outcome on every kernel, or the command fails.
+
+mod cpio;
+mod event;
+mod features;
+mod guest;
+mod image;
+mod kernel;
+mod known;
+mod plan;
+mod qemu;
+mod report;
+mod runner;
+
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::command::which;
+use crate::setup;
+
+pub(crate) use guest::guest;
+use image::Base;
+use kernel::Kernel;
+use plan::Plan;
+use report::Report;
+
+/// The kernel that runs here.
+const HOST: &str = "host";
+
+/// What is asked of the kernels.
+#[derive(Clone, Debug)]
+pub(crate) struct Options<'a> {
+    pub(crate) kernels: &'a [String],
+    pub(crate) filter: Option<&'a str>,
+    pub(crate) limit: Duration,
+}
+
+/// Runs the privileged tests on each kernel, and on the host's.
+pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
+    let packages =
+        [(qemu::PROGRAM, "qemu-system-x86"), ("depmod", "kmod"), ("strip", "binutils"), ("tc", "iproute2")];
+    let missing: Vec<_> =
+        packages.iter().filter(|(name, _)| which(name).is_none()).map(|(_, package)| *package).collect();
+    if !missing.is_empty() {
+        setup::apt(&missing)?;
+    }
+    let guests = options.kernels.iter().filter(|kernel| *kernel != HOST);
+    let kernels = guests.map(|version| Kernel::get(version)).collect::<anyhow::Result<Vec<_>>>()?;
+    let plan = Plan::new(options.filter)?;
+    let base = Base::new(&plan)?;
+    eprintln!("    {} tests in {} binaries", plan.tests(), plan.binaries.len());
+
+    let mut reports = Vec::new();
+    for kernel in &kernels {
+        eprintln!("==> {} in QEMU", kernel.version);
+        let mut report = Report::new(&kernel.version, &plan);
+        let result = boot(kernel, &base, options.limit, &mut report);
+        report.end(result, &plan);
+        reports.push(report);
+    }
+    eprintln!("==> this machine's kernel");
+    let mut report = Report::new(HOST, &plan);
+    let result = runner::run(&plan, |event| {
+        report.hear(event);
+        Ok(())
+    });
+    report.end(result, &plan);
+    reports.push(report);
+
+    let bad: Vec<_> = reports.iter().filter(|report| !report.is_good()).map(|r| r.kernel.as_str()).collect();
+    if !bad.is_empty() {
+        bail!("not everything passed on {}", bad.join(", "));
+    }
+    Ok(())
+}
+
+fn boot(kernel: &Kernel, base: &Base, limit: Duration, report: &mut Report) -> anyhow::Result<()> {
+    let image = kernel.directory.join("initramfs.cpio");
+    base.write(kernel, &image)?;
+    qemu::boot(kernel, &image, limit, |event| {
+        report.hear(event);
+        Ok(())
+    })
+}

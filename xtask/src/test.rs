@@ -18,6 +18,12 @@ pub(crate) struct Args {
     /// Run the privileged tests in QEMU on Debian's kernels of these versions, and on this one: `--vm 6.1,6.12`.
     #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]
     vm: Vec<String>,
+    /// With `--vm`: find out what the kernels can do, and run no tests.
+    #[arg(long, requires = "vm", conflicts_with = "filter")]
+    probe: bool,
+    /// With `--vm`: write what was found into docs/kernels.md.
+    #[arg(long, requires = "vm", conflicts_with_all = ["probe", "filter"])]
+    record: bool,
     /// With `--vm`: minutes that a kernel may take.
     #[arg(long, default_value_t = 30, requires = "vm")]
     minutes: u64,
@@ -37,6 +43,8 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
         return vm::test(&vm::Options {
             kernels: &args.vm,
             filter: args.filter.as_deref(),
+            probe: args.probe,
+            record: args.record,
             limit: Duration::from_secs(args.minutes * 60),
         });
     }

@@ -12,6 +12,8 @@ pub(crate) enum Event {
     Kernel { release: String },
     /// A feature was probed.
     Feature(Feature),
+    /// A test began: a kernel that dies has died in one of these.
+    Began { binary: String, test: String },
     /// A test ended.
     Test(Outcome),
     /// The guest cannot go on.
@@ -27,7 +29,9 @@ pub(crate) struct Outcome {
     pub(crate) test: String,
     pub(crate) result: TestResult,
     pub(crate) seconds: f32,
-    /// The end of what it printed, where it did not pass.
+    /// It failed beside others; this is how it ended alone.
+    pub(crate) again: bool,
+    /// The end of what it printed, where it did not pass: the first time.
     pub(crate) output: String,
 }
 

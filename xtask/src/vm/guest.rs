@@ -60,6 +60,10 @@ fn first() -> anyhow::Result<()> {
     }
     nix::unistd::sethostname("guest")?;
     fs::write("/proc/sys/kernel/panic_on_oops", "1")?;
+    // A node has `/dev/net/tun` before anybody opens it, made by udev.
+    if !Command::new("/sbin/modprobe").arg("tun").status()?.success() {
+        eprintln!("guest: the module tun cannot be loaded");
+    }
     let second = Command::new("/proc/self/exe")
         .arg(COMMAND)
         .env_clear()

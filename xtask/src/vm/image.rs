@@ -17,7 +17,12 @@ use super::plan::Plan;
 use crate::command::{output, root, run, target, which};
 
 /// Programs that tests start by name, and what the kernel starts to load a module.
-const PROGRAMS: [&str; 8] = ["ip", "nft", "tc", "cat", "sh", "sleep", "modprobe", "mount"];
+const PROGRAMS: [&str; 7] = ["ip", "nft", "tc", "cat", "sh", "sleep", "modprobe"];
+/// Programs that tests may start where they are.
+const MORE_PROGRAMS: [&str; 12] = [
+    "bridge", "mkdir", "mount", "nsenter", "ping", "rm", "seq", "setpriv", "sysctl", "true", "umount",
+    "unshare",
+];
 /// Files that these read, where they are.
 const FILES: [&str; 6] = [
     "/etc/protocols",
@@ -58,11 +63,14 @@ impl Base {
             let path = which(program).with_context(|| format!("{program} is not there"))?;
             files.push((path.clone(), path));
         }
+        let more = MORE_PROGRAMS.iter().filter_map(|program| which(program));
+        files.extend(more.map(|path| (path.clone(), path)));
         let programs: Vec<_> = files.iter().map(|(path, _)| path.clone()).collect();
         let libraries = libraries(&programs);
         files.extend(libraries.into_iter().map(|path| (path.clone(), path)));
         let present = FILES.iter().map(PathBuf::from).filter(|path| path.exists());
         files.extend(present.map(|path| (path.clone(), path)));
+        files.push((plan.object.clone(), plan.object.clone()));
         sources(&root(), &mut files)?;
         Ok(Self { files, plan: serde_json::to_vec(plan)? })
     }

@@ -13,13 +13,14 @@ mod plan;
 mod qemu;
 mod report;
 mod runner;
+mod table;
 
 use std::time::Duration;
 
 use anyhow::bail;
 
 use crate::command::which;
-use crate::setup;
+use crate::{bench, setup};
 
 pub(crate) use guest::guest;
 use image::Base;
@@ -35,6 +36,10 @@ const HOST: &str = "host";
 pub(crate) struct Options<'a> {
     pub(crate) kernels: &'a [String],
     pub(crate) filter: Option<&'a str>,
+    /// Features only.
+    pub(crate) probe: bool,
+    /// Write docs/kernels.md.
+    pub(crate) record: bool,
     pub(crate) limit: Duration,
 }
 
@@ -49,7 +54,7 @@ pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
     }
     let guests = options.kernels.iter().filter(|kernel| *kernel != HOST);
     let kernels = guests.map(|version| Kernel::get(version)).collect::<anyhow::Result<Vec<_>>>()?;
-    let plan = Plan::new(options.filter)?;
+    let plan = if options.probe { Plan::features() } else { Plan::new(options.filter)? };
     let base = Base::new(&plan)?;
     eprintln!("    {} tests in {} binaries", plan.tests(), plan.binaries.len());
 
@@ -62,6 +67,8 @@ pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
         reports.push(report);
     }
     eprintln!("==> this machine's kernel");
+    // Here nothing is slow, so that what fails has failed.
+    let plan = Plan { again: false, ..plan };
     let mut report = Report::new(HOST, &plan);
     let result = runner::run(&plan, |event| {
         report.hear(event);
@@ -70,6 +77,13 @@ pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
     report.end(result, &plan);
     reports.push(report);
 
+    if options.probe {
+        print!("{}", table::markdown(&reports)?);
+    }
+    eprintln!("==> what differs\n{}", table::differences(&reports)?.trim_end());
+    if options.record {
+        bench::record("docs/kernels.md", "kernels", &table::markdown(&reports)?)?;
+    }
     let bad: Vec<_> = reports.iter().filter(|report| !report.is_good()).map(|r| r.kernel.as_str()).collect();
     if !bad.is_empty() {
         bail!("not everything passed on {}", bad.join(", "));

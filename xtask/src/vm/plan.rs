@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::command::{cargo, line, target};
+use crate::command::{cargo, line, root, target};
 
 /// The crates whose tests depend on the kernel.
 const PACKAGES: [&str; 2] = ["egress-topology", "egress-agent"];
@@ -23,10 +23,14 @@ pub(crate) struct Plan {
     pub(crate) binaries: Vec<Binary>,
     /// The probe, for the topology in which features are tried.
     pub(crate) probe: PathBuf,
+    /// The BPF object.
+    pub(crate) object: PathBuf,
     /// Tests that run at a time.
     pub(crate) jobs: usize,
     /// Seconds that a test may take.
     pub(crate) limit: u64,
+    /// What fails is run once more, alone: emulation is slow, and tests wait for no more than seconds.
+    pub(crate) again: bool,
 }
 
 /// A test binary.
@@ -41,6 +45,13 @@ pub(crate) struct Binary {
 }
 
 impl Plan {
+    /// Features only, without tests.
+    pub(crate) fn features() -> Self {
+        let probe = target().join("debug/egress-probe");
+        let object = root().join("target/bpf/egress-ebpf.o");
+        Self { binaries: Vec::new(), probe, object, jobs: 2, limit: 600, again: true }
+    }
+
     /// Builds the tests and lists those whose name contains the filter.
     pub(crate) fn new(filter: Option<&str>) -> anyhow::Result<Self> {
         let mut binaries = Vec::new();
@@ -48,11 +59,11 @@ impl Plan {
             binaries.extend(Binary::new(&artifact, filter)?);
         }
         binaries.retain(|binary| !binary.tests.is_empty());
+        binaries.sort_by(|a, b| a.name.cmp(&b.name));
         if binaries.is_empty() {
             bail!("no test of {} has that in its name", PACKAGES.join(" and "));
         }
-        let probe = target().join("debug/egress-probe");
-        Ok(Self { binaries, probe, jobs: 2, limit: 180 })
+        Ok(Self { binaries, ..Self::features() })
     }
 
     /// How many tests it has.

@@ -1,6 +1,6 @@
 //! What came of a kernel: told while it runs, summed up at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::event::{Event, Outcome, TestResult};
@@ -22,6 +22,8 @@ pub(crate) struct Report {
     pub(crate) booted: f32,
     start: Instant,
     left: BTreeMap<String, usize>,
+    /// Tests that have begun and not ended.
+    running: BTreeSet<(String, String)>,
 }
 
 /// Tests by how they ended.
@@ -31,6 +33,8 @@ pub(crate) struct Count {
     pub(crate) failed: usize,
     /// Failed, as is known of this kernel.
     pub(crate) known: usize,
+    /// Of those passed: not beside others.
+    pub(crate) alone: usize,
 }
 
 impl Report {
@@ -45,6 +49,7 @@ impl Report {
             booted: 0.0,
             start: Instant::now(),
             left: plan.binaries.iter().map(|binary| (binary.name.clone(), binary.tests.len())).collect(),
+            running: BTreeSet::new(),
         }
     }
 
@@ -57,15 +62,23 @@ impl Report {
                 self.release = release;
             }
             Event::Feature(feature) => self.features.push(feature),
+            Event::Began { binary, test } => {
+                self.running.insert((binary, test));
+            }
             Event::Test(outcome) => self.test(outcome),
             Event::Failed(_) | Event::Done => {}
         }
     }
 
     fn test(&mut self, outcome: Outcome) {
+        self.running.remove(&(outcome.binary.clone(), outcome.test.clone()));
         let known = known::reason(&self.kernel, &outcome.binary, &outcome.test);
         let (kernel, binary, test) = (&self.kernel, &outcome.binary, &outcome.test);
         match (outcome.result, known) {
+            (TestResult::Passed, None) if outcome.again => {
+                eprintln!("    {kernel}: {binary}: {test} failed beside others, and passed alone. At first:");
+                outcome.output.lines().for_each(|line| eprintln!("        {line}"));
+            }
             (TestResult::Passed, None) => {}
             (TestResult::Passed, Some(reason)) => {
                 eprintln!("    {kernel}: {binary}: {test} passed, though it is known not to: {reason}");
@@ -94,6 +107,7 @@ impl Report {
         let mut count = Count::default();
         for outcome in outcomes {
             let known = known::reason(&self.kernel, &outcome.binary, &outcome.test).is_some();
+            count.alone += usize::from(outcome.again && outcome.result == TestResult::Passed);
             match (outcome.result, known) {
                 (TestResult::Passed, _) => count.passed += 1,
                 (_, true) => count.known += 1,
@@ -117,7 +131,12 @@ impl Report {
             self.broken = Some(format!("{missing} tests were not run"));
         }
         match &self.broken {
-            Some(broken) => eprintln!("    {}: {broken}", self.kernel),
+            Some(broken) => {
+                eprintln!("    {}: {broken}", self.kernel);
+                for (binary, test) in &self.running {
+                    eprintln!("    {}: {binary}: {test} was running", self.kernel);
+                }
+            }
             None => eprintln!("    {}: {}, {:.0} s", self.kernel, self.total(None), self.seconds),
         }
     }
@@ -131,6 +150,9 @@ impl Report {
 impl std::fmt::Display for Count {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} passed", self.passed)?;
+        if self.alone > 0 {
+            write!(f, " ({} when alone)", self.alone)?;
+        }
         if self.failed > 0 {
             write!(f, ", {} failed", self.failed)?;
         }

@@ -22,27 +22,42 @@ const OUTPUT: u64 = 24 * 1024;
 pub(crate) fn run(plan: &Plan, mut tell: impl FnMut(Event) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("no release")?;
     tell(Event::Kernel { release: release.trim().to_owned() })?;
-    features::probe(&plan.probe, |feature| tell(Event::Feature(feature)))?;
+    features::probe(plan, |feature| tell(Event::Feature(feature)))?;
     let all = plan.binaries.iter().flat_map(|binary| binary.tests.iter().map(move |test| (binary, test)));
     let queue: Mutex<VecDeque<_>> = Mutex::new(all.collect());
     let limit = Duration::from_secs(plan.limit);
+    let mut failed = Vec::new();
     thread::scope(|scope| {
-        let (sender, outcomes) = channel();
+        let (sender, events) = channel();
         for _ in 0..plan.jobs.max(1) {
             let (sender, queue) = (sender.clone(), &queue);
             scope.spawn(move || {
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some((binary, test)) = next else { return };
-                    if sender.send(one(binary, test, limit)).is_err() {
+                    let began = Event::Began { binary: binary.name.clone(), test: test.clone() };
+                    let ended = || Event::Test(one(binary, test, limit));
+                    if sender.send(began).and_then(|()| sender.send(ended())).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(sender);
-        outcomes.iter().try_for_each(|outcome| tell(Event::Test(outcome)))
+        events.iter().try_for_each(|event| match event {
+            Event::Test(outcome) if plan.again && outcome.result == TestResult::Failed => {
+                failed.push(outcome);
+                Ok(())
+            }
+            event => tell(event),
+        })
     })?;
+    for first in failed {
+        let binary = plan.binaries.iter().find(|binary| binary.name == first.binary);
+        let second = binary.map(|binary| one(binary, &first.test, limit));
+        let result = second.map_or(first.result, |second| second.result);
+        tell(Event::Test(Outcome { result, again: true, ..first }))?;
+    }
     tell(Event::Done)
 }
 
@@ -56,6 +71,7 @@ fn one(binary: &Binary, test: &str, limit: Duration) -> Outcome {
         test: test.to_owned(),
         result,
         seconds: start.elapsed().as_secs_f32(),
+        again: false,
         output: if result == TestResult::Passed { String::new() } else { output },
     }
 }

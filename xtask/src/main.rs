@@ -60,3 +60,19 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let ok = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+        assert!(ok("xtask test") && ok("xtask test life") && ok("xtask test --vm 6.1,6.12 life"));
+        assert!(ok("xtask test --vm 6.1 --record") && !ok("xtask test --record"));
+        assert!(!ok("xtask test --vm 6.1 --probe --record") && !ok("xtask test --vm 6.1 --record life"));
+    }
+}

@@ -28,6 +28,11 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// The kernel that was unpacked before, or the newest of Debian's of this version.
     pub(crate) fn get(version: &str) -> anyhow::Result<Self> {
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        ensure!(
+            version.split('.').count() == 2 && version.split('.').all(is_number),
+            "{version:?} is no kernel version such as 6.1"
+        );
         let directory = target().join("vm").join(version);
         let unpacked = directory.join("unpacked");
         if !directory.join("complete").exists() {

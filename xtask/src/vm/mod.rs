@@ -15,11 +15,13 @@ mod report;
 mod runner;
 mod table;
 
+use std::fs::{self, File};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
+use nix::fcntl::{Flock, FlockArg};
 
-use crate::command::which;
+use crate::command::{target, which};
 use crate::{bench, setup};
 
 pub(crate) use guest::guest;
@@ -52,6 +54,7 @@ pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
     if !missing.is_empty() {
         setup::apt(&missing)?;
     }
+    let _alone = alone()?;
     let guests = options.kernels.iter().filter(|kernel| *kernel != HOST);
     let kernels = guests.map(|version| Kernel::get(version)).collect::<anyhow::Result<Vec<_>>>()?;
     let plan = if options.probe { Plan::features() } else { Plan::new(options.filter)? };
@@ -89,6 +92,15 @@ pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
         bail!("not everything passed on {}", bad.join(", "));
     }
     Ok(())
+}
+
+/// Two at a time would write the same images. Ends with the process.
+fn alone() -> anyhow::Result<Flock<File>> {
+    let directory = target().join("vm");
+    fs::create_dir_all(&directory)?;
+    let file = File::create(directory.join("lock"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| anyhow!("another `test --vm` is running in this directory ({error})"))
 }
 
 fn boot(kernel: &Kernel, base: &Base, limit: Duration, report: &mut Report) -> anyhow::Result<()> {

@@ -53,6 +53,7 @@ pub(crate) fn run(plan: &Plan, mut tell: impl FnMut(Event) -> anyhow::Result<()>
         })
     })?;
     for first in failed {
+        tell(Event::Began { binary: first.binary.clone(), test: first.test.clone() })?;
         let binary = plan.binaries.iter().find(|binary| binary.name == first.binary);
         let second = binary.map(|binary| one(binary, &first.test, limit));
         let result = second.map_or(first.result, |second| second.result);

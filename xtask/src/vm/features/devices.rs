@@ -3,6 +3,7 @@
 use std::fs;
 
 use egress_topology::Netns;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::Table;
@@ -81,13 +82,23 @@ pub(crate) fn settings(table: &mut Table<'_>) -> anyhow::Result<()> {
     table.tell(group, "BTF of the kernel", btf)?;
     let modules = fs::read_dir("/sys/kernel/btf").map_or(0, Iterator::count);
     table.found(group, "BTF objects shown", modules.to_string())?;
+    table.found(group, "active LSMs", security_modules().unwrap_or_else(|_| "not shown".to_owned()))?;
     for (name, path) in [
-        ("active LSMs", "/sys/kernel/security/lsm"),
         ("net.core.bpf_jit_enable", "/proc/sys/net/core/bpf_jit_enable"),
         ("kernel.unprivileged_bpf_disabled", "/proc/sys/kernel/unprivileged_bpf_disabled"),
     ] {
         let text = fs::read_to_string(path).unwrap_or_else(|_| "not shown".to_owned());
-        table.found(group, name, text.trim().replace(',', ", "))?;
+        table.found(group, name, text.trim().to_owned())?;
     }
     Ok(())
+}
+
+/// The active security modules, by a securityfs of our own.
+fn security_modules() -> anyhow::Result<String> {
+    let directory = tempfile::tempdir()?;
+    let none: Option<&str> = None;
+    mount(Some("securityfs"), directory.path(), Some("securityfs"), MsFlags::MS_RDONLY, none)?;
+    let text = fs::read_to_string(directory.path().join("lsm"));
+    umount2(directory.path(), MntFlags::MNT_DETACH)?;
+    Ok(text?.trim().replace(',', ", "))
 }

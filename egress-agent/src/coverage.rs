@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use egress_common::wire::{Endpoint, STATE_UNSELECTED};
 
 use crate::datapath::Datapath;
-use crate::network::{self, Network};
+use crate::network::{self, Network, OnNode};
 use crate::pods::{PodCgroup, Scan};
 
 /// How long a pod without a process is looked at often; its sandbox is usually started at once.
@@ -27,15 +27,29 @@ struct Pod {
     network: Option<Network>,
     /// The connections that it has accepted are watched, at its sockets.
     arrivals: bool,
+    /// Its devices were given to the kernel.
+    covered: bool,
     error: Option<String>,
+}
+
+/// What is to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Pods whose network is not known yet.
+    New,
+    /// And the node's devices.
+    Devices,
+    /// And what is in each pod.
+    Whole,
 }
 
 impl Coverage {
     /// Remembers the connections that have come in to pods that no agent has covered so far, before any hook can deny what is
     /// sent on them.
     pub(crate) fn classify(&mut self, scan: &Scan, datapath: &mut Datapath) {
+        let Ok(node) = network::on_node() else { return };
         for pod in &scan.pods {
-            if let Ok(Some(network)) = network::look(&pod.path)
+            if let Ok(Some(network)) = network::look(&pod.path, &node)
                 && !network.veths.iter().any(|veth| datapath.knows(veth.index, pod.cgroup))
             {
                 remember(pod, &network, datapath);
@@ -43,28 +57,53 @@ impl Coverage {
         }
     }
 
-    /// Covers pods that are not covered yet; with `again`, looks at all networks anew.
-    pub(crate) fn update(&mut self, scan: &Scan, datapath: &mut Datapath, again: bool) {
+    /// Covers pods and devices that are not covered yet; tells whether it had anything to do.
+    pub(crate) fn update(&mut self, scan: &Scan, datapath: &mut Datapath, look: Look) -> bool {
         let here: BTreeSet<u64> = scan.pods.iter().map(|pod| pod.cgroup).collect();
         let before = self.pods.len();
         self.pods.retain(|cgroup, _| here.contains(cgroup));
-        if again || self.pods.len() < before {
+        if look == Look::Whole || self.pods.len() < before {
             datapath.forget_gone(&here);
         }
+        let missing =
+            |pod: &PodCgroup| self.pods.get(&pod.cgroup).is_none_or(|known| known.lacks(pod, datapath));
+        if look == Look::New && !scan.pods.iter().any(missing) {
+            return false;
+        }
+        let node = match network::on_node() {
+            Ok(node) => node,
+            Err(error) => {
+                tracing::error!(%error, "cannot see the node's devices");
+                return false;
+            }
+        };
+        let mut found = false;
         for pod in &scan.pods {
             let known = self.pods.entry(pod.cgroup).or_insert_with(|| Pod {
                 seen: Instant::now(),
                 network: None,
                 arrivals: false,
+                covered: false,
                 error: None,
             });
-            if again || known.network.is_none() {
-                known.look(pod, datapath);
+            if let (Look::Devices, Some(network)) = (look, &mut known.network)
+                && !network.refresh(&node).unwrap_or(false)
+            {
+                known.network = None;
+            }
+            if look == Look::Whole || known.network.is_none() {
+                let unknown = known.network.is_none();
+                known.look(pod, &node);
+                found |= unknown && known.network.is_some();
+            }
+            if look != Look::New || !known.covered {
+                known.cover(pod, datapath);
             }
             if known.network.as_ref().is_some_and(|network| network.host) {
                 known.watch_arrivals(pod, datapath);
             }
         }
+        found || look == Look::Devices
     }
 
     /// Whether a pod is to be looked at again soon.
@@ -114,41 +153,64 @@ impl Coverage {
 }
 
 impl Pod {
-    fn look(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
-        self.error = None;
-        let network = match network::look(&pod.path) {
-            Ok(Some(network)) => network,
-            Ok(None) => return,
-            Err(error) => {
-                self.error = Some(format!("cannot see the network of pod {}: {error}", pod.uid));
-                return;
-            }
-        };
+    fn look(&mut self, pod: &PodCgroup, node: &OnNode) {
+        match network::look(&pod.path, node) {
+            // A pod that has lost its last process keeps the network that it had.
+            Ok(None) => {}
+            Ok(network) => self.network = network,
+            Err(error) => self.fail(format!("cannot see the network of pod {}: {error}", pod.uid)),
+        }
+    }
+
+    fn cover(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
+        let Some(network) = &self.network else { return };
+        let mut failed = None;
         for veth in &network.veths {
             match datapath.cover(veth.index, &veth.name, pod.cgroup) {
-                Ok(true) => remember(pod, &network, datapath),
+                Ok(true) => remember(pod, network, datapath),
                 Ok(false) => {}
                 Err(error) => {
-                    self.error = Some(format!("cannot cover {} of pod {}: {error:#}", veth.name, pod.uid));
+                    failed = Some(format!("cannot cover {} of pod {}: {error:#}", veth.name, pod.uid))
                 }
             }
         }
-        self.network = Some(network);
+        self.covered = failed.is_none();
+        match failed {
+            Some(error) => self.fail(error),
+            None => self.error = None,
+        }
+    }
+
+    /// Keeps an error, and tells the log once.
+    fn fail(&mut self, error: String) {
+        if self.error.as_ref() != Some(&error) {
+            tracing::error!("{error}");
+        }
+        self.error = Some(error);
+    }
+
+    /// Whether something is to be done about the pod even if nothing on the node has changed.
+    fn lacks(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
+        let host = self.network.as_ref().is_some_and(|network| network.host);
+        self.network.is_none() || (host && !self.arrivals && is_selected(pod, datapath))
     }
 
     /// A pod of the node's network has no veth; if a policy selects it, what comes in is watched at its sockets.
     fn watch_arrivals(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
-        let free = |endpoint: &Endpoint| endpoint.state == STATE_UNSELECTED;
-        if self.arrivals || datapath.observed().endpoints.get(&pod.cgroup).is_none_or(free) {
+        if self.arrivals || !is_selected(pod, datapath) {
             return;
         }
         match datapath.watch_arrivals(pod.cgroup, &pod.path) {
             Ok(()) => self.arrivals = true,
-            Err(error) => {
-                self.error = Some(format!("cannot watch what comes in to pod {}: {error:#}", pod.uid))
-            }
+            Err(error) => self.fail(format!("cannot watch what comes in to pod {}: {error:#}", pod.uid)),
         }
     }
+}
+
+/// Whether a policy selects the pod.
+fn is_selected(pod: &PodCgroup, datapath: &Datapath) -> bool {
+    let selected = |endpoint: &Endpoint| endpoint.state != STATE_UNSELECTED;
+    datapath.observed().endpoints.get(&pod.cgroup).is_some_and(selected)
 }
 
 /// Remembers the connections that a pod has accepted.

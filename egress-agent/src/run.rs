@@ -15,9 +15,11 @@ use tokio::time::MissedTickBehavior;
 use crate::admin::server::{FlowLog, Server};
 use crate::agent::Agent;
 use crate::cli::{RunArgs, Source};
+use crate::coverage::Look;
 use crate::datapath::Datapath;
 use crate::datapath::events::Events;
 use crate::lock::Lock;
+use crate::network::Monitor;
 use crate::pods::PodRoot;
 use crate::preflight;
 use crate::source::FileSource;
@@ -62,11 +64,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut file_watcher = Watcher::new(Interest::Contents).context("cannot watch the source")?;
     file_watcher.watch(std::slice::from_ref(dir));
 
+    let mut devices = Monitor::new().context("cannot watch the node's devices")?;
+
     let mut agent = Agent::new(name, root, args.unknown_pods.into(), datapath, FileSource::new(dir.clone()));
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();
-    agent.cover(true);
+    agent.cover(Look::Whole);
     agent.announce();
 
     let flows = FlowLog::default();
@@ -79,7 +83,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut processes = tokio::time::interval(PROCESSES);
     processes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let mut again = false;
+        let mut look = Look::New;
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -93,7 +97,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 agent.look_at_pods(&mut pod_watcher);
                 agent.look_at_source();
                 agent.check();
-                again = true;
+                look = Look::Whole;
+            }
+            result = devices.changed() => {
+                result?;
+                look = Look::Devices;
             }
             _ = processes.tick(), if agent.waits_for_processes() => {}
             result = events.read(EVENT_BATCH, |event| flows.push(agent.flow(&event))) => result?,
@@ -102,8 +110,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             }
         }
         let applied = agent.enforce();
-        agent.cover(again);
-        if applied {
+        let covered = agent.cover(look);
+        if applied || covered {
             publish.send_replace(Arc::new(agent.published()));
         }
     }

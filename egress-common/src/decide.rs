@@ -271,8 +271,9 @@ fn approved(
         ALLOWED => Some(Reason::Allowed),
         REPLY => Some(Reason::WitnessedReply),
         LOOPBACK => Some(Reason::Loopback),
-        UNSELECTED => Some(Reason::Unselected),
-        UNKNOWN => Some(Reason::UnknownPodAllowed),
+        // Who may send anything may forge its source, too: the second hook has to look.
+        UNSELECTED if !veth => Some(Reason::Unselected),
+        UNKNOWN if !veth => Some(Reason::UnknownPodAllowed),
         _ => None,
     }
 }

@@ -94,6 +94,12 @@ impl Agent {
         self.process.as_ref().map(Process::id)
     }
 
+    /// What it has said on standard error so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::stderr).unwrap_or_default()
+    }
+
     /// Starts it and waits until it says that it is ready.
     pub fn start(&mut self, topology: &Topology) -> Result<()> {
         self.spawn(topology)?;

@@ -11,9 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, Result};
 
 use crate::addresses::{BRIDGE_V4, BRIDGE_V6};
+use crate::capabilities::Capabilities;
 use crate::cgroup::{self, Qos};
 use crate::container::{Container, ContainerKind, ContainerRecord};
+use crate::exec::Exec;
 use crate::netns::Netns;
+use crate::process::Process;
 use crate::random;
 use crate::topology::Shared;
 
@@ -115,6 +118,8 @@ pub(crate) struct Inner {
     interface: Option<String>,
     cgroup: PathBuf,
     containers: Mutex<Vec<ContainerRecord>>,
+    /// What a runtime starts in a pod before any container, to hold its namespaces; killed when dropped.
+    sandbox: Mutex<Option<Process>>,
     removed: AtomicBool,
     shared: Arc<Shared>,
 }
@@ -145,6 +150,7 @@ impl Pod {
             interface,
             cgroup,
             containers: Mutex::new(Vec::new()),
+            sandbox: Mutex::new(None),
             removed: AtomicBool::new(false),
             shared: Arc::clone(shared),
         };
@@ -153,6 +159,11 @@ impl Pod {
             connect(&shared.node, &inner.netns, interface, v4, v6)
                 .with_context(|| format!("connect pod {}", inner.spec.name))?;
         }
+        let directory = shared.tree.container_directory(&inner.cgroup, &random::container_id()?);
+        cgroup::make(&directory)?;
+        let pause = Exec::new("sleep", ["infinity"]);
+        let pause = pause.spawn(&shared.probe, &inner.netns, &directory, Capabilities::NONE)?;
+        *inner.sandbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(pause);
         Ok(Self { inner: Arc::new(inner) })
     }
 

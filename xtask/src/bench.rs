@@ -120,7 +120,7 @@ fn policy(args: &Args) -> anyhow::Result<()> {
     }
     let table = table(&rows)?;
     print!("{table}");
-    if args.record { record("policy", &table) } else { Ok(()) }
+    if args.record { record("docs/performance.md", "policy", &table) } else { Ok(()) }
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
@@ -165,9 +165,9 @@ fn machine() -> String {
     format!("Medians on {processors} processors of an {model}, Linux {kernel}, {rustc}.")
 }
 
-/// Puts a table between its marks in docs/performance.md.
-fn record(name: &str, table: &str) -> anyhow::Result<()> {
-    let path = root().join("docs/performance.md");
+/// Puts a table between its marks in a file.
+pub(crate) fn record(file: &str, name: &str, table: &str) -> anyhow::Result<()> {
+    let path = root().join(file);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
     let marks = text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));

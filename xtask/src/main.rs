@@ -9,6 +9,7 @@ mod demo;
 mod lint;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,9 @@ enum Command {
     Bench(bench::Args),
     /// Check formatting, clippy on host and BPF targets, docs, and dependencies.
     Lint,
+    /// The first process of a guest of `test --vm`.
+    #[command(hide = true)]
+    VmGuest,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Lint => lint::lint(),
+        Command::VmGuest => vm::guest(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,5 +58,21 @@ fn main() -> ExitCode {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let ok = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+        assert!(ok("xtask test") && ok("xtask test life") && ok("xtask test --vm 6.1,6.12 life"));
+        assert!(ok("xtask test --vm 6.1 --record") && !ok("xtask test --record"));
+        assert!(!ok("xtask test --vm 6.1 --probe --record") && !ok("xtask test --vm 6.1 --record life"));
     }
 }

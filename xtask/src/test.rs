@@ -1,19 +1,32 @@
 //! `test`: everything, in the order in which failures are cheapest.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::bail;
 use egress_topology::private_mount_namespace;
 
 use crate::command::{cargo, run};
 use crate::setup::{self, Need};
-use crate::{build, command};
+use crate::{build, command, vm};
 
 /// Arguments of `test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// Run the privileged tests in QEMU on Debian's kernels of these versions, and on this one: `--vm 6.1,6.12`.
+    #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]
+    vm: Vec<String>,
+    /// With `--vm`: find out what the kernels can do, and run no tests.
+    #[arg(long, requires = "vm", conflicts_with = "filter")]
+    probe: bool,
+    /// With `--vm`: write what was found into docs/kernels.md.
+    #[arg(long, requires = "vm", conflicts_with_all = ["probe", "filter"])]
+    record: bool,
+    /// With `--vm`: minutes that a kernel may take.
+    #[arg(long, default_value_t = 30, requires = "vm")]
+    minutes: u64,
 }
 
 /// Runs every test, and the demonstration. Nothing skips: without root it fails before anything runs.
@@ -26,6 +39,15 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     setup::setup(Need::Run)?;
     build::build_ebpf()?;
     build::build_binaries()?;
+    if !args.vm.is_empty() {
+        return vm::test(&vm::Options {
+            kernels: &args.vm,
+            filter: args.filter.as_deref(),
+            probe: args.probe,
+            record: args.record,
+            limit: Duration::from_secs(args.minutes * 60),
+        });
+    }
     let filtered = |mut command: Command| {
         command.args(args.filter.iter());
         command

@@ -12,7 +12,7 @@ use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef, Pod};
 use egress_policy::plan::{self, Keys, Plan};
 
-use crate::coverage::Coverage;
+use crate::coverage::{Coverage, Look};
 use crate::datapath::Datapath;
 use crate::pods::{PodRoot, Scan};
 use crate::source::{Changes, FileSource};
@@ -280,11 +280,9 @@ impl Agent {
         }
     }
 
-    /// Brings the veth hook to pods that do not have it yet; with `again`, looks at every pod's network anew.
-    pub(crate) fn cover(&mut self, again: bool) {
-        if self.datapath.attached().is_some() {
-            self.coverage.update(&self.scan, &mut self.datapath, again);
-        }
+    /// Brings the veth hook to pods and devices that do not have it yet; tells whether there was anything to do.
+    pub(crate) fn cover(&mut self, look: Look) -> bool {
+        self.datapath.attached().is_some() && self.coverage.update(&self.scan, &mut self.datapath, look)
     }
 
     /// Whether pods are to be covered whose processes are not there yet.

@@ -4,6 +4,7 @@
 //! processes, never because of a name, an address or a number that the pod could choose. Tested by `tests/veth.rs`.
 
 mod connections;
+mod monitor;
 mod netlink;
 
 use std::fs::{self, File};
@@ -14,6 +15,7 @@ use std::path::Path;
 use netlink_packet_route::link::InfoKind;
 
 pub use connections::{Connection, inbound};
+pub use monitor::Monitor;
 
 /// How deep below a pod's cgroup processes are looked for: a container's, and what it or systemd made in there.
 const DEPTH: usize = 4;
@@ -42,12 +44,58 @@ pub struct Veth {
     pub name: String,
 }
 
+/// The devices of the node at one moment.
+#[derive(Debug)]
+pub struct OnNode {
+    namespace: u64,
+    veths: Vec<(Veth, i32)>,
+}
+
+/// Looks at the devices of the node.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn on_node() -> io::Result<OnNode> {
+    let namespace = fs::metadata("/proc/self/ns/net")?.ino();
+    let links = netlink::links()?.into_iter().filter(|link| link.kind == Some(InfoKind::Veth));
+    let veths = links.filter_map(|link| Some((Veth { index: link.index, name: link.name }, link.elsewhere?)));
+    Ok(OnNode { namespace, veths: veths.collect() })
+}
+
+impl OnNode {
+    /// The ends, on the node, of the veths that lead to a namespace.
+    fn leading_to(&self, namespace: &File) -> io::Result<Vec<Veth>> {
+        let Some(id) = netlink::id_of(namespace)? else { return Ok(Vec::new()) };
+        let mut veths: Vec<_> =
+            self.veths.iter().filter(|(_, to)| *to == id).map(|(veth, _)| veth.clone()).collect();
+        veths.sort();
+        Ok(veths)
+    }
+}
+
+impl Network {
+    /// Looks at its veths again; tells whether it still is the network that was found.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn refresh(&mut self, node: &OnNode) -> io::Result<bool> {
+        let Ok(file) = File::open(format!("/proc/{}/ns/net", self.pid)) else { return Ok(false) };
+        if file.metadata()?.ino() != self.namespace {
+            return Ok(false);
+        }
+        if !self.host {
+            self.veths = node.leading_to(&file)?;
+        }
+        Ok(true)
+    }
+}
+
 /// Looks at the network of the pod whose cgroup is at `cgroup`; none while no process is in it.
 ///
 /// # Errors
 /// The kernel does not tell.
-pub fn look(cgroup: &Path) -> io::Result<Option<Network>> {
-    let own = fs::metadata("/proc/self/ns/net")?.ino();
+pub fn look(cgroup: &Path, node: &OnNode) -> io::Result<Option<Network>> {
+    let own = node.namespace;
     let Some((pid, file)) = process(cgroup, DEPTH) else {
         return Ok(None);
     };
@@ -57,14 +105,7 @@ pub fn look(cgroup: &Path) -> io::Result<Option<Network>> {
     if network.host {
         return Ok(Some(network));
     }
-    let on_node = netlink::links()?;
-    let id = netlink::id_of(&file)?;
-    network.veths = on_node
-        .into_iter()
-        .filter(|link| link.kind == Some(InfoKind::Veth) && link.elsewhere.is_some() && link.elsewhere == id)
-        .map(|link| Veth { index: link.index, name: link.name })
-        .collect();
-    network.veths.sort();
+    network.veths = node.leading_to(&file)?;
     let others = netlink::links_in(&file)?.into_iter().filter(leads_out);
     network.others = others
         .map(|link| match link.kind {

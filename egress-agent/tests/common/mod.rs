@@ -20,6 +20,16 @@ use egress_topology::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// How the coverage of a pod begins that has a network.
+const COVERED: [&str; 2] = ["socket+veth", "socket (the node"];
+
+/// What the agent says of the pods it knows.
+pub fn endpoints(agent: &Agent) -> Vec<Value> {
+    let answer = agent.ask(&["endpoints", "-o", "json"]).unwrap();
+    let text = String::from_utf8(answer.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// The port outside, and in `peer`, that echoes UDP.
 pub const UDP: u16 = 9999;
 
@@ -63,10 +73,20 @@ impl Stand {
         Self { agent, servers: vec![echo], topology, bpffs, dir }
     }
 
-    /// A pod with one container, whose object is written.
+    /// A pod with one container, whose object is written. Under a running agent it is waited for, as a container would be
+    /// whose image has to be found first.
     pub fn pod(&self, spec: PodSpec) -> Container {
         let container = self.topology.add_pod(spec).unwrap().add_container("app").unwrap();
         self.write(kubernetes::pod(container.pod(), self.topology.node_name()));
+        if self.agent.id().is_some() {
+            let uid = container.pod().uid().to_owned();
+            eventually("the pod is covered", || {
+                let known = endpoints(&self.agent).into_iter().find(|endpoint| endpoint["uid"] == *uid);
+                known.is_some_and(|known| {
+                    COVERED.iter().any(|begin| known["coverage"].as_str().unwrap().starts_with(begin))
+                })
+            });
+        }
         container
     }
 

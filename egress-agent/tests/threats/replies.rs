@@ -137,8 +137,8 @@ fn row_8_a_flow_of_another_pod_and_a_forged_question_by_a_neighbour() {
     eventually("the other pod is known", || {
         range.stand.agent.status().unwrap()["endpoints"]["Isolated"] == 2
     });
+    // Nobody takes it there, so that nobody but the attacker answers.
     let port = unique().1;
-    let _server = serve(&other, "serve-udp", port);
     // Somebody outside asks the other pod from the shot's port; then this one answers that.
     let outside = std::rc::Rc::new(range.stand.topology.clone());
     let asks = {

@@ -188,14 +188,15 @@ fn row_15_a_second_interface() {
     let (free, locked) = (range.free.clone(), range.locked.clone());
     let frames = [attack("a frame by a second interface", by_frame)];
     range.prove_arrives(At::Outside, &free, &frames);
-    // Frames are denied, or else nobody is told that both hooks judge the pod.
-    let endpoints = range.stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
-    let endpoints = String::from_utf8(endpoints.stdout).unwrap();
-    let told = endpoints.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let told = told.into_iter().find(|pod| pod["namespace"] == "a" && pod["name"] == "locked").unwrap();
-    if told["coverage"] != "socket hook" {
-        range.prove_stopped(At::Outside, &locked, &frames);
-    }
+    let told = || {
+        let endpoints = range.stand.agent.ask(&["endpoints", "-o", "json"]).unwrap();
+        let endpoints = String::from_utf8(endpoints.stdout).unwrap();
+        let mut told = endpoints.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        told.find(|pod| pod["namespace"] == "a" && pod["name"] == "locked").unwrap()
+    };
+    eventually("both devices are known", || told()["veths"].as_array().unwrap().len() == 2);
+    assert_eq!(told()["coverage"], "socket+veth", "{}", range.stand.agent.log());
+    range.prove_stopped(At::Outside, &locked, &frames);
 }
 
 const BY_NET1: &str = r#"

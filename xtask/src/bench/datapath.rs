@@ -145,7 +145,7 @@ pub(super) fn datapath(args: &Args) -> anyhow::Result<()> {
         std::fs::write(path, report::json_lines(&results)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    if args.record { record("datapath", &table) } else { Ok(()) }
+    if args.record { record("docs/performance.md", "datapath", &table) } else { Ok(()) }
 }
 
 /// Builds the benchmark; gives where it is.

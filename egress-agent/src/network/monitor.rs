@@ -1,0 +1,60 @@
+//! Being told that a device of the node came or changed.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// `RTMGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
+const LINKS: u32 = 1;
+
+/// Tells of devices. What a notice says is not read: the devices are looked at anew.
+pub struct Monitor {
+    socket: AsyncFd<Listening>,
+}
+
+struct Listening(Socket);
+
+impl AsRawFd for Listening {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Monitor {
+    /// Listens from now on, in the network namespace that this thread is in.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    pub fn new() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, LINKS))?;
+        socket.set_non_blocking(true)?;
+        // SAFETY: the socket owns its descriptor, which stays open and the same as long as it lives.
+        let socket = unsafe { AsyncFd::register_with_interest(Listening(socket), Interest::READABLE) };
+        Ok(Self { socket: socket.map_err(|error| error.into_parts().1)? })
+    }
+
+    /// Waits for a notice, and takes all that are there.
+    ///
+    /// # Errors
+    /// Waiting fails.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        let mut guard = self.socket.readable_mut().await?;
+        let socket = &guard.get_inner_mut().0;
+        loop {
+            match socket.recv_from_full() {
+                // Notices that found no room are as good as notices.
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        guard.clear_ready();
+        Ok(())
+    }
+}

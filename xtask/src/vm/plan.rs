@@ -58,6 +58,10 @@ impl Plan {
         for artifact in build()? {
             binaries.extend(Binary::new(&artifact, filter)?);
         }
+        let ignored: usize = binaries.iter().map(|binary: &Binary| binary.ignored).sum();
+        if ignored > 0 {
+            eprintln!("    {ignored} tests are marked as ignored in their source, and not run");
+        }
         binaries.retain(|binary| !binary.tests.is_empty());
         // A long test in a binary of its own comes early, and the others go on beside it.
         binaries.sort_by(|a, b| (a.tests.len(), &a.name).cmp(&(b.tests.len(), &b.name)));

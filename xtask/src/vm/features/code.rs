@@ -18,6 +18,7 @@ const LOAD_BYTE: u8 = 0x71;
 const STORE: u8 = 0x7a;
 const STORE_WORD: u8 = 0x62;
 const ADD_MEMORY: u8 = 0xdb;
+const JUMP_IS: u8 = 0x15;
 const JUMP_NOT: u8 = 0x55;
 const MOVE: u8 = 0xb7;
 const MOVE_REGISTER: u8 = 0xbf;
@@ -114,22 +115,26 @@ fn count(code: &mut Vec<u64>, counter: &OwnedFd, leave: &[u64]) {
     code.extend([op(MOVE, R1, 0, 0, 1), op(ADD_MEMORY, R0, R1, 0, 0)]);
 }
 
-/// Counts the IPv4 packets without options whose TCP flags are SYN and ACK, and passes them all.
-pub(crate) fn count_syn_acks(counter: &OwnedFd) -> Vec<u64> {
+/// Counts the answers to SYNs from a port, by IPv4 without options, and passes everything.
+pub(crate) fn count_syn_acks(port: u16, counter: &OwnedFd) -> Vec<u64> {
     let leave = constant(1);
-    let mut code = vec![
-        op(MOVE_REGISTER, R6, R1, 0, 0),
-        op(STORE, FP, 0, -8, 0),
-        op(MOVE, R2, 0, 0, 33),
-        op(MOVE_REGISTER, R3, FP, 0, 0),
-        op(ADD, R3, 0, 0, -8),
-        op(MOVE, R4, 0, 0, 1),
-        op(CALL, 0, 0, 0, LOAD_BYTES),
-        op(LOAD_BYTE, R1, FP, -8, 0),
-        // Over the exit where it is none, by jumping over the jump where it is one.
-        op(0x15, R1, 0, 2, 0x12),
-    ];
-    code.extend(&leave);
+    let [high, low] = port.to_be_bytes();
+    let mut code = vec![op(MOVE_REGISTER, R6, R1, 0, 0)];
+    // Version and length of the IP header, protocol, source port, flags.
+    for (at, value) in [(0, 0x45), (9, 6), (20, high), (21, low), (33, 0x12)] {
+        code.extend([
+            op(MOVE_REGISTER, R1, R6, 0, 0),
+            op(STORE, FP, 0, -8, 0),
+            op(MOVE, R2, 0, 0, at),
+            op(MOVE_REGISTER, R3, FP, 0, 0),
+            op(ADD, R3, 0, 0, -8),
+            op(MOVE, R4, 0, 0, 1),
+            op(CALL, 0, 0, 0, LOAD_BYTES),
+            op(LOAD_BYTE, R1, FP, -8, 0),
+            op(JUMP_IS, R1, 0, 2, value.into()),
+        ]);
+        code.extend(&leave);
+    }
     count(&mut code, counter, &leave);
     code.extend(leave);
     code

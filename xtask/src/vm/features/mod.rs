@@ -1,6 +1,6 @@
 //! What the running kernel can do, found by trying.
 //!
-//! Invariant: a "no" has the kernel's own words. Nothing that was tried is left behind.
+//! Invariant: a "no" says what the kernel answered. Nothing that was tried is left behind.
 
 mod bpf;
 mod code;

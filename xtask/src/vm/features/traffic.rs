@@ -16,7 +16,7 @@ use super::code::{self, Socket};
 use super::hooks::storage_map;
 
 /// The port of every server here.
-const PORT: &str = "9999";
+const PORT: u16 = 9999;
 const GROUP: &str = "behaviour";
 
 /// Tries everything that needs packets.
@@ -77,9 +77,9 @@ fn attach(container: &Container, code: &[u64]) -> Try<OwnedFd> {
 /// A connection from outside to a server in the pod.
 fn syn_ack(topology: &Topology, container: &Container) -> Try {
     let counter = counter()?;
-    let _link = attach(container, &code::count_syn_acks(&counter))?;
+    let _link = attach(container, &code::count_syn_acks(PORT, &counter))?;
     let connect = || -> anyhow::Result<()> {
-        let _server = container.serve(&Exec::probe(["serve-echo", "--port", PORT]))?;
+        let _server = container.serve(&Exec::probe(["serve-echo", "--port", &PORT.to_string()]))?;
         let target = format!("{}:{PORT}", container.pod().v4());
         let attempt = topology.outside_attempt(&["tcp", &target])?;
         anyhow::ensure!(attempt.outcome == egress_probe::Outcome::Ok, "{attempt:?}");
@@ -113,7 +113,7 @@ fn at_veth(topology: &Topology, container: &Container, way: Veth) -> Try {
         None
     };
     let send = || -> anyhow::Result<()> {
-        let _server = topology.outside_serve(&Exec::probe(["serve-udp", "--port", PORT]))?;
+        let _server = topology.outside_serve(&Exec::probe(["serve-udp", "--port", &PORT.to_string()]))?;
         let attempt = container.attempt(&["udp", &format!("{OUTSIDE_V4}:{PORT}")])?;
         anyhow::ensure!(attempt.outcome == egress_probe::Outcome::Ok, "{attempt:?}");
         Ok(())

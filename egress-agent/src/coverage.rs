@@ -170,7 +170,7 @@ impl Pod {
                 Ok(true) => remember(pod, network, datapath),
                 Ok(false) => {}
                 Err(error) => {
-                    failed = Some(format!("cannot cover {} of pod {}: {error:#}", veth.name, pod.uid))
+                    failed = Some(format!("cannot cover {} of pod {}: {error:#}", veth.name, pod.uid));
                 }
             }
         }

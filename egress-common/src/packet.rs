@@ -188,7 +188,7 @@ fn ipv4<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
     flow.source = Addr::v4([header[12], header[13], header[14], header[15]]);
     flow.destination = Addr::v4([header[16], header[17], header[18], header[19]]);
     flow.protocol = header[9];
-    flow.fragment = u16::from_be_bytes([header[4], header[5]]) as u32;
+    flow.fragment = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     let fragment_offset = fragment & 0x1fff;
     flow.parted = fragment & 0x2000 != 0 && fragment_offset == 0;

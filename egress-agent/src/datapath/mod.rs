@@ -70,7 +70,7 @@ impl Datapath {
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf));
         for name in maps::NAMES.iter().chain(&seen::NAMES).chain([&DEVICES]) {
-            loader.map_pin_path(*name, pins.map(name));
+            loader.map_pin_path(name, pins.map(name));
         }
         let mut ebpf = loader.load(OBJECT).context("the kernel refuses the BPF object")?;
         let mut lacks = programs::load(&mut ebpf)?;

@@ -4,7 +4,7 @@
 //! every frame is denied. Tested by `tests/veth.rs`.
 
 use std::collections::BTreeMap;
-use std::mem;
+use std::mem::ManuallyDrop;
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
@@ -167,7 +167,7 @@ fn attach(
     };
     *tcx = Some(false);
     // Dropping it would detach it.
-    mem::forget(program.take_link(id)?);
+    let _attached = ManuallyDrop::new(program.take_link(id)?);
     Ok(None)
 }
 

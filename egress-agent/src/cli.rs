@@ -93,12 +93,25 @@ pub struct RunArgs {
     /// What pods may send that the agent does not know (yet): nothing; to pods and services of the cluster; everything.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
+    /// The hooks that judge packets. Without the one on the veths, packet sockets, tunnels and forwarding are not seen, and servers
+    /// in locked-down pods cannot answer clients that are not allowed.
+    #[arg(long, env = "EGRESS_HOOKS", value_enum, default_value_t = Hooks::Both)]
+    pub hooks: Hooks,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub bpffs: BpffsArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub socket: SocketArgs,
+}
+
+/// The hooks that are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hooks {
+    /// The sockets of pods, and the node's ends of their veths.
+    Both,
+    /// The sockets of pods alone.
+    Socket,
 }
 
 /// Arguments of commands that read from a running agent.

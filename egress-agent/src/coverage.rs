@@ -19,6 +19,8 @@ const EAGER: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(crate) struct Coverage {
     pods: BTreeMap<u64, Pod>,
+    /// Only the socket hook is wanted.
+    sockets_only: bool,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,11 @@ pub(crate) enum Look {
 }
 
 impl Coverage {
+    /// Leaves the veths alone from now on.
+    pub(crate) fn leave_veths_alone(&mut self) {
+        self.sockets_only = true;
+    }
+
     /// Remembers the connections that have come in to pods that no agent has covered so far, before any hook can deny what is
     /// sent on them.
     pub(crate) fn classify(&mut self, scan: &Scan, datapath: &mut Datapath) {
@@ -96,7 +103,7 @@ impl Coverage {
                 known.look(pod, &node);
                 found |= unknown && known.network.is_some();
             }
-            if look != Look::New || !known.covered {
+            if !self.sockets_only && (look != Look::New || !known.covered) {
                 known.cover(pod, datapath);
             }
             if known.network.as_ref().is_some_and(|network| network.host) {
@@ -126,6 +133,9 @@ impl Coverage {
         };
         if network.host {
             return "socket (the node's network)".to_owned();
+        }
+        if self.sockets_only {
+            return "socket (as told)".to_owned();
         }
         let bare: Vec<_> = network
             .veths

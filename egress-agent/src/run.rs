@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::admin::server::{FlowLog, Server};
 use crate::agent::Agent;
-use crate::cli::{RunArgs, Source};
+use crate::cli::{Hooks, RunArgs, Source};
 use crate::coverage::Look;
 use crate::datapath::Datapath;
 use crate::datapath::events::Events;
@@ -67,6 +67,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut devices = Monitor::new().context("cannot watch the node's devices")?;
 
     let mut agent = Agent::new(name, root, args.unknown_pods.into(), datapath, FileSource::new(dir.clone()));
+    if args.hooks == Hooks::Socket {
+        agent.leave_veths_alone();
+    }
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();

@@ -42,7 +42,7 @@ impl Hook {
     }
 }
 
-/// The maps, as [`decide`] reads them. A lookup that fails for any cause is `None`.
+/// The maps, as [`decide()`](crate::decide()) reads them. A lookup that fails for any cause is `None`.
 pub trait View {
     /// The one entry of `CONFIG`.
     fn config(&self) -> Option<&Config>;

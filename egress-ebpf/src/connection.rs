@@ -73,7 +73,7 @@ fn closed(ctx: &SockOpsContext) {
         && kept.protocol == protocol::TCP
     {
         let (key, value) = witness::connection(kept, WITNESS_CLOSED, Kernel.now());
-        let _full = WITNESSES.insert(&key, &value, 0);
+        let _full = WITNESSES.insert(key, value, 0);
     }
 }
 

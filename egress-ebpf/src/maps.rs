@@ -11,8 +11,8 @@ use egress_common::View;
 use egress_common::decide::{Said, look_up};
 use egress_common::reason::COUNTER_SLOTS;
 use egress_common::wire::{
-    Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row, RowKey, Witness,
-    WitnessKey,
+    Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row, RowKey,
+    Witness, WitnessKey,
 };
 use egress_common::witness::{Found, Half, find};
 

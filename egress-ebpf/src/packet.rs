@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{__sk_buff, BPF_TCP_LISTEN, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::SkBuffContext;
 use aya_ebpf::programs::sk_buff::SkBuff;
-use egress_common::wire::Approval;
 use egress_common::packet::read;
+use egress_common::wire::Approval;
 use egress_common::{Bytes, Flow, Hook, Meta, Owner, Reason, Socket};
 
 use crate::maps::APPROVALS;

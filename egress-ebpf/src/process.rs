@@ -54,7 +54,8 @@ fn note(ctx: &SockAddrContext) {
     let map = ptr::from_ref(&PROCESSES).cast_mut().cast();
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: a map of this kind and a socket that is not null; a new entry is all zero.
-    let kept = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create).cast::<Process>().as_mut() };
+    let kept =
+        unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create).cast::<Process>().as_mut() };
     if let Some(kept) = kept
         && kept.pid != pid
     {

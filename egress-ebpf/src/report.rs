@@ -41,11 +41,11 @@ pub fn report(packet: &Packet, decision: &Decision, hook: Hook) {
 #[inline(never)]
 fn admitted(cgroup: u64, slot: u32, length: u32, now: u64) -> Option<u64> {
     let key = DenialKey { cgroup, slot, reserved: 0 };
-    let denial = match DENIALS.get_ptr_mut(&key) {
+    let denial = match DENIALS.get_ptr_mut(key) {
         Some(denial) => denial,
         None => {
-            let _there_or_full = DENIALS.insert(&key, &Denial::default(), u64::from(BPF_NOEXIST));
-            match DENIALS.get_ptr_mut(&key) {
+            let _there_or_full = DENIALS.insert(key, Denial::default(), u64::from(BPF_NOEXIST));
+            match DENIALS.get_ptr_mut(key) {
                 Some(denial) => denial,
                 None => {
                     lost();

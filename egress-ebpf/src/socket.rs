@@ -54,7 +54,8 @@ fn keep(packet: &Packet, decision: &Decision) {
         return;
     }
     // SAFETY: as in `Packet::approval`.
-    let kept = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Approval>().as_mut() };
+    let kept =
+        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Approval>().as_mut() };
     if let Some(kept) = kept {
         if kept.revision == new.revision && kept.version != 0 {
             return;

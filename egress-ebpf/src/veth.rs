@@ -4,8 +4,8 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
-use egress_common::wire::{WITNESS_TTL, Witness, WitnessKey};
 use egress_common::view::LOOPBACK_IFINDEX;
+use egress_common::wire::{WITNESS_TTL, Witness, WitnessKey};
 use egress_common::{Action, Bytes as _, Flow, Hook, Owner as _, View as _, decide, witness};
 
 use crate::maps::{Kernel, WITNESSES};
@@ -14,7 +14,7 @@ use crate::report;
 
 /// Hands the packet to the programs after us, which may be the network plugin's.
 const PASS: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT as i32;
+const DROP: i32 = TC_ACT_SHOT;
 
 /// Marks, in `skb->tc_index`, a packet of a pod that is not touched whose source is not known to be its own. It goes its way,
 /// but where it comes in at another pod of the node it witnesses nothing. The field is the packet's own as long as it stays on
@@ -32,7 +32,8 @@ pub fn egress_veth(ctx: TcContext) -> i32 {
             if decision.forged {
                 set_tc_index(ctx.skb.skb, FORGED);
             }
-            if let Some((key, value)) = witness::first_fragment(&decision.flow, decision.cgroup, Kernel.now()) {
+            if let Some((key, value)) = witness::first_fragment(&decision.flow, decision.cgroup, Kernel.now())
+            {
                 remember(&key, &value, 0);
             }
             PASS

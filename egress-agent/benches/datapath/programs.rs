@@ -5,12 +5,13 @@
 //! an empty program called the same way.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, ensure};
 use aya::maps::{MapData, RingBuf};
 use egress_agent::datapath::Datapath;
+use egress_agent::network::Connection;
 use egress_agent::pods::PodRoot;
 use egress_policy::compile::{LocalContainer, LocalPod, Node, UnknownPods, compile};
 use egress_policy::index::Index;
@@ -142,6 +143,14 @@ impl Bench {
         let events = datapath.take_events().context("no ring buffer")?;
         let plan = diff(&desired(topology, container, &destinations)?, datapath.observed());
         datapath.apply(&plan).map_err(|errors| anyhow!("the maps cannot be filled: {errors:?}"))?;
+        let (pod, cgroup) = (container.pod(), cgroup_id(container.pod().cgroup())?);
+        datapath.claim(interface, cgroup)?;
+        // What came in, to be answered.
+        let asked = Connection {
+            local: SocketAddr::from((pod.v4(), 8080)),
+            remote: SocketAddr::from((FORBIDDEN, 50_000)),
+        };
+        datapath.seen().stood(cgroup, &[asked])?;
         let mut context = [0; 44];
         context[40..].copy_from_slice(&interface.to_ne_bytes());
         let pod = container.pod().v4();
@@ -206,9 +215,13 @@ impl Bench {
         let to_pods = apart(ours, &self.to_pods, context, first)?;
         let passed = [plain, plain_varied, established, to_other, to_pod, to_others, to_pods];
         ensure!(passed.iter().all(|run| run.1), "what is allowed does not pass: {passed:?}");
-        let reply = with_events(ours, &reply, context, repeat, &mut self.events)?;
+        let replies = [reply.clone()];
+        let reply = again(ours, &reply, context, repeat)?;
+        let first_reply = apart(ours, &replies, context, first)?;
+        ensure!(reply.1 && first_reply.1, "a reply does not pass");
         let deny = with_events(ours, &denied, context, repeat, &mut self.events)?;
         ensure!(!deny.1, "what is not allowed passes");
+        let at_veth = again(self.datapath.veth_program()?, &outside, context, repeat)?;
         let case = |name, run: (f64, bool), floor| Case { name, time: run.0, floor, passed: run.1 };
         Ok(vec![
             case("empty program", (floor, true), floor),
@@ -220,6 +233,8 @@ impl Bench {
             case("first packet, to many pods in turn", to_pods, floor_first),
             case("first packet, to many prefixes in turn", to_others, floor_first),
             case("reply", reply, floor),
+            case("first reply of a socket", first_reply, floor_first),
+            case("at the veth, without a socket's verdict", at_veth, floor_device),
             case("deny, with its event", deny, floor),
             case("plain LPM", plain, floor),
             case("plain LPM, many prefixes in turn", plain_varied, floor_first),

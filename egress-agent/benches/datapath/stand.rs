@@ -54,8 +54,7 @@ impl Variant {
     /// What the agent is told beside the usual.
     fn arguments(self) -> &'static [&'static str] {
         match self {
-            // There is no other hook yet.
-            Self::SocketHook => &[],
+            Self::SocketHook => &["--hooks", "socket"],
             _ => &[],
         }
     }

@@ -83,6 +83,11 @@ impl Agent {
         }
     }
 
+    /// Does without the hook on the veths.
+    pub(crate) fn leave_veths_alone(&mut self) {
+        self.coverage.leave_veths_alone();
+    }
+
     pub(crate) fn look_at_source(&mut self) {
         let mut changes = self.source.look();
         for event in std::mem::take(&mut changes.events) {

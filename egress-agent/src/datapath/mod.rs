@@ -17,7 +17,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use aya::maps::{MapData, RingBuf};
-use aya::programs::CgroupSkb;
+use aya::programs::{CgroupSkb, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfLoader};
 use egress_common::wire::ABI;
 use egress_policy::plan::{Plan, State};
@@ -200,6 +200,22 @@ impl Datapath {
     /// The object has no such program.
     pub fn socket_program(&mut self) -> anyhow::Result<&mut CgroupSkb> {
         programs::program(&mut self.ebpf, SOCKET_PROGRAM)
+    }
+
+    /// The program that judges what leaves a pod by its veth, as [`Self::socket_program`].
+    ///
+    /// # Errors
+    /// The object has no such program.
+    pub fn veth_program(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        programs::program(&mut self.ebpf, VETH_PROGRAM)
+    }
+
+    /// Says whose device this is, without attaching anything, for tests and benchmarks.
+    ///
+    /// # Errors
+    /// The map refuses it.
+    pub fn claim(&mut self, index: u32, cgroup: u64) -> anyhow::Result<()> {
+        self.veths.claim(index, cgroup)
     }
 
     /// The ring buffer of events; only the first call gets it.

@@ -73,6 +73,11 @@ impl Veths {
         self.devices.get(&index, 0).ok() == Some(Device { cgroup })
     }
 
+    /// Writes whose device it is.
+    pub(super) fn claim(&mut self, index: u32, cgroup: u64) -> anyhow::Result<()> {
+        self.devices.insert(index, Device { cgroup }, 0).context("cannot write whose device it is")
+    }
+
     /// Covers a device; tells whether no agent had covered it for this pod before.
     pub(super) fn cover(
         &mut self,
@@ -89,7 +94,7 @@ impl Veths {
             bail!("the kernel refuses the programs for it");
         }
         let fresh = !self.knows(index, cgroup);
-        self.devices.insert(index, Device { cgroup }, 0).context("cannot write whose device it is")?;
+        self.claim(index, cgroup)?;
         let mut programs = Vec::new();
         for (hook, direction) in HOOKS {
             let program: &mut SchedClassifier = program(ebpf, hook)?;

@@ -67,7 +67,7 @@ pub struct Witness {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Approval {
-    /// The verdict holds while [`Config`] has this revision.
+    /// The verdict holds while [`Config`](super::Config) has this revision.
     pub revision: u64,
     /// Id of the cgroup of the pod that sent it; 0 where none was approved.
     pub cgroup: u64,
@@ -172,7 +172,7 @@ pub struct FlowEvent {
     pub policy: u64,
     /// The destination's identity, 0 where the verdict came before it.
     pub identity: u64,
-    /// The revision of [`Config`] that applied.
+    /// The revision of [`Config`](super::Config) that applied.
     pub revision: u64,
     /// Packets of this pod and reason that no event told of so far.
     pub suppressed: u64,

@@ -3,12 +3,13 @@
 //! Invariant: every way out of [`decide`] that lets a packet pass is one of the reasons whose action is allow, or an
 //! audit of an endpoint or rule that is marked so; `tests/decide.rs` counts them.
 
+use crate::established::established;
 use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, icmp, protocol};
 use crate::reason::{Action, Reason};
 use crate::subject::{self, Subject};
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, Socket, View};
 use crate::wire::{
-    ABI, APPROVAL_AUDIT, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, Config, IDENTITY_WORLD, PROTOCOL_ANY,
+    ABI, APPROVAL_AUDIT, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, IDENTITY_WORLD, PROTOCOL_ANY,
     ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT,
 };
 use crate::witness;
@@ -29,8 +30,10 @@ pub struct Verdict {
 pub const NO_RULE: u16 = u16::MAX;
 
 impl Verdict {
+    /// The natural action of a reason, by no rule.
+    #[must_use]
     #[inline(always)]
-    pub(crate) const fn of(reason: Reason) -> Self {
+    pub const fn of(reason: Reason) -> Self {
         Self { action: reason.action(), reason, rule: NO_RULE }
     }
 
@@ -64,13 +67,29 @@ pub struct Decision {
     pub revision: u64,
     /// The flow was read to its end, and it is the pod's socket that a verdict on it belongs to.
     pub whole: bool,
-    /// The verdict is one that was kept with the socket.
+    /// The verdict is one that was kept with the socket; nothing else was looked for.
     pub kept: bool,
     /// The source is not known to be the pod's own: the packet passes, but it witnesses nothing.
     pub forged: bool,
 }
 
 impl Decision {
+    #[inline(always)]
+    fn none() -> Self {
+        Self {
+            verdict: Verdict::of(Reason::NotReady),
+            flow: Flow::default(),
+            cgroup: 0,
+            container: 0,
+            policy: 0,
+            identity: 0,
+            revision: 0,
+            whole: false,
+            kept: false,
+            forged: false,
+        }
+    }
+
     /// What to keep with the socket: its next packet of this flow need not be judged again. Only what passes the first hook
     /// is kept.
     #[must_use]
@@ -86,10 +105,12 @@ impl Decision {
                 Reason::Allowed
             }
         };
-        if !self.whole || !matches!(meta.hook, Hook::Socket) {
+        let flow = &self.flow;
+        // What answers a datagram is to do so only as long as the table remembers that one.
+        let renewed = matches!(reason, Reason::WitnessedReply) && flow.protocol != protocol::TCP;
+        if renewed || !self.whole || !matches!(meta.hook, Hook::Socket) {
             return None;
         }
-        let flow = &self.flow;
         Some(Approval {
             revision: self.revision,
             cgroup: self.cgroup,
@@ -106,7 +127,8 @@ impl Decision {
     }
 }
 
-/// Gives a packet its verdict.
+/// Gives a packet its verdict: the one that is kept with its socket where that holds, or else a fresh one. The hooks call
+/// the two halves by themselves.
 ///
 /// `packet` starts at the IP header. Never panics and never allocates; the number of lookups is constant.
 #[inline(always)]
@@ -116,24 +138,27 @@ where
     O: Owner,
     B: Bytes + ?Sized,
 {
-    let mut decision = Decision {
-        verdict: Verdict::of(Reason::NotReady),
-        flow: Flow::default(),
-        cgroup: 0,
-        container: 0,
-        policy: 0,
-        identity: 0,
-        revision: 0,
-        whole: false,
-        kept: false,
-        forged: false,
-    };
-    decision.verdict = judge(view, owner, packet, meta, &mut decision);
+    match established(view, owner, packet, meta) {
+        Some(reason) => Decision { verdict: Verdict::of(reason), kept: true, ..Decision::none() },
+        None => judge(view, owner, packet, meta),
+    }
+}
+
+/// Judges a packet afresh, and says what was found on the way.
+#[inline(always)]
+pub fn judge<V, O, B>(view: &V, owner: &O, packet: &B, meta: Meta) -> Decision
+where
+    V: View,
+    O: Owner,
+    B: Bytes + ?Sized,
+{
+    let mut decision = Decision::none();
+    decision.verdict = evaluate(view, owner, packet, meta, &mut decision);
     decision
 }
 
 #[inline(always)]
-fn judge<V, O, B>(view: &V, owner: &O, packet: &B, meta: Meta, decision: &mut Decision) -> Verdict
+fn evaluate<V, O, B>(view: &V, owner: &O, packet: &B, meta: Meta, decision: &mut Decision) -> Verdict
 where
     V: View,
     O: Owner,
@@ -160,15 +185,6 @@ where
         return Verdict::of(Reason::Loopback);
     }
     decision.whole = refused.is_none();
-    let kept = owner.approval();
-    if refused.is_none()
-        && let Some(kept) = kept
-        && let Some(reason) = approved(kept, config, decision, veth, loopback)
-    {
-        decision.cgroup = kept.cgroup;
-        decision.kept = true;
-        return Verdict::of(reason);
-    }
 
     let subject = if veth {
         subject::behind(view, owner, config, decision)
@@ -204,7 +220,7 @@ where
     if let Some(reason) = subject.closed {
         let answers = refused.is_none()
             && !matches!(reason, Reason::BadEntry)
-            && witness::reply(view, owner, kept, flow, meta, cgroup);
+            && witness::reply(view, owner, flow, meta, cgroup);
         return Verdict::of(if answers { Reason::WitnessedReply } else { reason });
     }
     if let Some(reason) = refused {
@@ -233,7 +249,7 @@ where
     if matches!(verdict.action, Action::Allow) {
         return verdict;
     }
-    if witness::reply(view, owner, kept, flow, meta, cgroup) {
+    if witness::reply(view, owner, flow, meta, cgroup) {
         return Verdict::of(Reason::WitnessedReply);
     }
     if subject.lock == 0 || !matches!(verdict.reason, Reason::NotAllowed) {
@@ -243,39 +259,6 @@ where
     let key = RowKey { policy: subject.lock, identity };
     let covered = view.said(&key, flow.protocol, flow.destination_port).verdict != VERDICT_ALLOW;
     if covered { Verdict { reason: Reason::SidecarBypass, ..verdict } } else { verdict }
-}
-
-/// The reason for which a socket's flow was let pass, where that still holds.
-#[inline(always)]
-fn approved(
-    kept: &Approval,
-    config: &Config,
-    decision: &Decision,
-    veth: bool,
-    loopback: bool,
-) -> Option<Reason> {
-    const ALLOWED: u8 = Reason::Allowed as u8;
-    const LOOPBACK: u8 = Reason::Loopback as u8;
-    const UNSELECTED: u8 = Reason::Unselected as u8;
-    const UNKNOWN: u8 = Reason::UnknownPodAllowed as u8;
-    const REPLY: u8 = Reason::WitnessedReply as u8;
-    if kept.revision != config.revision || !decision.flow.same(kept) {
-        return None;
-    }
-    // The second hook takes the first one's word for its own pod; what is audited the first one is to report each time.
-    let here = if veth { kept.cgroup == decision.cgroup } else { kept.flags & APPROVAL_AUDIT == 0 };
-    if !here || (kept.flags & APPROVAL_LOOPBACK != 0) != loopback {
-        return None;
-    }
-    match kept.reason {
-        ALLOWED => Some(Reason::Allowed),
-        REPLY => Some(Reason::WitnessedReply),
-        LOOPBACK => Some(Reason::Loopback),
-        // Who may send anything may forge its source, too: the second hook has to look.
-        UNSELECTED if !veth => Some(Reason::Unselected),
-        UNKNOWN if !veth => Some(Reason::UnknownPodAllowed),
-        _ => None,
-    }
 }
 
 #[inline(always)]
@@ -291,18 +274,19 @@ fn is_neighbour<B: Bytes + ?Sized>(packet: &B, flow: &Flow, subject: &Subject<'_
     if flow.protocol != protocol::ICMPV6 {
         return false;
     }
-    let Some(hops) = packet.load::<1>(7) else {
+    let Some([_, second]) = packet.words::<2>(0) else {
         return false;
     };
+    let hops = packet::byte(second, 3);
     let to = &flow.destination;
     let on_link = to.is_link_scope();
     match flow.kind {
         icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT => {
-            hops[0] == 255 && (on_link || subject.shares_link(to))
+            hops == 255 && (on_link || subject.shares_link(to))
         }
-        icmp::ROUTER_SOLICITATION => hops[0] == 255 && on_link,
-        icmp::LISTENER_V2 => hops[0] == 1 && on_link,
-        kind if kind == icmp::LISTENER_V1[0] || kind == icmp::LISTENER_V1[1] => hops[0] == 1 && on_link,
+        icmp::ROUTER_SOLICITATION => hops == 255 && on_link,
+        icmp::LISTENER_V2 => hops == 1 && on_link,
+        kind if kind == icmp::LISTENER_V1[0] || kind == icmp::LISTENER_V1[1] => hops == 1 && on_link,
         _ => false,
     }
 }

@@ -12,6 +12,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod decide;
+pub mod established;
 pub mod packet;
 pub mod reason;
 mod subject;
@@ -19,7 +20,8 @@ pub mod view;
 pub mod wire;
 pub mod witness;
 
-pub use decide::{Decision, Verdict, decide};
+pub use decide::{Decision, Verdict, decide, judge};
+pub use established::established;
 pub use packet::{Bytes, Flow};
 pub use reason::{Action, Reason};
 pub use view::{Hook, Meta, Owner, Socket, View};

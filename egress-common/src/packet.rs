@@ -9,10 +9,13 @@ use network_types::ip::IpProto;
 use crate::reason::Reason;
 use crate::wire::{Addr, Approval};
 
-/// A packet, starting at its IP header.
+/// A packet, starting at its IP header. Words are of 32 bits and as they lie, which is to say in network byte order.
 pub trait Bytes {
-    /// `N` bytes at `offset`; `None` where the packet is shorter.
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// `N` words at `offset` bytes; `None` where the packet is shorter.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+
+    /// The first `N` words where the kernel has them at hand; `None` also where it has not. Only for what can do without.
+    fn head<const N: usize>(&self) -> Option<[u32; N]>;
 
     /// [`read`] of this packet. The kernel has a function of its own for it, so that its verifier follows it once only.
     #[inline(always)]
@@ -33,10 +36,37 @@ pub fn read<B: Bytes + ?Sized>(packet: &B, ethertype: u16, flow: &mut Flow) -> O
 }
 
 impl Bytes for [u8] {
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
         let start = offset as usize;
-        self.get(start..start.checked_add(N)?)?.try_into().ok()
+        let bytes = self.get(start..start.checked_add(4 * N)?)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
     }
+
+    fn head<const N: usize>(&self) -> Option<[u32; N]> {
+        self.words(0)
+    }
+}
+
+/// The high half of a word, in host byte order.
+#[inline(always)]
+const fn high(word: u32) -> u16 {
+    (u32::from_be(word) >> 16) as u16
+}
+
+/// The low half of a word, in host byte order.
+#[inline(always)]
+const fn low(word: u32) -> u16 {
+    u32::from_be(word) as u16
+}
+
+/// A byte of a word, 0 being the first one on the wire.
+#[inline(always)]
+pub(crate) const fn byte(word: u32, index: usize) -> u8 {
+    word.to_ne_bytes()[index]
 }
 
 /// `ETH_P_IP` in host byte order.
@@ -178,21 +208,21 @@ fn network<B: Bytes + ?Sized>(packet: &B, ethertype: u16, flow: &mut Flow) -> Re
 
 #[inline(always)]
 fn ipv4<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reason> {
-    let Some(header) = packet.load::<20>(0) else {
+    let Some([first, second, third, source, destination]) = packet.words::<5>(0) else {
         return Err(Reason::Truncated);
     };
-    if header[0] >> 4 != 4 {
+    if byte(first, 0) >> 4 != 4 {
         return Err(Reason::UnknownIpVersion);
     }
     flow.version = 4;
-    flow.source = Addr::v4([header[12], header[13], header[14], header[15]]);
-    flow.destination = Addr::v4([header[16], header[17], header[18], header[19]]);
-    flow.protocol = header[9];
-    flow.fragment = u32::from(u16::from_be_bytes([header[4], header[5]]));
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    flow.source = Addr::v4(source.to_ne_bytes());
+    flow.destination = Addr::v4(destination.to_ne_bytes());
+    flow.protocol = byte(third, 1);
+    flow.fragment = high(second) as u32;
+    let fragment = low(second);
     let fragment_offset = fragment & 0x1fff;
     flow.parted = fragment & 0x2000 != 0 && fragment_offset == 0;
-    let refused = match header[0] & 0x0f {
+    let refused = match byte(first, 0) & 0x0f {
         0..5 => Some(Reason::Truncated),
         5 if fragment_offset != 0 => Some(Reason::Fragment),
         5 => None,
@@ -203,19 +233,19 @@ fn ipv4<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
 
 #[inline(always)]
 fn ipv6<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reason> {
-    let Some(header) = packet.load::<8>(0) else {
+    let Some([first, second]) = packet.words::<2>(0) else {
         return Err(Reason::Truncated);
     };
-    if header[0] >> 4 != 6 {
+    if byte(first, 0) >> 4 != 6 {
         return Err(Reason::UnknownIpVersion);
     }
-    let (Some(source), Some(destination)) = (packet.load::<16>(8), packet.load::<16>(24)) else {
+    let Some([a, b, c, d, e, f, g, h]) = packet.words::<8>(8) else {
         return Err(Reason::Truncated);
     };
     flow.version = 6;
-    flow.source = Addr(source);
-    flow.destination = Addr(destination);
-    flow.protocol = header[6];
+    flow.source = Addr::of([a, b, c, d]);
+    flow.destination = Addr::of([e, f, g, h]);
+    flow.protocol = byte(second, 2);
     Ok(Network { offset: 40, refused: None })
 }
 
@@ -232,35 +262,35 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
     match (flow.protocol, flow.version) {
         // The header must be whole, or the rest of it could be sent as a fragment of its own (RFC 1858).
         (protocol::TCP, _) => {
-            let Some(header) = packet.load::<20>(offset) else {
+            let Some([first, _, _, fourth, _]) = packet.words::<5>(offset) else {
                 return Err(Reason::Truncated);
             };
-            ports(flow, [header[0], header[1], header[2], header[3]]);
-            flow.kind = header[13];
+            ports(flow, first);
+            flow.kind = byte(fourth, 1);
             // Four bits of 32-bit words.
-            flow.payload = (offset + u32::from(header[12] >> 4) * 4) as u16;
+            flow.payload = (offset + u32::from(byte(fourth, 0) >> 4) * 4) as u16;
             Ok(())
         }
         (protocol::UDP, _) => {
-            let Some(header) = packet.load::<8>(offset) else {
+            let Some([first, _]) = packet.words::<2>(offset) else {
                 return Err(Reason::Truncated);
             };
-            ports(flow, [header[0], header[1], header[2], header[3]]);
+            ports(flow, first);
             Ok(())
         }
         (protocol::SCTP, _) => {
-            let Some(header) = packet.load::<12>(offset) else {
+            let Some([first, _, _]) = packet.words::<3>(offset) else {
                 return Err(Reason::Truncated);
             };
-            ports(flow, [header[0], header[1], header[2], header[3]]);
+            ports(flow, first);
             Ok(())
         }
         (protocol::ICMP, 4) | (protocol::ICMPV6, 6) => {
-            let Some(header) = packet.load::<8>(offset) else {
+            let Some([first, second]) = packet.words::<2>(offset) else {
                 return Err(Reason::Truncated);
             };
-            flow.kind = header[0];
-            flow.echo = u16::from_be_bytes([header[4], header[5]]);
+            flow.kind = byte(first, 0);
+            flow.echo = high(second);
             Ok(())
         }
         // IPv4 and IPv6 in IP, GRE, ESP, AH, EtherIP, IP in IP with minimal header, IPComp, L2TP, MPLS in IP, AGGFRAG.
@@ -270,9 +300,9 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
 }
 
 #[inline(always)]
-fn ports(flow: &mut Flow, bytes: [u8; 4]) {
-    flow.source_port = u16::from_be_bytes([bytes[0], bytes[1]]);
-    flow.destination_port = u16::from_be_bytes([bytes[2], bytes[3]]);
+fn ports(flow: &mut Flow, word: u32) {
+    flow.source_port = high(word);
+    flow.destination_port = low(word);
 }
 
 /// Steps over IPv6 extension headers; gives the offset of the transport header and leaves its number in `flow`.
@@ -296,20 +326,20 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
         if next == HOP_BY_HOP && count > 0 {
             return Err(Reason::Ipv6Extension);
         }
-        let Some(header) = packet.load::<8>(offset) else {
+        let Some([first, second]) = packet.words::<2>(offset) else {
             return Err(Reason::Truncated);
         };
-        flow.protocol = header[0];
+        flow.protocol = byte(first, 0);
         if next == FRAGMENT {
-            flow.fragment = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-            let place = u16::from_be_bytes([header[2], header[3]]);
+            flow.fragment = u32::from_be(second);
+            let place = low(first);
             if place & 0xfff8 != 0 {
                 return Err(Reason::Fragment);
             }
             flow.parted = place & 1 != 0;
             offset += 8;
         } else {
-            offset += (u32::from(header[1]) + 1) * 8;
+            offset += (u32::from(byte(first, 1)) + 1) * 8;
         }
         count += 1;
     }

@@ -74,7 +74,7 @@ impl Half {
     #[inline(always)]
     fn key(&self) -> WitnessKey {
         let slot = slot(&self.remote, self.remote_port, self.local_port, self.protocol);
-        WitnessKey { local: self.local, slot }
+        WitnessKey { local: self.local, slot, reserved: 0 }
     }
 
     #[inline(always)]
@@ -182,16 +182,9 @@ pub(crate) fn follows<V: View>(view: &V, flow: &Flow, cgroup: u64) -> bool {
     found.kind == WITNESS_FRAGMENT && found.recent
 }
 
-/// Whether a packet answers what came in. `kept` is what its socket remembers, `cgroup` the pod's.
+/// Whether a packet answers what came in; `cgroup` is the pod's.
 #[inline(always)]
-pub(crate) fn reply<V, O>(
-    view: &V,
-    owner: &O,
-    kept: Option<&Approval>,
-    flow: &Flow,
-    meta: Meta,
-    cgroup: u64,
-) -> bool
+pub(crate) fn reply<V, O>(view: &V, owner: &O, flow: &Flow, meta: Meta, cgroup: u64) -> bool
 where
     V: View,
     O: Owner,
@@ -203,7 +196,7 @@ where
         if flow.has(tcp::SYN, tcp::ACK) {
             return false;
         }
-        if let Some(kept) = kept
+        if let Some(kept) = owner.approval()
             && kept.flags & APPROVAL_CAME_IN != 0
             && kept.cgroup == cgroup
             && flow.same(kept)

@@ -13,6 +13,9 @@ use crate::maps::APPROVALS;
 /// Length of an Ethernet header, which a tc program finds before the IP header.
 const ETHERNET: u32 = 14;
 
+/// Furthest offset at which headers are read where they lie.
+const NEAR: u32 = 128;
+
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const SOCK_STREAM: u32 = 1;
@@ -39,6 +42,21 @@ impl Packet {
             Hook::Socket => 0,
             Hook::Veth => ETHERNET,
         }
+    }
+
+    /// Words from an offset of at most [`NEAR`] on, where the kernel has them in one piece: with few exceptions it has all headers.
+    #[inline(always)]
+    fn lying<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let skb = self.skb.skb;
+        // SAFETY: fields of the program's own context; the verifier makes pointers of them.
+        let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+        let start = data + offset as usize;
+        if start + 4 * N > end {
+            return None;
+        }
+        // SAFETY: between the packet's first byte and its last one, as the verifier sees. The address may be none that a word
+        // should have; the verifier lets programs read packets in words only where the processor can do that.
+        Some(unsafe { (start as *const [u32; N]).read() })
     }
 
     /// What the hook knows of it.
@@ -73,8 +91,19 @@ impl Packet {
 
 impl Bytes for Packet {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.skb.load::<[u8; N]>((self.start() + offset) as usize).ok()
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let offset = self.start() + offset;
+        if offset <= NEAR
+            && let Some(words) = self.lying(offset)
+        {
+            return Some(words);
+        }
+        self.skb.load(offset as usize).ok()
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<[u32; N]> {
+        self.lying(self.start())
     }
 
     #[inline(always)]
@@ -159,7 +188,12 @@ struct Unread(Packet);
 
 impl Bytes for Unread {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.0.load(offset)
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.0.words(offset)
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<[u32; N]> {
+        self.0.head()
     }
 }

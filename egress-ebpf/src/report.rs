@@ -8,32 +8,41 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use egress_common::reason::counter_slot;
 use egress_common::wire::{Denial, DenialKey, EVENT_LIMIT, EVENT_WINDOW, Process};
-use egress_common::{Action, Decision, Hook, View as _};
+use egress_common::{Action, Decision, Hook, Verdict, View as _};
 
 use crate::maps::{COUNTERS, DENIALS, EVENTS, Kernel, LOST, PROCESSES};
 use crate::packet::Packet;
 
-/// Counts the verdict and reports it where someone must know.
+/// Counts a verdict; gives the number of packets that this CPU has counted under it.
 #[inline(always)]
-pub fn report(packet: &Packet, decision: &Decision, hook: Hook) {
-    let verdict = decision.verdict;
-    let slot = counter_slot(hook, verdict.action, verdict.reason);
-    if let Some(counter) = COUNTERS.get_ptr_mut(slot) {
-        // SAFETY: a per-CPU slot, written by this CPU alone.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += u64::from(packet.length());
-        }
+pub fn count(packet: &Packet, hook: Hook, verdict: Verdict) -> u64 {
+    let Some(counter) = COUNTERS.get_ptr_mut(counter_slot(hook, verdict.action, verdict.reason)) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU slot, written by this CPU alone.
+    unsafe {
+        (*counter).bytes += u64::from(packet.length());
+        (*counter).packets += 1;
+        (*counter).packets
     }
+}
+
+/// Counts the verdict, as [`count`], and reports it where someone must know.
+#[inline(always)]
+pub fn report(packet: &Packet, decision: &Decision, hook: Hook) -> u64 {
+    let verdict = decision.verdict;
+    let packets = count(packet, hook, verdict);
     match verdict.action {
         Action::Allow => {}
         Action::Deny | Action::Audit => {
+            let slot = counter_slot(hook, verdict.action, verdict.reason);
             let now = Kernel.now();
             if let Some(suppressed) = admitted(decision.cgroup, slot, packet.length(), now) {
                 event(packet, decision, hook, now, suppressed);
             }
         }
     }
+    packets
 }
 
 /// Counts what one pod was denied; gives the number of packets that no event told of so far, or nothing where this one is to

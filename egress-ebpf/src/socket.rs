@@ -5,8 +5,8 @@ use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use egress_common::packet::tcp;
-use egress_common::wire::{APPROVAL_CAME_IN, Approval};
-use egress_common::{Action, Decision, Hook, decide};
+use egress_common::wire::{APPROVAL_CAME_IN, APPROVAL_LOCKED, Approval};
+use egress_common::{Action, Decision, Hook, Verdict, established, judge};
 
 use crate::maps::{APPROVALS, Kernel};
 use crate::packet::Packet;
@@ -20,21 +20,28 @@ const PASS: i32 = 1;
 #[cgroup_skb(egress)]
 pub fn egress_socket(ctx: SkBuffContext) -> i32 {
     let packet = Packet::from(&ctx);
-    let decision = decide(&Kernel, &packet, &packet, packet.meta());
-    if !decision.kept {
-        keep(&packet, &decision);
+    let meta = packet.meta();
+    if let Some(reason) = established(&Kernel, &packet, &packet, meta) {
+        report::count(&packet, Hook::Socket, Verdict::of(reason));
+        return PASS;
     }
-    report::report(&packet, &decision, Hook::Socket);
+    let decision = judge(&Kernel, &packet, &packet, meta);
+    let packets = report::report(&packet, &decision, Hook::Socket);
+    keep(&packet, &decision, packets);
     match decision.verdict.action {
         Action::Allow | Action::Audit => PASS,
         Action::Deny => DROP,
     }
 }
 
+/// A socket's verdict is kept from about one in this many of its packets on (a power of two): what is spoken once, such as a
+/// query for a name, is not worth the memory, and what goes on is soon kept.
+const KEEP_EVERY: u64 = 16;
+
 /// Keeps the verdict with the socket. A socket keeps one flow as long as its verdict holds; others that it sends are judged
 /// each time. An entry is made whole or not at all: a reader never sees half of one flow and half of another.
 #[inline(never)]
-fn keep(packet: &Packet, decision: &Decision) {
+fn keep(packet: &Packet, decision: &Decision, packets: u64) {
     let sk = packet.sk();
     if sk.is_null() {
         return;
@@ -69,6 +76,9 @@ fn keep(packet: &Packet, decision: &Decision) {
         }
         // SAFETY: as above.
         unsafe { bpf_sk_storage_delete(map, sk.cast()) };
+    } else if new.flags & APPROVAL_LOCKED == 0 && packets % KEEP_EVERY != 0 {
+        // Under a lock a connection's end can be told from a bypass by what is kept alone: see `connection`.
+        return;
     }
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: as above; the value is copied before anybody can see the entry.

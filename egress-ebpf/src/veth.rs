@@ -6,7 +6,9 @@ use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use egress_common::view::LOOPBACK_IFINDEX;
 use egress_common::wire::{WITNESS_TTL, Witness, WitnessKey};
-use egress_common::{Action, Bytes as _, Flow, Hook, Owner as _, View as _, decide, witness};
+use egress_common::{
+    Action, Bytes as _, Flow, Hook, Owner as _, Verdict, View as _, established, judge, witness,
+};
 
 use crate::maps::{Kernel, WITNESSES};
 use crate::packet::Packet;
@@ -25,7 +27,12 @@ const FORGED: u32 = 0xe6e5;
 #[classifier]
 pub fn egress_veth(ctx: TcContext) -> i32 {
     let packet = Packet::new(ctx.skb.skb, Hook::Veth);
-    let decision = decide(&Kernel, &packet, &packet, packet.meta());
+    let meta = packet.meta();
+    if let Some(reason) = established(&Kernel, &packet, &packet, meta) {
+        report::count(&packet, Hook::Veth, Verdict::of(reason));
+        return PASS;
+    }
+    let decision = judge(&Kernel, &packet, &packet, meta);
     report::report(&packet, &decision, Hook::Veth);
     match decision.verdict.action {
         Action::Allow | Action::Audit => {

@@ -29,6 +29,8 @@ pub struct WitnessKey {
     pub local: Addr,
     /// Below [`WITNESS_SLOTS`]; made of the other half of the flow by [`slot`](crate::witness::slot).
     pub slot: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// [`Witness::kind`]: a packet that begins something came in: a SYN, a datagram, an echo request.

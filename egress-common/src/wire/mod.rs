@@ -14,9 +14,10 @@ pub use kernel::*;
 /// or meaning here.
 pub const ABI: u32 = 3;
 
-/// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order.
+/// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order. Aligned, so that
+/// the kernel's programs read it in two words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
+#[repr(C, align(8))]
 pub struct Addr(pub [u8; 16]);
 
 impl Addr {
@@ -26,6 +27,29 @@ impl Addr {
     pub const fn v4(octets: [u8; 4]) -> Self {
         let [a, b, c, d] = octets;
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The address in four words as they lie in a packet.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(words: [u32; 4]) -> Self {
+        let [a, b, c, d] =
+            [words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes()];
+        let mut i = 0;
+        let mut bytes = [0; 16];
+        while i < 4 {
+            (bytes[i], bytes[4 + i], bytes[8 + i], bytes[12 + i]) = (a[i], b[i], c[i], d[i]);
+            i += 1;
+        }
+        Self(bytes)
+    }
+
+    /// The word at an index below four, as it lies in a packet.
+    #[inline(always)]
+    pub(crate) const fn word(&self, index: usize) -> u32 {
+        let b = &self.0;
+        let at = index * 4;
+        u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
     }
 
     /// The first eight bytes, for comparisons.
@@ -249,7 +273,7 @@ pub struct Device {
 }
 
 const _: () = {
-    assert!(size_of::<Addr>() == 16 && align_of::<Addr>() == 1);
+    assert!(size_of::<Addr>() == 16 && align_of::<Addr>() == 8);
     assert!(size_of::<Config>() == 4 + 4 + 8 + 8 + 4 + 4);
     assert!(size_of::<Proxy>() == 8 + 8);
     assert!(size_of::<Endpoint>() == 8 + 8 + 16 * PROXIES + 4 + 4 + 16 + 16);
@@ -258,7 +282,7 @@ const _: () = {
     assert!(size_of::<Row>() == 4 + 4 + 8 * ROW_ENTRIES);
     assert!(size_of::<Counter>() == 8 + 8);
     assert!(size_of::<Device>() == 8);
-    assert!(size_of::<WitnessKey>() == 16 + 4);
+    assert!(size_of::<WitnessKey>() == 16 + 4 + 4);
     assert!(size_of::<Witness>() == 8 + 8 + 16 + 2 + 2 + 1 + 1 + 2);
     assert!(size_of::<Approval>() == 8 + 8 + 2 * 16 + 2 + 2 + 4 + 8);
     assert!(size_of::<Process>() == 4 + 4 + 16);

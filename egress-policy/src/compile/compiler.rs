@@ -15,7 +15,7 @@ use egress_common::wire::{
 use super::address::{self, Addresses};
 use super::endpoint::{self, Local};
 use super::grant::Peer;
-use super::grants::Grants;
+use super::grants::{Grants, is_single};
 use super::identity::{self, Identities};
 use super::policies::{self, Policies};
 use super::report::{Diagnostic, EndpointInfo, PolicyInfo, ProxyInfo, Severity};
@@ -234,6 +234,9 @@ impl Compiler {
         }
         if policies.grants.iter().any(|grant| matches!(grant.peer, Peer::Cidr(_))) {
             self.grants.divide();
+            for grant in &policies.grants {
+                self.grants.singles(grant, &mut addresses);
+            }
             self.cidrs(keys);
         }
         // Where there are no policies, nobody asks what is behind a service.
@@ -255,10 +258,11 @@ impl Compiler {
         }
     }
 
-    /// Finds the identity of every region, and writes those that say something new.
+    /// Finds the identity of every region, and writes those that say something new. Regions of one address are addresses like
+    /// any other: the kernel finds them sooner.
     fn cidrs(&mut self, keys: &mut Keys) {
         let mut cidrs = BTreeMap::new();
-        for (cidr, grants) in self.grants.regions() {
+        for (cidr, grants) in self.grants.regions().iter().filter(|(cidr, _)| !is_single(cidr)) {
             let outside = |grant: &&u32| self.grants.get(**grant).is_some_and(|grant| !grant.inside);
             let matches = grants.iter().filter(outside).map(|grant| (*grant, Vec::new())).collect();
             cidrs.insert(*cidr, self.identities.base(matches, &self.grants));

@@ -13,6 +13,14 @@ use crate::digest::Digest;
 use crate::object::{NamespaceLabels, Pod, PodScope, cidr_contains};
 use crate::plan::Prefixes;
 
+/// Length of a prefix that is one address.
+const SINGLE: u32 = 128;
+
+/// Whether a prefix is one address.
+pub(super) fn is_single(cidr: &Cidr) -> bool {
+    cidr.bits == SINGLE
+}
+
 /// Stands for a grant.
 pub(super) type GrantId = u32;
 
@@ -186,6 +194,16 @@ impl Grants {
 
     pub(super) fn regions(&self) -> &BTreeMap<Cidr, BTreeSet<GrantId>> {
         &self.regions
+    }
+
+    /// Adds the single addresses that a grant with a prefix tells apart, and those that other grants tell apart within it.
+    pub(super) fn singles(&self, grant: &Grant, found: &mut BTreeSet<Addr>) {
+        let Peer::Cidr(peer) = &grant.peer else { return };
+        let own = std::iter::once(&peer.cidr).chain(&peer.except).filter(|cidr| is_single(cidr));
+        found.extend(own.map(|cidr| cidr.addr));
+        let first = Cidr { bits: SINGLE, addr: peer.cidr.addr };
+        let within = self.regions.range(first..).take_while(|(cidr, _)| cidr_contains(&peer.cidr, cidr));
+        found.extend(within.map(|(cidr, _)| cidr.addr));
     }
 
     /// Finds the regions anew, after grants with prefixes came or went.

@@ -1,8 +1,9 @@
 //! A packet in the kernel: its bytes, its device, its socket.
 
+use core::ptr;
+
 use aya_ebpf::bindings::{__sk_buff, BPF_TCP_LISTEN, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id};
-use aya_ebpf::programs::SkBuffContext;
 use aya_ebpf::programs::sk_buff::SkBuff;
 use egress_common::packet::read;
 use egress_common::wire::Approval;
@@ -27,12 +28,36 @@ const IPPROTO_ICMPV6: u32 = 58;
 pub struct Packet {
     skb: SkBuff,
     hook: Hook,
+    /// What its socket keeps, null where that is nothing. The memory stays the storage's as long as this program runs, and is
+    /// written in place only field by field.
+    kept: *mut Approval,
 }
 
 impl Packet {
+    /// Of its socket nothing is asked for that is kept.
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff, hook: Hook) -> Self {
-        Self { skb: SkBuff { skb }, hook }
+        Self { skb: SkBuff { skb }, hook, kept: ptr::null_mut() }
+    }
+
+    /// With what its socket keeps.
+    #[inline(always)]
+    pub fn of_socket(skb: *mut __sk_buff, hook: Hook) -> Self {
+        let mut packet = Self::new(skb, hook);
+        let sk = packet.sk();
+        if !sk.is_null() {
+            let map = ptr::from_ref(&APPROVALS).cast_mut().cast();
+            // SAFETY: a map of this kind and a socket that is not null; the helper gives null for one that is not whole.
+            packet.kept = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).cast() };
+        }
+        packet
+    }
+
+    /// What its socket keeps, to be written to.
+    #[inline(always)]
+    pub fn kept(&self) -> Option<&mut Approval> {
+        // SAFETY: null or of the storage, see there.
+        unsafe { self.kept.as_mut() }
     }
 
     /// Where the IP header begins.
@@ -149,22 +174,8 @@ impl Owner for Packet {
 
     #[inline(always)]
     fn approval(&self) -> Option<&Approval> {
-        let sk = self.sk();
-        if sk.is_null() {
-            return None;
-        }
-        let map = core::ptr::from_ref(&APPROVALS).cast_mut().cast();
-        // SAFETY: a map of this kind and a socket that is not null; the helper gives null for one that is not whole. The
-        // memory stays the storage's as long as this program runs, and is written in place only field by field.
-        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Approval>().as_ref() }
-    }
-}
-
-/// The context's packet at the socket hook.
-impl From<&SkBuffContext> for Packet {
-    #[inline(always)]
-    fn from(ctx: &SkBuffContext) -> Self {
-        Self::new(ctx.skb.skb, Hook::Socket)
+        // SAFETY: null or of the storage, see there.
+        unsafe { self.kept.as_ref() }
     }
 }
 

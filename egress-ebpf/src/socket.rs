@@ -1,11 +1,13 @@
 //! The socket hook, and what it keeps with sockets.
 
+use core::ptr;
+
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use egress_common::packet::tcp;
-use egress_common::wire::{APPROVAL_CAME_IN, APPROVAL_LOCKED, Approval};
+use egress_common::wire::{APPROVAL_CAME_IN, APPROVAL_LOCKED};
 use egress_common::{Action, Decision, Hook, Verdict, established, judge};
 
 use crate::maps::{APPROVALS, Kernel};
@@ -19,7 +21,7 @@ const PASS: i32 = 1;
 /// Every packet that a socket of a cgroup below the pod root sends, after the pod's own netfilter.
 #[cgroup_skb(egress)]
 pub fn egress_socket(ctx: SkBuffContext) -> i32 {
-    let packet = Packet::from(&ctx);
+    let packet = Packet::of_socket(ctx.skb.skb, Hook::Socket);
     let meta = packet.meta();
     if let Some(reason) = established(&Kernel, &packet, &packet, meta) {
         report::count(&packet, Hook::Socket, Verdict::of(reason));
@@ -46,24 +48,17 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
     if sk.is_null() {
         return;
     }
-    let map = core::ptr::from_ref(&APPROVALS).cast_mut().cast();
+    let map = ptr::from_ref(&APPROVALS).cast_mut().cast();
+    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     let Some(mut new) = decision.approval(packet.meta()) else {
         // A socket that began a connection, if in vain, has not been called by anybody: see `connection`.
         if decision.flow.has(tcp::SYN, tcp::ACK) && matches!(decision.verdict.action, Action::Deny) {
-            let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-            // SAFETY: as in `Packet::approval`; without a value the new entry is all zero.
-            unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), create) };
+            // SAFETY: a map of this kind and a socket that is not null; without a value the new entry is all zero.
+            unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create) };
         }
         return;
     };
-    // A listening socket's answers belong to nobody yet.
-    if decision.flow.has(tcp::SYN | tcp::ACK, 0) {
-        return;
-    }
-    // SAFETY: as in `Packet::approval`.
-    let kept =
-        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<Approval>().as_mut() };
-    if let Some(kept) = kept {
+    if let Some(kept) = packet.kept() {
         if kept.revision == new.revision && kept.version != 0 {
             return;
         }
@@ -80,7 +75,10 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
         // Under a lock a connection's end can be told from a bypass by what is kept alone: see `connection`.
         return;
     }
-    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // A listening socket's answers belong to nobody yet.
+    if decision.flow.has(tcp::SYN | tcp::ACK, 0) {
+        return;
+    }
     // SAFETY: as above; the value is copied before anybody can see the entry.
-    unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::from_mut(&mut new).cast(), create) };
+    unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::from_mut(&mut new).cast(), create) };
 }

@@ -26,7 +26,7 @@ const FORGED: u32 = 0xe6e5;
 /// Frames that leave the pod: tc ingress of the node's end.
 #[classifier]
 pub fn egress_veth(ctx: TcContext) -> i32 {
-    let packet = Packet::new(ctx.skb.skb, Hook::Veth);
+    let packet = Packet::of_socket(ctx.skb.skb, Hook::Veth);
     let meta = packet.meta();
     if let Some(reason) = established(&Kernel, &packet, &packet, meta) {
         report::count(&packet, Hook::Veth, Verdict::of(reason));
@@ -77,7 +77,7 @@ pub fn egress_witness(ctx: TcContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn egress_arrival(ctx: SkBuffContext) -> i32 {
     const KEEP: i32 = 1;
-    let packet = Packet::from(&ctx);
+    let packet = Packet::new(ctx.skb.skb, Hook::Socket);
     let meta = packet.meta();
     let (Some(config), true) = (Kernel.config(), meta.ifindex != LOOPBACK_IFINDEX) else {
         return KEEP;

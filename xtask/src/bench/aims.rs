@@ -16,7 +16,8 @@ const FLAT: f64 = 1.2;
 pub(super) fn aims(results: &Results) -> anyhow::Result<String> {
     let mut out = String::new();
     if !results.programs.is_empty() {
-        let first = ["first packet, to a pod", "first packet, to a prefix"];
+        let first =
+            ["first packet, to a pod", "first packet, to an address outside", "first packet, to a prefix"];
         below(results, "an established flow", &["established"], 40.0, &mut out)?;
         below(results, "a first packet", &first, 150.0, &mut out)?;
         for case in ["established"].iter().chain(&first) {

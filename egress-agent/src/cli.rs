@@ -97,6 +97,10 @@ pub struct RunArgs {
     /// in locked-down pods cannot answer clients that are not allowed.
     #[arg(long, env = "EGRESS_HOOKS", value_enum, default_value_t = Hooks::Both)]
     pub hooks: Hooks,
+    /// End the open connections that a change of policies denies, so that their processes see an error at once instead of waiting
+    /// for a time-out. Connections that came in are left alone.
+    #[arg(long, env = "EGRESS_SEVER")]
+    pub sever: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub bpffs: BpffsArgs,

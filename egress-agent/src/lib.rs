@@ -19,6 +19,7 @@ pub mod offline;
 pub mod pods;
 pub mod preflight;
 pub mod run;
+mod sever;
 pub mod source;
 pub mod status;
 mod table;

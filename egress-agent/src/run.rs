@@ -22,6 +22,7 @@ use crate::lock::Lock;
 use crate::network::Monitor;
 use crate::pods::PodRoot;
 use crate::preflight;
+use crate::sever::Severing;
 use crate::source::FileSource;
 use crate::watch::{Interest, Watcher};
 
@@ -76,6 +77,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.cover(Look::Whole);
     agent.announce();
 
+    let mut severing = Severing::default();
+    if args.sever {
+        agent.sever_from_now_on();
+    }
     let flows = FlowLog::default();
     let (publish, published) = watch::channel(Arc::new(agent.published()));
     tokio::spawn(server.serve(published, flows.clone()));
@@ -108,12 +113,16 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             }
             _ = processes.tick(), if agent.waits_for_processes() => {}
             result = events.read(EVENT_BATCH, |event| flows.push(agent.flow(&event))) => result?,
+            turn = severing.turn() => agent.sever(&mut severing, turn),
             _ = counters.tick() => {
                 publish.send_replace(Arc::new(agent.published()));
             }
         }
         let applied = agent.enforce();
         let covered = agent.cover(look);
+        if agent.has_applied() {
+            severing.want();
+        }
         if applied || covered {
             publish.send_replace(Arc::new(agent.published()));
         }

@@ -86,6 +86,14 @@ impl Datapath {
         &self.lacks
     }
 
+    /// The map of what is kept with sockets, which only the kernel can look into.
+    ///
+    /// # Errors
+    /// It is not pinned any more.
+    pub fn approvals(&self) -> anyhow::Result<MapData> {
+        MapData::from_pin(self.pins.map(seen::APPROVALS)).context("cannot open the map of approvals")
+    }
+
     /// What the programs saw and counted.
     pub fn seen(&mut self) -> &mut Seen {
         &mut self.seen

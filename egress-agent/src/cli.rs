@@ -101,6 +101,10 @@ pub struct RunArgs {
     /// for a time-out. Connections that came in are left alone.
     #[arg(long, env = "EGRESS_SEVER")]
     pub sever: bool,
+    /// Load this BPF object, built by `cargo xtask build-ebpf --trace`, and log each of its verdicts.
+    #[cfg(feature = "trace")]
+    #[arg(long, env = "EGRESS_TRACE_OBJECT", value_name = "FILE")]
+    pub trace_object: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub bpffs: BpffsArgs,

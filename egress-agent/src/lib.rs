@@ -23,4 +23,6 @@ mod sever;
 pub mod source;
 pub mod status;
 mod table;
+#[cfg(feature = "trace")]
+mod trace;
 pub mod watch;

@@ -58,7 +58,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let server = Server::bind(&args.socket.socket)?;
-    let mut datapath = Datapath::open(&args.bpffs.bpffs)?;
+    let mut datapath = open(&args)?;
     let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;
     let mut pod_watcher = Watcher::new(Interest::Entries).context("cannot watch the pod cgroups")?;
@@ -129,6 +129,19 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     tracing::info!("ending; enforcement stays in place (`egress-agent cleanup` removes it)");
     Ok(())
+}
+
+#[cfg(not(feature = "trace"))]
+fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
+    Datapath::open(&args.bpffs.bpffs)
+}
+
+#[cfg(feature = "trace")]
+fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
+    match &args.trace_object {
+        Some(object) => crate::trace::open(&args.bpffs.bpffs, object),
+        None => Datapath::open(&args.bpffs.bpffs),
+    }
 }
 
 fn node_name(given: Option<&str>) -> anyhow::Result<String> {

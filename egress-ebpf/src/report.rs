@@ -16,6 +16,8 @@ use crate::packet::Packet;
 /// Counts the verdict and reports it where someone must know.
 #[inline(always)]
 pub fn report(packet: &Packet, decision: &Decision, hook: Hook) {
+    #[cfg(feature = "trace")]
+    crate::trace::verdict(decision, hook);
     let verdict = decision.verdict;
     let slot = counter_slot(hook, verdict.action, verdict.reason);
     if let Some(counter) = COUNTERS.get_ptr_mut(slot) {

@@ -97,6 +97,14 @@ pub struct RunArgs {
     /// in locked-down pods cannot answer clients that are not allowed.
     #[arg(long, env = "EGRESS_HOOKS", value_enum, default_value_t = Hooks::Both)]
     pub hooks: Hooks,
+    /// End the open connections that a change of policies denies, so that their processes see an error at once instead of waiting
+    /// for a time-out. Connections that came in are left alone.
+    #[arg(long, env = "EGRESS_SEVER")]
+    pub sever: bool,
+    /// Load this BPF object, built by `cargo xtask build-ebpf --trace`, and log each of its verdicts.
+    #[cfg(feature = "trace")]
+    #[arg(long, env = "EGRESS_TRACE_OBJECT", value_name = "FILE")]
+    pub trace_object: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub bpffs: BpffsArgs,

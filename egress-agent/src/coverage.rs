@@ -153,6 +153,11 @@ impl Coverage {
         }
     }
 
+    /// The network that a pod was seen in last.
+    pub(crate) fn network(&self, cgroup: u64) -> Option<&Network> {
+        self.pods.get(&cgroup)?.network.as_ref()
+    }
+
     /// The names of the node's ends of a pod's veths.
     pub(crate) fn veths(&self, cgroup: u64) -> Vec<String> {
         let network = self.pods.get(&cgroup).and_then(|pod| pod.network.as_ref());

@@ -19,7 +19,10 @@ pub mod offline;
 pub mod pods;
 pub mod preflight;
 pub mod run;
+mod sever;
 pub mod source;
 pub mod status;
 mod table;
+#[cfg(feature = "trace")]
+mod trace;
 pub mod watch;

@@ -22,6 +22,7 @@ use crate::lock::Lock;
 use crate::network::Monitor;
 use crate::pods::PodRoot;
 use crate::preflight;
+use crate::sever::Severing;
 use crate::source::FileSource;
 use crate::watch::{Interest, Watcher};
 
@@ -57,7 +58,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let server = Server::bind(&args.socket.socket)?;
-    let mut datapath = Datapath::open(&args.bpffs.bpffs)?;
+    let mut datapath = open(&args)?;
     let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;
     let mut pod_watcher = Watcher::new(Interest::Entries).context("cannot watch the pod cgroups")?;
@@ -76,6 +77,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.cover(Look::Whole);
     agent.announce();
 
+    let mut severing = Severing::default();
+    if args.sever {
+        agent.sever_from_now_on();
+    }
     let flows = FlowLog::default();
     let (publish, published) = watch::channel(Arc::new(agent.published()));
     tokio::spawn(server.serve(published, flows.clone()));
@@ -108,18 +113,35 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             }
             _ = processes.tick(), if agent.waits_for_processes() => {}
             result = events.read(EVENT_BATCH, |event| flows.push(agent.flow(&event))) => result?,
+            turn = severing.turn() => agent.sever(&mut severing, turn),
             _ = counters.tick() => {
                 publish.send_replace(Arc::new(agent.published()));
             }
         }
         let applied = agent.enforce();
         let covered = agent.cover(look);
+        if agent.has_applied() {
+            severing.want();
+        }
         if applied || covered {
             publish.send_replace(Arc::new(agent.published()));
         }
     }
     tracing::info!("ending; enforcement stays in place (`egress-agent cleanup` removes it)");
     Ok(())
+}
+
+#[cfg(not(feature = "trace"))]
+fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
+    Datapath::open(&args.bpffs.bpffs)
+}
+
+#[cfg(feature = "trace")]
+fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
+    match &args.trace_object {
+        Some(object) => crate::trace::open(&args.bpffs.bpffs, object),
+        None => Datapath::open(&args.bpffs.bpffs),
+    }
 }
 
 fn node_name(given: Option<&str>) -> anyhow::Result<String> {

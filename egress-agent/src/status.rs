@@ -39,6 +39,9 @@ pub struct Status {
     pub verdicts: Vec<CounterTotal>,
     /// Events that found no room in the ring buffer.
     pub lost_events: u64,
+    /// Connections that were ended since the agent was started, where it was told to end what policies deny.
+    #[serde(default)]
+    pub severed: Option<u64>,
     /// Where objects come from.
     pub source: SourceStatus,
     /// What the policy engine rejected or left out.

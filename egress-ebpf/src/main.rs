@@ -11,6 +11,8 @@ mod packet;
 mod process;
 mod report;
 mod socket;
+#[cfg(feature = "trace")]
+mod trace;
 mod veth;
 
 #[panic_handler]

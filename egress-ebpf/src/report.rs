@@ -30,6 +30,8 @@ pub fn count(packet: &Packet, hook: Hook, verdict: Verdict) -> u64 {
 /// Counts the verdict, as [`count`], and reports it where someone must know.
 #[inline(always)]
 pub fn report(packet: &Packet, decision: &Decision, hook: Hook) -> u64 {
+    #[cfg(feature = "trace")]
+    crate::trace::verdict(decision, hook);
     let verdict = decision.verdict;
     let packets = count(packet, hook, verdict);
     match verdict.action {

@@ -63,15 +63,18 @@ pub struct Judge<'a> {
     cgroups: BTreeMap<(String, String), u64>,
 }
 
-/// The sender's cgroups: the pod's two levels below a pod root at level 0, and the container's below that.
-struct Sender {
-    pod: u64,
-    container: u64,
+/// The sender's cgroups: the pod's two levels below the pod root, whose level is `root`, and the container's below that.
+pub(crate) struct Sender<'a> {
+    pub(crate) root: u32,
+    pub(crate) pod: u64,
+    pub(crate) container: u64,
+    /// What is kept with its socket.
+    pub(crate) kept: Option<&'a Approval>,
 }
 
-impl Owner for Sender {
+impl Owner for Sender<'_> {
     fn cgroup(&self, level: u32) -> u64 {
-        match level {
+        match level.wrapping_sub(self.root) {
             2 => self.pod,
             3 => self.container,
             _ => 0,
@@ -83,14 +86,27 @@ impl Owner for Sender {
     }
 
     fn approval(&self) -> Option<&Approval> {
-        None
+        self.kept
     }
 }
 
 /// The maps, with the prefix lengths found once.
-struct Maps<'a> {
+#[derive(Debug)]
+pub(crate) struct Maps<'a> {
     state: &'a State,
     prefixes: Prefixes,
+    /// What was seen of the flow that is judged, and what time it is.
+    seen: (Option<Witness>, u64),
+}
+
+impl<'a> Maps<'a> {
+    pub(crate) fn new(state: &'a State) -> Self {
+        Self { state, prefixes: Prefixes::new(&state.cidrs), seen: (None, 0) }
+    }
+
+    pub(crate) fn with(&self, seen: Option<Witness>, now: u64) -> Self {
+        Self { state: self.state, prefixes: self.prefixes.clone(), seen: (seen, now) }
+    }
 }
 
 impl View for Maps<'_> {
@@ -112,11 +128,11 @@ impl View for Maps<'_> {
     fn device(&self, ifindex: u32) -> Option<u64> {
         self.state.device(ifindex)
     }
-    fn witness(&self, key: &WitnessKey) -> Option<&Witness> {
-        self.state.witness(key)
+    fn witness(&self, _: &WitnessKey) -> Option<&Witness> {
+        self.seen.0.as_ref()
     }
     fn now(&self) -> u64 {
-        self.state.now()
+        self.seen.1
     }
 }
 
@@ -157,24 +173,24 @@ impl<'a> Judge<'a> {
         let endpoint = cgroup.and_then(|cgroup| self.compiled.endpoints.get(&cgroup));
         let proxies = endpoint.into_iter().flat_map(|endpoint| &endpoint.proxies);
         let proxy = proxies.into_iter().find(|proxy| Some(&*proxy.name) == container);
-        let sender =
-            Sender { pod: cgroup.unwrap_or(0), container: proxy.map_or(u64::MAX, |proxy| proxy.cgroup) };
+        let container = proxy.map_or(u64::MAX, |proxy| proxy.cgroup);
+        let sender = Sender { root: 0, pod: cgroup.unwrap_or(0), container, kept: None };
         let state = &self.compiled.desired;
-        let maps = Maps { state, prefixes: Prefixes::new(&state.cidrs) };
+        let maps = Maps::new(state);
         targets.iter().map(|target| self.one(&maps, &sender, endpoint, target)).collect()
     }
 
     fn one<'c>(
         &'c self,
         maps: &Maps<'_>,
-        sender: &Sender,
+        sender: &Sender<'_>,
         endpoint: Option<&'c EndpointInfo>,
         target: &Target,
     ) -> Judged<'c> {
         let own = |info: &EndpointInfo| {
             info.addresses.iter().find(|ip| ip.is_ipv4() == target.address.is_ipv4()).copied()
         };
-        let (ethertype, packet) = packet(endpoint.and_then(own), target);
+        let (ethertype, packet) = packet(endpoint.and_then(own), 0, target);
         // Any device but loopback.
         let decision =
             decide(maps, sender, packet.as_slice(), Meta { ethertype, ifindex: 2, ..Meta::default() });
@@ -189,9 +205,10 @@ impl<'a> Judge<'a> {
 }
 
 /// The first packet of a flow: IP header and transport header, without payload.
-fn packet(from: Option<IpAddr>, target: &Target) -> (u16, Vec<u8>) {
+pub(crate) fn packet(from: Option<IpAddr>, source_port: u16, target: &Target) -> (u16, Vec<u8>) {
     let mut transport = [0; 20];
     if matches!(target.protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
+        transport[..2].copy_from_slice(&source_port.to_be_bytes());
         transport[2..4].copy_from_slice(&target.port.to_be_bytes());
     }
     let zero = Addr::default();

@@ -16,6 +16,8 @@ pub mod plan;
 #[cfg(feature = "reference")]
 pub mod reference;
 
+pub mod standing;
+
 pub use compile::{Compiled, Compiler, compile};
 pub use index::{Dirty, Event, Index};
 pub use lint::lint;

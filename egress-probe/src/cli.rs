@@ -43,6 +43,9 @@ pub(crate) enum Command {
     ServeEcho {
         #[command(flatten)]
         listen: Listen,
+        /// Take one connection, listen no more, and end with it.
+        #[arg(long)]
+        once: bool,
     },
     /// Answer A and AAAA queries over UDP from the given records; everything else does not exist.
     ServeDns {

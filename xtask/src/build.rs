@@ -13,21 +13,45 @@ use crate::setup::{self, BpfRustc, Need, Tools};
 /// The target of BPF programs on little-endian machines.
 pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
 
+/// Arguments of `build-ebpf`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Build the object whose programs log every verdict, for an agent with the feature `trace`: `target/bpf/egress-ebpf-trace.o`.
+    #[arg(long)]
+    pub(crate) trace: bool,
+}
+
 /// Builds the object; gives its path.
 pub(crate) fn build_ebpf() -> anyhow::Result<PathBuf> {
-    let object = build_object("egress-ebpf")?;
+    build_and_describe(Args { trace: false })
+}
+
+/// Builds the object, traced or not, and prints what is in it; gives its path.
+pub(crate) fn build_and_describe(args: Args) -> anyhow::Result<PathBuf> {
+    let object = if args.trace { build_traced()? } else { build_object("egress-ebpf")? };
     describe(&fs::read(&object)?)?;
     Ok(object)
 }
 
+/// Builds the object that logs every verdict; gives its path.
+pub(crate) fn build_traced() -> anyhow::Result<PathBuf> {
+    build_as("egress-ebpf", &["--features", "trace"], "egress-ebpf-trace")
+}
+
 /// Builds one of the objects; gives its path.
 pub(crate) fn build_object(name: &str) -> anyhow::Result<PathBuf> {
+    build_as(name, &[], name)
+}
+
+/// Builds a binary of `egress-ebpf` and copies it to where objects are kept, under a name that tells how it was built: cargo's own
+/// file is that of the last build, whatever it was.
+fn build_as(binary: &str, options: &[&str], name: &str) -> anyhow::Result<PathBuf> {
     let tools = setup::setup(Need::Build)?;
     let mut build = bpf_cargo(&tools, "build");
-    build.args(["--release", "--bin", name]);
+    build.args(["--release", "--bin", binary]).args(options);
     run(&format!("build the BPF object {name}"), &mut build)?;
 
-    let built = target().join("bpf").join(BPF_TARGET).join("release").join(name);
+    let built = target().join("bpf").join(BPF_TARGET).join("release").join(binary);
     let object = root().join("target/bpf").join(name).with_extension("o");
     let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     // An object that did not change keeps its time, so that the agent is not built again.

@@ -36,6 +36,9 @@ pub(crate) fn lint() -> anyhow::Result<()> {
     bpf.env("CARGO_ENCODED_RUSTFLAGS", flags).arg("--release");
     run("clippy of egress-ebpf for the BPF target", &mut bpf)?;
 
+    bpf.args(["--features", "trace"]);
+    run("clippy of egress-ebpf that logs", &mut bpf)?;
+
     let mut doc = cargo();
     doc.env("RUSTDOCFLAGS", "-Dwarnings").args(["doc", "--locked", "--workspace", "--no-deps", "--quiet"]);
     run("docs", &mut doc)?;

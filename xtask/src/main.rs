@@ -28,7 +28,7 @@ enum Command {
     /// Find or install what building and running need: a BPF compiler and linker, nftables, iproute2.
     Setup,
     /// Build the BPF object and print its programs, maps and instruction counts.
-    BuildEbpf,
+    BuildEbpf(build::Args),
     /// Play "block egress traffic with an egress gateway" on this machine and print who got where. Needs root.
     Demo(demo::Args),
     /// Run every test: host tests, then the privileged ones against the running kernel. Needs root.
@@ -45,7 +45,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::setup(setup::Need::Run).map(|_| ()),
-        Command::BuildEbpf => build::build_ebpf().map(|_| ()),
+        Command::BuildEbpf(args) => build::build_and_describe(args).map(|_| ()),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),

@@ -69,6 +69,10 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     let mut privileged = cargo();
     privileged.args(["test", "--locked", "-p", "egress-topology", "-p", "egress-agent"]);
     run("privileged tests against the running kernel", &mut filtered(privileged))?;
+    build::build_traced()?;
+    let mut traced = cargo();
+    traced.args(["test", "--locked", "-p", "egress-agent", "--features", "trace", "--test", "trace"]);
+    run("privileged tests of the object that logs", &mut filtered(traced))?;
     if args.filter.is_none() {
         run("the demonstration", cargo().args(["xtask", "demo"]))?;
     }

@@ -93,6 +93,9 @@ fn status_table(status: &Status) -> Table {
         row("verdicts", text);
     }
     row("lost events", status.lost_events.to_string());
+    if let Some(severed) = status.severed {
+        row("severed", format!("{severed} connections"));
+    }
     row("source", format!("{}, {} objects", status.source.name, status.source.objects));
     for (kind, number) in &status.source.ignored {
         row("ignored", format!("{number} {kind}"));

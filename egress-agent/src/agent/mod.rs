@@ -5,6 +5,7 @@
 //! Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
 
 mod report;
+mod sever;
 
 use egress_common::wire::ABI;
 use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, UnknownPods};
@@ -49,6 +50,12 @@ pub(crate) struct Agent {
     retry: bool,
     /// The last apply's failures, and what else stands in the way.
     errors: Vec<String>,
+    /// Something was applied since open connections were last looked at.
+    applied: bool,
+    /// Connections that were ended, where that was asked for.
+    severed: Option<u64>,
+    /// Why connections cannot be ended.
+    severs_not: Option<String>,
 }
 
 impl Agent {
@@ -80,6 +87,9 @@ impl Agent {
             behind: None,
             retry: false,
             errors: Vec::new(),
+            applied: false,
+            severed: None,
+            severs_not: None,
         }
     }
 
@@ -264,6 +274,8 @@ impl Agent {
             let revision = self.datapath.observed().config.revision;
             tracing::info!(steps = plan.steps.len(), revision, "applied");
         }
+        // What failed in part denies more than was asked for: that ends nobody's connection.
+        self.applied |= result.is_ok() && !plan.steps.is_empty();
         // After a failure nobody knows but the maps: they are compared as a whole the next time.
         self.behind = result.is_ok().then(Keys::default);
         for error in result.err().unwrap_or_default() {

@@ -68,12 +68,13 @@ impl Agent {
             abi: ABI,
             revision: self.datapath.observed().config.revision,
             hooks: attached.map(hooks).unwrap_or_default(),
-            lacks: self.datapath.lacks().to_vec(),
+            lacks: self.datapath.lacks().iter().chain(&self.severs_not).cloned().collect(),
             unknown_pods: self.scan.pods.len().saturating_sub(endpoints.len()),
             endpoints: by_state,
             maps: self.datapath.fill(),
             verdicts,
             lost_events,
+            severed: self.severed,
             source: SourceStatus {
                 name: format!("file:{}", self.source.dir().display()),
                 objects: self.index.len(),
@@ -121,7 +122,7 @@ fn hooks(attached: &Attached) -> Vec<HookStatus> {
 }
 
 /// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
-fn monotonic() -> u64 {
+pub(super) fn monotonic() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
         return 0;
     };

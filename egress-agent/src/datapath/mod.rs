@@ -64,6 +64,14 @@ impl Datapath {
     /// The kernel refuses the object or the socket hook, or a pinned map is not of the expected shape. What else it refuses is
     /// in [`Self::lacks`].
     pub fn open(bpffs: &Path) -> anyhow::Result<Self> {
+        Self::open_object(bpffs, OBJECT)
+    }
+
+    /// As [`Self::open`], with another object than the one in this binary.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_object(bpffs: &Path, object: &[u8]) -> anyhow::Result<Self> {
         let pins = Pins::new(bpffs, ABI);
         pins.make()?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
@@ -72,7 +80,7 @@ impl Datapath {
         for name in maps::NAMES.iter().chain(&seen::NAMES).chain([&DEVICES]) {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader.load(OBJECT).context("the kernel refuses the BPF object")?;
+        let mut ebpf = loader.load(object).context("the kernel refuses the BPF object")?;
         let mut lacks = programs::load(&mut ebpf)?;
         let veths = Veths::load(&mut ebpf, &mut lacks)?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
@@ -84,6 +92,23 @@ impl Datapath {
     #[must_use]
     pub fn lacks(&self) -> &[String] {
         &self.lacks
+    }
+
+    /// The map of what is kept with sockets, which only the kernel can look into.
+    ///
+    /// # Errors
+    /// It is not pinned any more.
+    pub fn approvals(&self) -> anyhow::Result<MapData> {
+        MapData::from_pin(self.pins.map(seen::APPROVALS)).context("cannot open the map of approvals")
+    }
+
+    /// The reading end of what the programs of a traced object log.
+    ///
+    /// # Errors
+    /// The object does not log.
+    #[cfg(feature = "trace")]
+    pub fn take_log<L: log::Log>(&mut self, logger: L) -> anyhow::Result<aya_log::EbpfLogger<L>> {
+        aya_log::EbpfLogger::init_with_logger(&mut self.ebpf, logger).context("this BPF object logs nothing")
     }
 
     /// What the programs saw and counted.

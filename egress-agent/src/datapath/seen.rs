@@ -19,8 +19,9 @@ const DENIALS: &str = "egress_denials";
 const INBOUND: &str = "egress_inbound";
 
 /// The maps that programs write; each is pinned under its name, so that what was seen outlives the agent.
-pub(super) const NAMES: [&str; 7] =
-    [COUNTERS, LOST, EVENTS, DENIALS, INBOUND, "egress_approval", "egress_process"];
+pub(super) const NAMES: [&str; 7] = [COUNTERS, LOST, EVENTS, DENIALS, INBOUND, APPROVALS, "egress_process"];
+/// What is kept with sockets.
+pub(super) const APPROVALS: &str = "egress_approval";
 
 /// The open maps.
 pub struct Seen {
@@ -125,6 +126,13 @@ impl Seen {
             self.inbound.insert(key, value, 0).context("cannot remember a connection that stands")?;
         }
         Ok(())
+    }
+
+    /// What was seen of the TCP connection that a socket kept; another one's where they share their place.
+    #[must_use]
+    pub fn of(&self, kept: &Approval) -> Option<Witness> {
+        let (key, _) = witness::connection(kept, WITNESS_STOOD, 0);
+        self.inbound.get(&key, 0).ok()
     }
 
     /// Forgets what belongs to pods that are gone.

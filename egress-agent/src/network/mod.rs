@@ -4,6 +4,7 @@
 //! processes, never because of a name, an address or a number that the pod could choose. Tested by `tests/veth.rs`.
 
 mod connections;
+mod diag;
 mod monitor;
 mod netlink;
 
@@ -15,6 +16,7 @@ use std::path::Path;
 use netlink_packet_route::link::InfoKind;
 
 pub use connections::{Connection, inbound};
+pub use diag::{Open, Sockets, can_end, end, sockets};
 pub use monitor::Monitor;
 
 /// How deep below a pod's cgroup processes are looked for: a container's, and what it or systemd made in there.

@@ -41,11 +41,19 @@ pub(super) fn links() -> io::Result<Vec<Link>> {
     Ok(links)
 }
 
-/// The devices of another namespace, asked for on a thread that goes there and ends.
+/// The devices of another namespace.
 pub(super) fn links_in(namespace: &File) -> io::Result<Vec<Link>> {
-    let there = || -> io::Result<Vec<Link>> {
+    inside(namespace, links)
+}
+
+/// Does something in another network namespace, on a thread that goes there and ends.
+pub(super) fn inside<T: Send>(
+    namespace: &File,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let there = || -> io::Result<T> {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        links()
+        work()
     };
     std::thread::scope(|scope| scope.spawn(there).join())
         .unwrap_or_else(|_| Err(io::Error::other("a thread in a network namespace has panicked")))

@@ -1,6 +1,7 @@
 //! `serve-udp` and `serve-echo`: give back what comes.
 
 use std::io;
+use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
@@ -23,13 +24,25 @@ pub(crate) fn run_udp(listen: &Listen) -> anyhow::Result<()> {
     }
 }
 
-/// Echoes TCP bytes until killed.
-pub(crate) fn run_tcp(listen: &Listen) -> anyhow::Result<()> {
+/// Echoes TCP bytes until killed, or those of one connection.
+pub(crate) fn run_tcp(listen: &Listen, once: bool) -> anyhow::Result<()> {
     let listener = net::listen_tcp(listen.bind, listen.port)?;
+    if once {
+        net::announce_ready()?;
+        let (stream, _) = listener.accept()?;
+        drop(listener);
+        echo(&stream)?;
+        return Ok(());
+    }
     net::serve_connections(&listener, |stream, peer| {
-        let echoed = stream.set_nodelay(true).and_then(|()| io::copy(&mut &stream, &mut &stream));
-        if let Err(error) = echoed {
+        if let Err(error) = echo(&stream) {
             eprintln!("egress-probe: {peer}: {error}");
         }
     })
+}
+
+fn echo(stream: &TcpStream) -> io::Result<u64> {
+    stream.set_nodelay(true)?;
+    let (mut from, mut to) = (stream, stream);
+    io::copy(&mut from, &mut to)
 }

@@ -57,7 +57,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let server = Server::bind(&args.socket.socket)?;
-    let mut datapath = Datapath::open(&args.bpffs.bpffs)?;
+    let mut datapath = Datapath::open_with(&args.bpffs.bpffs, &args.map_entries)?;
     let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;
     let mut pod_watcher = Watcher::new(Interest::Entries).context("cannot watch the pod cgroups")?;

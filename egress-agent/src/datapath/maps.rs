@@ -33,6 +33,9 @@ const SHAPES: [(&str, usize, usize); 5] = [
     (ROWS, size_of::<RowKey>(), size_of::<Row>()),
 ];
 
+/// What a full map of addresses means.
+const PLANS_WAIT: &str = "changes of policies wait until there is room; pods that they lock down are closed altogether";
+
 /// The open maps.
 pub(super) struct Maps {
     config: Array<MapData, Config>,
@@ -53,6 +56,16 @@ pub struct Fill {
     pub entries: usize,
     /// Most entries it can hold.
     pub capacity: u32,
+    /// What it means that nothing more fits; nothing while there is room.
+    #[serde(default)]
+    pub full: Option<String>,
+}
+
+impl Fill {
+    pub(super) fn new(map: &str, entries: usize, capacity: u32, meaning: &str) -> Self {
+        let full = (entries as u64 >= u64::from(capacity)).then(|| meaning.to_owned());
+        Self { map: map.to_owned(), entries, capacity, full }
+    }
 }
 
 /// A step of a plan that the kernel refused.
@@ -192,14 +205,14 @@ impl Maps {
 
     pub(super) fn fill(&self) -> Vec<Fill> {
         let observed = &self.observed;
-        let entries = [
-            (ENDPOINTS, observed.endpoints.len()),
-            (IPCACHE, observed.addresses.len()),
-            (CIDRS, observed.cidrs.len()),
-            (ROWS, observed.rows.len()),
+        let maps = [
+            (ENDPOINTS, observed.endpoints.len(), "pods that do not fit stay unknown"),
+            (IPCACHE, observed.addresses.len(), PLANS_WAIT),
+            (CIDRS, observed.cidrs.len(), PLANS_WAIT),
+            (ROWS, observed.rows.len(), "what the rows that do not fit allow is denied"),
         ];
         let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
-        entries.map(|(map, entries)| Fill { map: map.to_owned(), entries, capacity: capacity(map) }).to_vec()
+        maps.map(|(map, entries, meaning)| Fill::new(map, entries, capacity(map), meaning)).to_vec()
     }
 }
 

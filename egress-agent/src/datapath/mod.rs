@@ -64,6 +64,14 @@ impl Datapath {
     /// The kernel refuses the object or the socket hook, or a pinned map is not of the expected shape. What else it refuses is
     /// in [`Self::lacks`].
     pub fn open(bpffs: &Path) -> anyhow::Result<Self> {
+        Self::open_with(bpffs, &[])
+    }
+
+    /// As [`Self::open`], with other sizes for maps that are made anew.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; or there is no such map.
+    pub fn open_with(bpffs: &Path, sizes: &[(String, u32)]) -> anyhow::Result<Self> {
         let pins = Pins::new(bpffs, ABI);
         pins.make()?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
@@ -71,6 +79,12 @@ impl Datapath {
         loader.btf(Some(&btf));
         for name in maps::NAMES.iter().chain(&seen::NAMES).chain([&DEVICES]) {
             loader.map_pin_path(name, pins.map(name));
+        }
+        for (name, entries) in sizes {
+            if ![maps::NAMES.as_slice(), &seen::NAMES, &[DEVICES]].concat().contains(&name.as_str()) {
+                bail!("there is no map {name}");
+            }
+            loader.map_max_entries(name, *entries);
         }
         let mut ebpf = loader.load(OBJECT).context("the kernel refuses the BPF object")?;
         let mut lacks = programs::load(&mut ebpf)?;
@@ -188,10 +202,12 @@ impl Datapath {
         self.attached.as_ref()
     }
 
-    /// Entries and capacity of each policy map.
+    /// Entries and capacity of each map that can be full.
     #[must_use]
     pub fn fill(&self) -> Vec<Fill> {
-        self.maps.fill()
+        let mut fill = self.maps.fill();
+        fill.push(self.seen.fill());
+        fill
     }
 
     /// The program of the socket hook, for `BPF_PROG_TEST_RUN` in tests and benchmarks.

@@ -34,7 +34,8 @@ const SHAPES: [(&str, usize, usize); 5] = [
 ];
 
 /// What a full map of addresses means.
-const PLANS_WAIT: &str = "changes of policies wait until there is room; pods that they lock down are closed altogether";
+const PLANS_WAIT: &str =
+    "changes of policies wait until there is room; pods that they lock down are closed altogether";
 
 /// The open maps.
 pub(super) struct Maps {

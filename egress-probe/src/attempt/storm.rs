@@ -128,8 +128,7 @@ impl Sender {
     /// Begins one connection more; a SYN that is dropped is sent again by the kernel as long as the socket is open.
     fn connect(&mut self, storm: &mut Storm) {
         let begin = || -> io::Result<Socket> {
-            let socket =
-                Socket::new(Domain::for_address(self.target), Type::STREAM, Some(Protocol::TCP))?;
+            let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_nonblocking(true)?;
             match socket.connect(&self.target.into()) {
                 Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
-use egress_common::wire::{Addr, Cidr, Config, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED};
+use egress_common::wire::{ABI, Addr, Cidr, Config, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED};
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +71,7 @@ impl Fill {
 
 /// A step of a plan that the kernel refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {step}: {error}{}", if *stopped { "; the rest of the plan waits" } else { "" })]
+#[error("cannot {step} in {}: {}{}", map_of(step), cause(error), if *stopped { "; the rest of the plan waits" } else { "" })]
 pub struct StepError {
     /// The step.
     pub step: Box<Step>,
@@ -126,35 +126,68 @@ impl Maps {
         &self.observed
     }
 
-    /// A row that does not fit is left out, which denies; anything else that fails stops the plan, because every prefix of
-    /// a plan is safe and a plan with a hole need not be.
+    /// A row that does not fit is left out, which denies; a pod that does not fit stays unknown. Anything else that fails stops
+    /// the plan, because every prefix of a plan is safe and a plan with a hole need not be.
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), Vec<StepError>> {
         let mut errors = Vec::new();
         let mut steps = plan.steps.iter();
+        let mut full = false;
         for step in steps.by_ref() {
             if let Err(error) = self.step(step) {
-                let stopped = !matches!(step, Step::PutRow(..));
-                errors.push(StepError { step: Box::new(step.clone()), error, stopped });
-                if stopped {
+                full = is_full(&error);
+                let left_out =
+                    matches!(step, Step::PutRow(..)) || (full && matches!(step, Step::PutEndpoint(..)));
+                errors.push(StepError { step: Box::new(step.clone()), error, stopped: !left_out });
+                if !left_out {
                     break;
                 }
             }
         }
-        for step in steps {
+        let rest = steps.as_slice();
+        if rest.is_empty() {
+            return if errors.is_empty() { Ok(()) } else { Err(errors) };
+        }
+        if full {
+            self.make_room(plan, rest);
+        }
+        for step in rest {
             if let Step::PutEndpoint(cgroup, endpoint) = step
                 && let Err(error) = self.close(*cgroup, endpoint)
             {
                 errors.push(StepError { step: Box::new(step.clone()), error, stopped: true });
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        // Verdicts that sockets keep are none of what was done of the plan.
+        let observed = self.observed.config;
+        if observed.abi == ABI {
+            let step = Step::PutConfig(Config { revision: observed.revision.wrapping_add(1), ..observed });
+            if let Err(error) = self.step(&step) {
+                errors.push(StepError { step: Box::new(step), error, stopped: true });
+            }
+        }
+        Err(errors)
     }
 
-    /// A pod that was free and is not to be any more is closed altogether, where the plan that would have said what it may
-    /// do could not be carried out.
+    /// Removes what a stopped plan would have removed last, so that there is room the next time: else what comes would wait for
+    /// what goes, which waits for what comes. It is as if the objects that are gone had gone by themselves before. Not where prefixes
+    /// change: an address that is removed falls to one.
+    fn make_room(&mut self, plan: &Plan, rest: &[Step]) {
+        let prefixes = plan.steps.iter().any(|step| matches!(step, Step::PutCidr(..) | Step::DeleteCidr(_)));
+        for step in rest {
+            if matches!(step, Step::DeleteEndpoint(_))
+                || (matches!(step, Step::DeleteAddress(_)) && !prefixes)
+            {
+                // What fails here is tried again with the whole plan.
+                let _not_yet = self.step(step);
+            }
+        }
+    }
+
+    /// A pod that was free or unknown, and is not to be any more, is closed altogether, where the plan that would have said what
+    /// it may do could not be carried out.
     fn close(&mut self, cgroup: u64, endpoint: &Endpoint) -> Result<(), MapError> {
-        let free = self.observed.endpoints.get(&cgroup).is_some_and(|was| was.state == STATE_UNSELECTED);
-        if free && endpoint.state != STATE_UNSELECTED {
+        let was = self.observed.endpoints.get(&cgroup);
+        if was.is_none_or(|was| was.state == STATE_UNSELECTED) && endpoint.state != STATE_UNSELECTED {
             return self.step(&Step::PutEndpoint(cgroup, Endpoint { state: STATE_INVALID, ..*endpoint }));
         }
         Ok(())
@@ -214,6 +247,32 @@ impl Maps {
         ];
         let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
         maps.map(|(map, entries, meaning)| Fill::new(map, entries, capacity(map), meaning)).to_vec()
+    }
+}
+
+/// Whether there was no room: E2BIG from hash maps, ENOSPC from tries.
+fn is_full(error: &MapError) -> bool {
+    let MapError::SyscallError(error) = error else { return false };
+    matches!(error.io_error.raw_os_error(), Some(nix::libc::E2BIG | nix::libc::ENOSPC))
+}
+
+/// Why a step failed, to the kernel's own word.
+fn cause(error: &MapError) -> String {
+    match error {
+        _ if is_full(error) => "the map is full".to_owned(),
+        MapError::SyscallError(syscall) => format!("{error}: {}", syscall.io_error),
+        _ => error.to_string(),
+    }
+}
+
+/// The map that a step writes.
+fn map_of(step: &Step) -> &'static str {
+    match step {
+        Step::PutRow(..) | Step::DeleteRow(_) => ROWS,
+        Step::PutAddress(..) | Step::DeleteAddress(_) => IPCACHE,
+        Step::PutCidr(..) | Step::DeleteCidr(_) => CIDRS,
+        Step::PutEndpoint(..) | Step::DeleteEndpoint(_) => ENDPOINTS,
+        Step::PutConfig(_) => CONFIG,
     }
 }
 

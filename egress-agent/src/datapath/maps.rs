@@ -3,13 +3,15 @@
 //! Invariant: [`Maps::observed`] is what the kernel's maps hold: read once, then kept in step by every write that
 //! succeeded. Tested by `tests/verdicts.rs`, which reads the maps again after many plans.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
-use egress_common::wire::{ABI, Addr, Cidr, Config, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED};
+use egress_common::wire::{
+    ABI, Addr, Cidr, Config, Endpoint, IDENTITY_WORLD, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
+};
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
 
@@ -131,12 +133,13 @@ impl Maps {
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), Vec<StepError>> {
         let mut errors = Vec::new();
         let mut steps = plan.steps.iter();
-        let mut full = false;
         for step in steps.by_ref() {
             if let Err(error) = self.step(step) {
-                full = is_full(&error);
-                let left_out =
-                    matches!(step, Step::PutRow(..)) || (full && matches!(step, Step::PutEndpoint(..)));
+                let left_out = match step {
+                    Step::PutRow(..) => true,
+                    Step::PutEndpoint(..) => is_full(&error),
+                    _ => false,
+                };
                 errors.push(StepError { step: Box::new(step.clone()), error, stopped: !left_out });
                 if !left_out {
                     break;
@@ -147,9 +150,7 @@ impl Maps {
         if rest.is_empty() {
             return if errors.is_empty() { Ok(()) } else { Err(errors) };
         }
-        if full {
-            self.make_room(plan, rest);
-        }
+        self.make_room(plan, rest);
         for step in rest {
             if let Step::PutEndpoint(cgroup, endpoint) = step
                 && let Err(error) = self.close(*cgroup, endpoint)
@@ -169,18 +170,45 @@ impl Maps {
     }
 
     /// Removes what a stopped plan would have removed last, so that there is room the next time: else what comes would wait for
-    /// what goes, which waits for what comes. It is as if the objects that are gone had gone by themselves before. Not where prefixes
-    /// change: an address that is removed falls to one.
+    /// what goes, which waits for what comes. It is as if the objects that are gone had gone by themselves before. An address that is
+    /// removed falls to a prefix, so only where that does not change; and of rows only those that nothing leads to.
     fn make_room(&mut self, plan: &Plan, rest: &[Step]) {
-        let prefixes = plan.steps.iter().any(|step| matches!(step, Step::PutCidr(..) | Step::DeleteCidr(_)));
+        let moves = |addr: &Addr| {
+            plan.steps.iter().any(|step| match step {
+                Step::PutCidr(cidr, _) | Step::DeleteCidr(cidr) => holds(cidr, addr),
+                _ => false,
+            })
+        };
         for step in rest {
-            if matches!(step, Step::DeleteEndpoint(_))
-                || (matches!(step, Step::DeleteAddress(_)) && !prefixes)
-            {
+            let goes = match step {
+                Step::DeleteEndpoint(_) => true,
+                Step::DeleteAddress(addr) => !moves(addr),
+                _ => false,
+            };
+            if goes {
                 // What fails here is tried again with the whole plan.
                 let _not_yet = self.step(step);
             }
         }
+        let (policies, identities) = self.in_use();
+        for step in rest {
+            if let Step::DeleteRow(key) = step
+                && !(policies.contains(&key.policy) && identities.contains(&key.identity))
+            {
+                let _not_yet = self.step(step);
+            }
+        }
+    }
+
+    /// The policies and identities that pods, the configuration and addresses lead to.
+    fn in_use(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let State { config, endpoints, addresses, cidrs, .. } = &self.observed;
+        let of = |endpoint: &Endpoint| {
+            endpoint.proxies.map(|proxy| proxy.policy).into_iter().chain([endpoint.policy, endpoint.lock])
+        };
+        let policies = endpoints.values().flat_map(of).chain([config.unknown_policy]).collect();
+        let identities = addresses.values().chain(cidrs.values()).copied().chain([IDENTITY_WORLD]).collect();
+        (policies, identities)
     }
 
     /// A pod that was free or unknown, and is not to be any more, is closed altogether, where the plan that would have said what
@@ -248,6 +276,12 @@ impl Maps {
         let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
         maps.map(|(map, entries, meaning)| Fill::new(map, entries, capacity(map), meaning)).to_vec()
     }
+}
+
+/// Whether an address is within a prefix.
+fn holds(cidr: &Cidr, addr: &Addr) -> bool {
+    let [a, b] = [cidr.addr.0, addr.0].map(u128::from_be_bytes);
+    (a ^ b).checked_shr(128 - cidr.bits.min(128)).unwrap_or(0) == 0
 }
 
 /// Whether there was no room: E2BIG from hash maps, ENOSPC from tries.

@@ -15,6 +15,8 @@ use crate::common::{Stand, UDP, outside, udp};
 
 /// Nobody may send there.
 pub(crate) const FORBIDDEN: u16 = 7777;
+/// What comes there is not answered: an answered datagram may be answered again, whatever a policy says meanwhile.
+pub(crate) const SINK: u16 = 9000;
 /// Where frames of packet sockets go.
 pub(crate) const FRAMES: u16 = 7778;
 
@@ -29,9 +31,9 @@ pub(crate) fn number(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// What a policy allows: UDP to one port outside.
+/// What a policy allows: UDP to two ports outside.
 pub(crate) fn lawful() -> Value {
-    let ports = json!([{"protocol": "UDP", "port": UDP}]);
+    let ports = json!([{"protocol": "UDP", "port": UDP}, {"protocol": "UDP", "port": SINK}]);
     json!({"allow": {"to": [
         {"cidr": format!("{OUTSIDE_V4}/32"), "ports": ports},
         {"cidr": format!("{OUTSIDE_V6}/128"), "ports": ports},
@@ -78,7 +80,7 @@ impl Watch {
             let port = |port: u16| [packet.sport, packet.dport].contains(&Some(port));
             if port(FRAMES) {
                 *seen.frames.entry(packet.src).or_default() += 1;
-            } else if port(FORBIDDEN) || !(port(UDP) || port(7)) {
+            } else if port(FORBIDDEN) || !(port(UDP) || port(SINK) || port(7)) {
                 seen.forbidden.entry(packet.src).or_insert_with(|| (0, packet.clone())).0 += 1;
             } else {
                 *seen.lawful.entry(packet.src).or_default() += 1;

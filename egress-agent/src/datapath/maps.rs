@@ -318,3 +318,17 @@ fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Addr, Cidr, holds};
+
+    #[test]
+    fn a_prefix_holds_what_its_bits_say() {
+        let addr = |last| Addr::v4([198, 51, 100, last]);
+        let of = |bits| Cidr { bits, addr: addr(16) };
+        assert!(holds(&of(128), &addr(16)) && !holds(&of(128), &addr(17)));
+        assert!(holds(&of(124), &addr(31)) && !holds(&of(124), &addr(32)));
+        assert!(holds(&of(0), &Addr([0xff; 16])));
+    }
+}

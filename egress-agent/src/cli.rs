@@ -105,12 +105,20 @@ pub struct RunArgs {
     #[cfg(feature = "trace")]
     #[arg(long, env = "EGRESS_TRACE_OBJECT", value_name = "FILE")]
     pub trace_object: Option<PathBuf>,
+    /// For tests: the most entries of a map, where it is made anew. May be given several times.
+    #[arg(long, hide = true, value_name = "MAP=NUMBER", value_parser = map_entries)]
+    pub map_entries: Vec<(String, u32)>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub bpffs: BpffsArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub socket: SocketArgs,
+}
+
+fn map_entries(text: &str) -> Result<(String, u32), String> {
+    let parts = text.split_once('=').and_then(|(map, number)| Some((map.to_owned(), number.parse().ok()?)));
+    parts.ok_or_else(|| "expected MAP=NUMBER".to_owned())
 }
 
 /// The hooks that are attached.

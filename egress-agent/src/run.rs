@@ -16,7 +16,7 @@ use crate::admin::server::{FlowLog, Server};
 use crate::agent::Agent;
 use crate::cli::{Hooks, RunArgs, Source};
 use crate::coverage::Look;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Loading};
 use crate::datapath::events::Events;
 use crate::lock::Lock;
 use crate::network::Monitor;
@@ -131,17 +131,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[cfg(not(feature = "trace"))]
 fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
-    Datapath::open(&args.bpffs.bpffs)
-}
-
-#[cfg(feature = "trace")]
-fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
-    match &args.trace_object {
-        Some(object) => crate::trace::open(&args.bpffs.bpffs, object),
-        None => Datapath::open(&args.bpffs.bpffs),
+    // What is ended is told by what its socket keeps.
+    let loading =
+        Loading { map_entries: &args.map_entries, keep_always: args.sever, ..Loading::default() };
+    #[cfg(feature = "trace")]
+    if let Some(object) = &args.trace_object {
+        return crate::trace::open(&args.bpffs.bpffs, object, loading);
     }
+    Datapath::open_with(&args.bpffs.bpffs, &loading)
 }
 
 fn node_name(given: Option<&str>) -> anyhow::Result<String> {

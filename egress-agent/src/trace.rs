@@ -11,15 +11,15 @@ use egress_common::{Action, Hook, Reason};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Loading};
 
 /// Opens the datapath with the object in a file, and has what it says logged from now on.
 ///
 /// # Errors
 /// The file is no object that logs, or the kernel refuses it.
-pub(crate) fn open(bpffs: &Path, object: &Path) -> anyhow::Result<Datapath> {
+pub(crate) fn open(bpffs: &Path, object: &Path, loading: Loading<'_>) -> anyhow::Result<Datapath> {
     let bytes = fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
-    let mut datapath = Datapath::open_object(bpffs, &bytes)?;
+    let mut datapath = Datapath::open_with(bpffs, &Loading { object: &bytes, ..loading })?;
     let log = datapath.take_log(Words)?;
     // SAFETY: the logger owns its map's descriptor, which stays open and the same as long as it lives.
     let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) };

@@ -36,9 +36,18 @@ pub fn egress_socket(ctx: SkBuffContext) -> i32 {
     }
 }
 
-/// A socket's verdict is kept from about one in this many of its packets on (a power of two): what is spoken once, such as a
-/// query for a name, is not worth the memory, and what goes on is soon kept.
-const KEEP_EVERY: u64 = 16;
+/// A socket's verdict is kept from about one in this many of its packets on: what is spoken once, such as a query for a name, is
+/// not worth the memory, and what goes on is soon kept. The agent may set it before it loads the object.
+#[unsafe(no_mangle)]
+static KEEP_EVERY: u64 = 16;
+
+/// Whether this packet is one of those.
+#[inline(always)]
+fn is_kept(packets: u64) -> bool {
+    // SAFETY: a word that nobody writes once the object is loaded; read as it is then, not as it was compiled.
+    let every = unsafe { ptr::read_volatile(&raw const KEEP_EVERY) };
+    every <= 1 || packets % every == 0
+}
 
 /// Keeps the verdict with the socket. A socket keeps one flow as long as its verdict holds; others that it sends are judged
 /// each time. An entry is made whole or not at all: a reader never sees half of one flow and half of another.
@@ -71,7 +80,7 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
         }
         // SAFETY: as above.
         unsafe { bpf_sk_storage_delete(map, sk.cast()) };
-    } else if new.flags & APPROVAL_LOCKED == 0 && packets % KEEP_EVERY != 0 {
+    } else if new.flags & APPROVAL_LOCKED == 0 && !is_kept(packets) {
         // Under a lock a connection's end can be told from a bypass by what is kept alone: see `connection`.
         return;
     }

@@ -87,6 +87,10 @@ pub(crate) enum Command {
     ServeLoad(ServeLoadOptions),
     /// Send as much of one kind of traffic as goes, for a time, and report how much it was.
     Load(LoadOptions),
+    /// Send datagrams and SYNs to where they may not go, from the first instruction on, and report what came of it.
+    Storm(StormOptions),
+    /// Send datagrams as fast as it goes, and report how many were refused.
+    Flood(FloodOptions),
     /// Run attempts given as JSON argv arrays on standard input, one a line.
     Script,
     #[command(flatten)]
@@ -178,6 +182,35 @@ pub(crate) struct LoadOptions {
     /// Stay on this CPU.
     #[arg(long)]
     pub(crate) cpu: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StormOptions {
+    /// Where datagrams and SYNs go.
+    pub(crate) targets: Vec<SocketAddr>,
+    /// A UDP echo that is asked again and again until it answers.
+    #[arg(long)]
+    pub(crate) lawful: Option<SocketAddr>,
+    /// Sends frames to this port of the targets as well, by a packet socket.
+    #[arg(long)]
+    pub(crate) frames: Option<u16>,
+    /// The hardware address that frames go to.
+    #[arg(long, value_parser = hardware_address, default_value = "02:00:0a:f4:01:01")]
+    pub(crate) gateway: [u8; 6],
+    /// How long to go on, counted from the lawful answer where one is waited for.
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) for_ms: u64,
+    #[arg(long, default_value_t = 5)]
+    pub(crate) interval_ms: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FloodOptions {
+    pub(crate) target: SocketAddr,
+    #[arg(long, default_value_t = 200_000)]
+    pub(crate) count: u64,
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) for_ms: u64,
 }
 
 #[derive(Debug, Args)]

@@ -135,6 +135,36 @@ pub struct Load {
     pub p99: Option<u64>,
 }
 
+/// What came of a `storm` or a `flood` so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storm {
+    /// Datagrams that the kernel took.
+    pub sent: u64,
+    /// Datagrams that it refused with `EPERM`.
+    pub refused: u64,
+    /// Datagrams that failed for another reason, such as no route yet.
+    pub failed: u64,
+    /// TCP connections that were begun; whether their SYN left, only an observer sees.
+    pub connects: u64,
+    /// Frames that a packet socket took.
+    pub frames: u64,
+    /// Milliseconds from the start to the first answer of the lawful server.
+    pub lawful_after_ms: Option<u64>,
+    /// How long it took.
+    pub elapsed_ms: u64,
+}
+
+impl Storm {
+    /// Counts a datagram by what came of it.
+    pub fn count(&mut self, result: &std::io::Result<()>) {
+        match result {
+            Ok(()) => self.sent += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => self.refused += 1,
+            Err(_) => self.failed += 1,
+        }
+    }
+}
+
 impl Load {
     /// Nanoseconds of the processor for each.
     #[must_use]

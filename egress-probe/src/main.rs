@@ -41,6 +41,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Hold(options) => attempt::hold::run(&options),
         Command::ServeLoad(options) => load::serve::run(&options),
         Command::Load(options) => load::run(&options),
+        Command::Storm(options) => attempt::storm::run(&options),
+        Command::Flood(options) => attempt::storm::flood(&options),
         Command::Script => script(),
         Command::Attempt(command) => net::print_line(&attempt::run(&command)),
     }

@@ -32,6 +32,7 @@ pub struct PodSpec {
     pub(crate) uid: Option<String>,
     pub(crate) index: Option<u16>,
     pub(crate) host_network: bool,
+    pub(crate) network_first: bool,
 }
 
 impl PodSpec {
@@ -48,6 +49,7 @@ impl PodSpec {
             uid: None,
             index: None,
             host_network: false,
+            network_first: false,
         }
     }
 
@@ -97,6 +99,13 @@ impl PodSpec {
     #[must_use]
     pub fn host_network(mut self) -> Self {
         self.host_network = true;
+        self
+    }
+
+    /// With its network made before its cgroup: from the moment that it can be found, no time is lost until it can send.
+    #[must_use]
+    pub fn network_first(mut self) -> Self {
+        self.network_first = true;
         self
     }
 }
@@ -154,10 +163,15 @@ impl Pod {
             removed: AtomicBool::new(false),
             shared: Arc::clone(shared),
         };
-        cgroup::make(&inner.cgroup)?;
+        if !inner.spec.network_first {
+            cgroup::make(&inner.cgroup)?;
+        }
         if let Some(interface) = &inner.interface {
             connect(&shared.node, &inner.netns, interface, v4, v6)
                 .with_context(|| format!("connect pod {}", inner.spec.name))?;
+        }
+        if inner.spec.network_first {
+            cgroup::make(&inner.cgroup)?;
         }
         let directory = shared.tree.container_directory(&inner.cgroup, &random::container_id()?);
         cgroup::make(&directory)?;

@@ -83,7 +83,8 @@ fn status_table(status: &Status) -> Table {
     row("endpoints", known);
     row("unknown pods", status.unknown_pods.to_string());
     for fill in &status.maps {
-        row("map", format!("{} {} of {}", fill.map, fill.entries, fill.capacity));
+        let full = fill.full.as_ref().map_or_else(String::new, |full| format!(", full: {full}"));
+        row("map", format!("{} {} of {}{full}", fill.map, fill.entries, fill.capacity));
     }
     for verdict in &status.verdicts {
         let text = format!(

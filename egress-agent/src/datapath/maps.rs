@@ -3,13 +3,15 @@
 //! Invariant: [`Maps::observed`] is what the kernel's maps hold: read once, then kept in step by every write that
 //! succeeded. Tested by `tests/verdicts.rs`, which reads the maps again after many plans.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
-use egress_common::wire::{Addr, Cidr, Config, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED};
+use egress_common::wire::{
+    ABI, Addr, Cidr, Config, Endpoint, IDENTITY_WORLD, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
+};
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +35,10 @@ const SHAPES: [(&str, usize, usize); 5] = [
     (ROWS, size_of::<RowKey>(), size_of::<Row>()),
 ];
 
+/// What a full map of addresses means.
+const PLANS_WAIT: &str =
+    "changes of policies wait until there is room; pods that they lock down are closed altogether";
+
 /// The open maps.
 pub(super) struct Maps {
     config: Array<MapData, Config>,
@@ -53,11 +59,21 @@ pub struct Fill {
     pub entries: usize,
     /// Most entries it can hold.
     pub capacity: u32,
+    /// What it means that nothing more fits; nothing while there is room.
+    #[serde(default)]
+    pub full: Option<String>,
+}
+
+impl Fill {
+    pub(super) fn new(map: &str, entries: usize, capacity: u32, meaning: &str) -> Self {
+        let full = (entries as u64 >= u64::from(capacity)).then(|| meaning.to_owned());
+        Self { map: map.to_owned(), entries, capacity, full }
+    }
 }
 
 /// A step of a plan that the kernel refused.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {step}: {error}{}", if *stopped { "; the rest of the plan waits" } else { "" })]
+#[error("cannot {step} in {}: {}{}", map_of(step), cause(error), if *stopped { "; the rest of the plan waits" } else { "" })]
 pub struct StepError {
     /// The step.
     pub step: Box<Step>,
@@ -112,35 +128,94 @@ impl Maps {
         &self.observed
     }
 
-    /// A row that does not fit is left out, which denies; anything else that fails stops the plan, because every prefix of
-    /// a plan is safe and a plan with a hole need not be.
+    /// A row that does not fit is left out, which denies; a pod that does not fit stays unknown. Anything else that fails stops
+    /// the plan, because every prefix of a plan is safe and a plan with a hole need not be.
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), Vec<StepError>> {
         let mut errors = Vec::new();
         let mut steps = plan.steps.iter();
         for step in steps.by_ref() {
             if let Err(error) = self.step(step) {
-                let stopped = !matches!(step, Step::PutRow(..));
-                errors.push(StepError { step: Box::new(step.clone()), error, stopped });
-                if stopped {
+                let left_out = match step {
+                    Step::PutRow(..) => true,
+                    Step::PutEndpoint(..) => is_full(&error),
+                    _ => false,
+                };
+                errors.push(StepError { step: Box::new(step.clone()), error, stopped: !left_out });
+                if !left_out {
                     break;
                 }
             }
         }
-        for step in steps {
+        let rest = steps.as_slice();
+        if rest.is_empty() {
+            return if errors.is_empty() { Ok(()) } else { Err(errors) };
+        }
+        self.make_room(plan, rest);
+        for step in rest {
             if let Step::PutEndpoint(cgroup, endpoint) = step
                 && let Err(error) = self.close(*cgroup, endpoint)
             {
                 errors.push(StepError { step: Box::new(step.clone()), error, stopped: true });
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        // Verdicts that sockets keep are none of what was done of the plan.
+        let observed = self.observed.config;
+        if observed.abi == ABI {
+            let step = Step::PutConfig(Config { revision: observed.revision.wrapping_add(1), ..observed });
+            if let Err(error) = self.step(&step) {
+                errors.push(StepError { step: Box::new(step), error, stopped: true });
+            }
+        }
+        Err(errors)
     }
 
-    /// A pod that was free and is not to be any more is closed altogether, where the plan that would have said what it may
-    /// do could not be carried out.
+    /// Removes what a stopped plan would have removed last, so that there is room the next time: else what comes would wait for
+    /// what goes, which waits for what comes. It is as if the objects that are gone had gone by themselves before. An address that is
+    /// removed falls to a prefix, so only where that does not change; and of rows only those that nothing leads to.
+    fn make_room(&mut self, plan: &Plan, rest: &[Step]) {
+        let moves = |addr: &Addr| {
+            plan.steps.iter().any(|step| match step {
+                Step::PutCidr(cidr, _) | Step::DeleteCidr(cidr) => holds(cidr, addr),
+                _ => false,
+            })
+        };
+        for step in rest {
+            let goes = match step {
+                Step::DeleteEndpoint(_) => true,
+                Step::DeleteAddress(addr) => !moves(addr),
+                _ => false,
+            };
+            if goes {
+                // What fails here is tried again with the whole plan.
+                let _not_yet = self.step(step);
+            }
+        }
+        let (policies, identities) = self.in_use();
+        for step in rest {
+            if let Step::DeleteRow(key) = step
+                && !(policies.contains(&key.policy) && identities.contains(&key.identity))
+            {
+                let _not_yet = self.step(step);
+            }
+        }
+    }
+
+    /// The policies and identities that pods, the configuration and addresses lead to.
+    fn in_use(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let State { config, endpoints, addresses, cidrs, .. } = &self.observed;
+        let of = |endpoint: &Endpoint| {
+            endpoint.proxies.map(|proxy| proxy.policy).into_iter().chain([endpoint.policy, endpoint.lock])
+        };
+        let policies = endpoints.values().flat_map(of).chain([config.unknown_policy]).collect();
+        let identities = addresses.values().chain(cidrs.values()).copied().chain([IDENTITY_WORLD]).collect();
+        (policies, identities)
+    }
+
+    /// A pod that was free or unknown, and is not to be any more, is closed altogether, where the plan that would have said what
+    /// it may do could not be carried out.
     fn close(&mut self, cgroup: u64, endpoint: &Endpoint) -> Result<(), MapError> {
-        let free = self.observed.endpoints.get(&cgroup).is_some_and(|was| was.state == STATE_UNSELECTED);
-        if free && endpoint.state != STATE_UNSELECTED {
+        let was = self.observed.endpoints.get(&cgroup);
+        if was.is_none_or(|was| was.state == STATE_UNSELECTED) && endpoint.state != STATE_UNSELECTED {
             return self.step(&Step::PutEndpoint(cgroup, Endpoint { state: STATE_INVALID, ..*endpoint }));
         }
         Ok(())
@@ -192,14 +267,46 @@ impl Maps {
 
     pub(super) fn fill(&self) -> Vec<Fill> {
         let observed = &self.observed;
-        let entries = [
-            (ENDPOINTS, observed.endpoints.len()),
-            (IPCACHE, observed.addresses.len()),
-            (CIDRS, observed.cidrs.len()),
-            (ROWS, observed.rows.len()),
+        let maps = [
+            (ENDPOINTS, observed.endpoints.len(), "pods that do not fit stay unknown"),
+            (IPCACHE, observed.addresses.len(), PLANS_WAIT),
+            (CIDRS, observed.cidrs.len(), PLANS_WAIT),
+            (ROWS, observed.rows.len(), "what the rows that do not fit allow is denied"),
         ];
         let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
-        entries.map(|(map, entries)| Fill { map: map.to_owned(), entries, capacity: capacity(map) }).to_vec()
+        maps.map(|(map, entries, meaning)| Fill::new(map, entries, capacity(map), meaning)).to_vec()
+    }
+}
+
+/// Whether an address is within a prefix.
+fn holds(cidr: &Cidr, addr: &Addr) -> bool {
+    let [a, b] = [cidr.addr.0, addr.0].map(u128::from_be_bytes);
+    (a ^ b).checked_shr(128 - cidr.bits.min(128)).unwrap_or(0) == 0
+}
+
+/// Whether there was no room: E2BIG from hash maps, ENOSPC from tries.
+fn is_full(error: &MapError) -> bool {
+    let MapError::SyscallError(error) = error else { return false };
+    matches!(error.io_error.raw_os_error(), Some(nix::libc::E2BIG | nix::libc::ENOSPC))
+}
+
+/// Why a step failed, to the kernel's own word.
+fn cause(error: &MapError) -> String {
+    match error {
+        _ if is_full(error) => "the map is full".to_owned(),
+        MapError::SyscallError(syscall) => format!("{error}: {}", syscall.io_error),
+        _ => error.to_string(),
+    }
+}
+
+/// The map that a step writes.
+fn map_of(step: &Step) -> &'static str {
+    match step {
+        Step::PutRow(..) | Step::DeleteRow(_) => ROWS,
+        Step::PutAddress(..) | Step::DeleteAddress(_) => IPCACHE,
+        Step::PutCidr(..) | Step::DeleteCidr(_) => CIDRS,
+        Step::PutEndpoint(..) | Step::DeleteEndpoint(_) => ENDPOINTS,
+        Step::PutConfig(_) => CONFIG,
     }
 }
 
@@ -209,5 +316,19 @@ fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Addr, Cidr, holds};
+
+    #[test]
+    fn a_prefix_holds_what_its_bits_say() {
+        let addr = |last| Addr::v4([198, 51, 100, last]);
+        let of = |bits| Cidr { bits, addr: addr(16) };
+        assert!(holds(&of(128), &addr(16)) && !holds(&of(128), &addr(17)));
+        assert!(holds(&of(124), &addr(31)) && !holds(&of(124), &addr(32)));
+        assert!(holds(&of(0), &Addr([0xff; 16])));
     }
 }

@@ -34,6 +34,23 @@ use veth::Veths;
 /// The BPF object, as `cargo xtask build-ebpf` made it.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EGRESS_EBPF_OBJECT"));
 
+/// What is loaded, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading<'a> {
+    /// The BPF object.
+    pub object: &'a [u8],
+    /// The most entries of maps that are made anew, by name.
+    pub map_entries: &'a [(String, u32)],
+    /// Every socket keeps its verdict from its first packet on, so that all of them can be told by it.
+    pub keep_always: bool,
+}
+
+impl Default for Loading<'_> {
+    fn default() -> Self {
+        Self { object: OBJECT, map_entries: &[], keep_always: false }
+    }
+}
+
 /// The loaded object.
 pub struct Datapath {
     pins: Pins,
@@ -64,14 +81,14 @@ impl Datapath {
     /// The kernel refuses the object or the socket hook, or a pinned map is not of the expected shape. What else it refuses is
     /// in [`Self::lacks`].
     pub fn open(bpffs: &Path) -> anyhow::Result<Self> {
-        Self::open_object(bpffs, OBJECT)
+        Self::open_with(bpffs, &Loading::default())
     }
 
-    /// As [`Self::open`], with another object than the one in this binary.
+    /// As [`Self::open`], with other things than the usual ones.
     ///
     /// # Errors
-    /// As [`Self::open`].
-    pub fn open_object(bpffs: &Path, object: &[u8]) -> anyhow::Result<Self> {
+    /// As [`Self::open`]; or there is no such map.
+    pub fn open_with(bpffs: &Path, loading: &Loading<'_>) -> anyhow::Result<Self> {
         let pins = Pins::new(bpffs, ABI);
         pins.make()?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
@@ -80,7 +97,16 @@ impl Datapath {
         for name in maps::NAMES.iter().chain(&seen::NAMES).chain([&DEVICES]) {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader.load(object).context("the kernel refuses the BPF object")?;
+        for (name, entries) in loading.map_entries {
+            if ![maps::NAMES.as_slice(), &seen::NAMES, &[DEVICES]].concat().contains(&name.as_str()) {
+                bail!("there is no map {name}");
+            }
+            loader.map_max_entries(name, *entries);
+        }
+        if loading.keep_always {
+            loader.override_global("KEEP_EVERY", &1_u64, true);
+        }
+        let mut ebpf = loader.load(loading.object).context("the kernel refuses the BPF object")?;
         let mut lacks = programs::load(&mut ebpf)?;
         let veths = Veths::load(&mut ebpf, &mut lacks)?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
@@ -213,10 +239,12 @@ impl Datapath {
         self.attached.as_ref()
     }
 
-    /// Entries and capacity of each policy map.
+    /// Entries and capacity of each map that can be full.
     #[must_use]
     pub fn fill(&self) -> Vec<Fill> {
-        self.maps.fill()
+        let mut fill = self.maps.fill();
+        fill.push(self.seen.fill());
+        fill
     }
 
     /// The program of the socket hook, for `BPF_PROG_TEST_RUN` in tests and benchmarks.

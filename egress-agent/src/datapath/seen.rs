@@ -10,6 +10,7 @@ use egress_common::wire::{Approval, Counter, Denial, DenialKey, WITNESS_STOOD, W
 use egress_common::{Action, Addr, Hook, Reason, witness};
 use serde::{Deserialize, Serialize};
 
+use super::maps::Fill;
 use crate::network::Connection;
 
 const COUNTERS: &str = "egress_counters";
@@ -30,6 +31,10 @@ pub struct Seen {
     denials: PerCpuHashMap<MapData, DenialKey, Denial>,
     inbound: BpfHash<MapData, WitnessKey, Witness>,
     events: Option<RingBuf<MapData>>,
+    /// Entries of `inbound`, as of the last look.
+    witnesses: usize,
+    /// Most entries of `inbound`.
+    places: u32,
 }
 
 /// Packets and bytes of one hook, action and reason.
@@ -62,12 +67,19 @@ impl Seen {
         let mut take = |name: &str| -> anyhow::Result<Map> {
             ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
         };
+        let inbound = take(INBOUND)?;
+        let places = match &inbound {
+            Map::HashMap(data) => data.info()?.max_entries(),
+            _ => 0,
+        };
         Ok(Self {
             counters: take(COUNTERS)?.try_into()?,
             lost: take(LOST)?.try_into()?,
             denials: take(DENIALS)?.try_into()?,
-            inbound: take(INBOUND)?.try_into()?,
+            inbound: inbound.try_into()?,
             events: Some(take(EVENTS)?.try_into()?),
+            witnesses: 0,
+            places,
         })
     }
 
@@ -142,11 +154,23 @@ impl Seen {
         for key in gone {
             let _gone_already = self.denials.remove(&key);
         }
-        let gone: Vec<_> =
-            self.inbound.iter().flatten().filter(|(_, seen)| !cgroups.contains(&seen.cgroup)).collect();
-        for (key, _) in gone {
+        let mut gone = Vec::new();
+        self.witnesses = 0;
+        for (key, seen) in self.inbound.iter().flatten() {
+            if cgroups.contains(&seen.cgroup) {
+                self.witnesses += 1;
+            } else {
+                gone.push(key);
+            }
+        }
+        for key in gone {
             let _gone_already = self.inbound.remove(&key);
         }
+    }
+
+    /// How full the map of what came in was at the last look.
+    pub(super) fn fill(&self) -> Fill {
+        Fill::new(INBOUND, self.witnesses, self.places, "what comes in and does not fit cannot be answered")
     }
 
     pub(super) fn take_events(&mut self) -> Option<RingBuf<MapData>> {

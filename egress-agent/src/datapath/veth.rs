@@ -111,7 +111,7 @@ impl Veths {
     /// Forgets the devices that the node has no longer. The kernel has taken the hooks of a device that is gone along with it;
     /// numbers of devices are not given again before they run out.
     pub(super) fn forget_gone(&mut self, pins: &Pins) {
-        let stands = |index: u32| nix::net::if_::if_indextoname(index).is_ok();
+        let stands = |index: u32| device_name(index).is_some();
         self.covered.retain(|index, _| stands(*index));
         for (hook, _) in HOOKS {
             pins.keep_numbered(hook, |index| u32::try_from(index).is_ok_and(stands));
@@ -176,6 +176,13 @@ fn attach(
     Ok(None)
 }
 
+/// The name of a device of the node, if it stands.
+fn device_name(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?.to_string_lossy().into_owned();
+    // What nix gives where there is no such device: it takes a null pointer for a success.
+    (!name.is_empty()).then_some(name)
+}
+
 fn says_exists(error: &TcError) -> bool {
     error.to_string().contains("File exists")
         || matches!(error, TcError::IoError(io) if io.raw_os_error() == Some(nix::libc::EEXIST))
@@ -189,12 +196,22 @@ pub fn detach_filters(devices: MapData) -> anyhow::Result<()> {
     let map = aya::maps::Map::HashMap(devices);
     let devices: BpfHash<MapData, u32, Device> = map.try_into()?;
     for index in devices.keys().flatten() {
-        let Ok(name) = nix::net::if_::if_indextoname(index) else { continue };
-        let name = name.to_string_lossy().into_owned();
+        let Some(name) = device_name(index) else { continue };
         for (hook, direction) in HOOKS {
             // Not found where links hold them.
             let _not_there = qdisc_detach_program(&name, direction, hook);
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::device_name;
+
+    #[test]
+    fn a_device_that_is_not_there_has_no_name() {
+        assert_eq!(device_name(1).as_deref(), Some("lo"));
+        assert_eq!(device_name(u32::MAX >> 1), None);
+    }
 }

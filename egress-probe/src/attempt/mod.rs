@@ -11,6 +11,7 @@ pub(crate) mod http;
 pub(crate) mod inject;
 pub(crate) mod ping;
 pub(crate) mod socket;
+pub(crate) mod storm;
 pub(crate) mod talk;
 pub(crate) mod trick;
 pub(crate) mod xdp;

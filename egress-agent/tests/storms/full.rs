@@ -1,0 +1,286 @@
+//! Full maps: what does not fit is denied, `status` says so, and there is room again when objects go. Nothing is restarted.
+
+use std::time::Duration;
+
+use egress_probe::{Attempt, Outcome};
+use egress_topology::{CgroupDriver, Container, Exec, OUTSIDE_V4, PodSpec, Process};
+use serde_json::{Value, json};
+
+use crate::common::{Stand, UDP, entries, eventually, outside, passes, pod_object, udp};
+use crate::field::{SINK, Watch, alone, fill, lawful, storm};
+
+/// A node with `a/known` under a policy and `b/free` under none, and the observer.
+struct Node {
+    stand: Stand,
+    known: Container,
+    free: Container,
+    watch: Watch,
+}
+
+impl Node {
+    fn new() -> Self {
+        let mut stand = Stand::new(CgroupDriver::Systemd);
+        let sink = Exec::probe(["serve-load", "--port", &SINK.to_string()]);
+        stand.servers.push(stand.topology.outside_serve(&sink).unwrap());
+        stand.lock_down(lawful());
+        let free = stand.pod(PodSpec::new("b", "free"));
+        let known = stand.pod(PodSpec::new("a", "known"));
+        let watch = Watch::new(&stand.topology);
+        Self { stand, known, free, watch }
+    }
+
+    /// Starts the agent with a map that has room for so many entries more than are in it at first.
+    fn start(&mut self, map: &str, room: u64, more: &[&str]) {
+        let stand = &mut self.stand;
+        stand.start();
+        let entries = entries(&stand.agent, map);
+        stand.agent.stop().unwrap();
+        stand.agent.cleanup(&stand.topology).unwrap();
+        self.start_with(map, entries + room, more);
+    }
+
+    fn start_with(&mut self, map: &str, entries: u64, more: &[&str]) {
+        let size = format!("{map}={entries}");
+        let arguments = [&["--map-entries", &size], more].concat();
+        let stand = &mut self.stand;
+        let agent =
+            egress_topology::Agent::new(crate::common::agent_binary(), stand.bpffs.path(), stand.dir.path());
+        stand.agent = agent.arguments(&arguments);
+        stand.start();
+        assert_eq!(fill(stand, map)["capacity"], entries);
+        self.watch.sees_all_of(&self.free);
+        passes(&self.known, &outside()[0]);
+    }
+
+    /// A pod whose object is written, though there may be no room for it.
+    fn pod(&self, spec: PodSpec) -> Container {
+        let container = self.stand.topology.add_pod(spec).unwrap().add_container("app").unwrap();
+        self.stand.write(pod_object(&self.stand, container.pod()));
+        container
+    }
+
+    fn remove(&self, container: &Container) {
+        let object = pod_object(&self.stand, container.pod());
+        container.pod().remove().unwrap();
+        self.stand.remove(&object);
+    }
+
+    /// `status` says which map is full and what that means, as JSON and in the table.
+    #[track_caller]
+    fn says_full(&self, map: &str, means: &str) {
+        // As the table has it, which a person reads; the JSON has the same.
+        let words = [map.to_owned(), "full: ".to_owned(), means.to_owned()];
+        eventually("status says that the map is full", || {
+            let table = String::from_utf8(self.stand.agent.ask(&["status"]).unwrap().stdout).unwrap();
+            table.lines().any(|line| words.iter().all(|word| line.contains(word)))
+        });
+    }
+
+    /// There is room again, and nothing is left undone.
+    #[track_caller]
+    fn recovers(&self, map: &str) {
+        eventually("the agent is ready again", || {
+            let status = self.stand.agent.status().unwrap();
+            status["ready"] == true && fill(&self.stand, map)["full"].is_null()
+        });
+    }
+
+    /// What a pod may not send, it does not get out; nor does what it may, if there was no room to say so.
+    #[track_caller]
+    fn nothing_from(&mut self, container: &Container) {
+        let done: egress_probe::Storm =
+            container.spawn(&storm(100, &[])).unwrap().output_json(Duration::from_secs(5)).unwrap();
+        assert_eq!(done.sent, 0, "{done:?}");
+        self.watch.nothing_from(&self.free, [container.pod()]);
+    }
+}
+
+/// How often the agent tries again.
+const TICK: Duration = Duration::from_secs(5);
+
+/// A socket of a pod that stays open.
+fn talk(container: &Container) -> Process {
+    let target = format!("{OUTSIDE_V4}:{SINK}");
+    let mut talk = container.spawn(&Exec::probe(["talk", &target]).with_stdin()).unwrap();
+    talk.wait_ready(Duration::from_secs(5)).unwrap();
+    talk
+}
+
+fn says(talk: &mut Process) -> Outcome {
+    talk.send_line("word").unwrap();
+    talk.next_json::<Attempt>(Duration::from_secs(5)).unwrap().unwrap().outcome
+}
+
+#[test]
+fn endpoints() {
+    const MAP: &str = "egress_endpoint";
+    let _alone = alone();
+    let mut node = Node::new();
+    node.start(MAP, 0, &[]);
+    let mut open = talk(&node.known);
+    assert_eq!(says(&mut open), Outcome::Ok);
+
+    let late = node.pod(PodSpec::new("a", "late"));
+    eventually("it is said that the pod does not fit", || {
+        let status = node.stand.agent.status().unwrap();
+        status["ready"] == false && status["errors"].to_string().contains(MAP)
+    });
+    node.says_full(MAP, "stay unknown");
+    node.nothing_from(&late);
+    assert_eq!(udp(&late, &outside()[0]).outcome, Outcome::Denied, "what it may is not known");
+    passes(&node.known, &outside()[0]);
+    passes(&node.free, &outside()[0]);
+
+    // A policy goes on changing for the others, also for what they have open.
+    node.stand.lock_down(json!({}));
+    eventually("the change is in force", || says(&mut open) == Outcome::Denied);
+    node.nothing_from(&node.known.clone());
+    node.stand.lock_down(lawful());
+    eventually("and back", || says(&mut open) == Outcome::Ok);
+
+    let other = node.pod(PodSpec::new("b", "other"));
+    node.nothing_from(&other);
+    // One goes that fitted, and one that did not.
+    let free = node.free.clone();
+    node.remove(&other);
+    passes(&free, &outside()[0]);
+    node.remove(&node.known);
+    eventually("the pod has its place", || udp(&late, &outside()[0]).outcome == Outcome::Ok);
+    eventually("the agent is ready again", || node.stand.agent.status().unwrap()["ready"] == true);
+    node.nothing_from(&late);
+}
+
+/// The map of addresses, with these hooks.
+fn addresses(hooks: &str) {
+    const MAP: &str = "egress_ipcache";
+    let _alone = alone();
+    let mut node = Node::new();
+    // The pod has two addresses, of which one fits.
+    node.start(MAP, 1, &["--hooks", hooks]);
+    let freed = node.pod(PodSpec::new("c", "freed"));
+    eventually("it is said that an address does not fit", || {
+        let status = node.stand.agent.status().unwrap();
+        status["ready"] == false && status["errors"].to_string().contains(MAP)
+    });
+    node.says_full(MAP, "closed altogether");
+    passes(&node.known, &outside()[0]);
+    node.nothing_from(&node.known.clone());
+    // Which was free is to be locked down, and has something open.
+    let mut open = talk(&node.free);
+    assert_eq!(says(&mut open), Outcome::Ok);
+    let mut policy = crate::common::policy(json!({}));
+    policy["metadata"]["name"] = json!("more");
+    policy["spec"]["subjects"][0]["namespaces"]["matchLabels"]["kubernetes.io/metadata.name"] = json!("b");
+    node.stand.write(policy.clone());
+    eventually("the pod is closed, also what it has open", || says(&mut open) == Outcome::Denied);
+    // A new pod that is to be locked down is, though not all is known.
+    let late = node.pod(PodSpec::new("a", "late"));
+    eventually("the new pod is closed", || {
+        let known = crate::common::endpoints(&node.stand.agent);
+        known.iter().any(|known| known["name"] == "late")
+    });
+    let done: egress_probe::Storm =
+        late.spawn(&storm(100, &[])).unwrap().output_json(Duration::from_secs(5)).unwrap();
+    assert_eq!(done.sent, 0, "{done:?}");
+    node.stand.remove(&policy);
+
+    // What waits needs the place of what goes, and comes before it in the plan.
+    node.remove(&late);
+    let rows = || crate::common::entries(&node.stand.agent, "egress_rows");
+    let before = rows();
+    std::thread::sleep(TICK + Duration::from_secs(2));
+    assert!(rows() <= before, "a plan that is tried again leaves rows behind");
+    node.remove(&node.known);
+    node.recovers(MAP);
+    eventually("what was open goes on", || says(&mut open) == Outcome::Ok);
+    passes(&freed, &outside()[0]);
+    node.watch.nothing_from(&node.free, [late.pod(), node.known.pod()]);
+}
+
+#[test]
+fn addresses_under_both_hooks() {
+    addresses("both");
+}
+
+#[test]
+fn addresses_under_the_socket_hook() {
+    addresses("socket");
+}
+
+#[test]
+fn rows() {
+    const MAP: &str = "egress_rows";
+    let _alone = alone();
+    let mut node = Node::new();
+    node.start(MAP, 1, &[]);
+    // Each of these needs rows of its own.
+    let policies: Vec<Value> = (0..4)
+        .map(|number| {
+            let ports = json!([{"protocol": "UDP", "port": UDP}, {"protocol": "TCP", "port": 1000 + number}]);
+            let mut policy = crate::common::policy(
+                json!({"allow": {"to": [{"cidr": format!("{OUTSIDE_V4}/32"), "ports": ports}]}}),
+            );
+            policy["metadata"]["name"] = json!(format!("more-{number}"));
+            policy["spec"]["subjects"][0]["namespaces"]["matchLabels"]["kubernetes.io/metadata.name"] =
+                json!(format!("n{number}"));
+            node.stand.write(policy.clone());
+            policy
+        })
+        .collect();
+    let pods: Vec<Container> =
+        (0..policies.len()).map(|number| node.pod(PodSpec::new(&format!("n{number}"), "pod"))).collect();
+    eventually("it is said that rows do not fit", || {
+        let status = node.stand.agent.status().unwrap();
+        status["ready"] == false && status["errors"].to_string().contains(MAP)
+    });
+    node.says_full(MAP, "denied");
+    eventually("every pod is known", || node.stand.agent.status().unwrap()["endpoints"]["Isolated"] == 5);
+    let works = |pod: &&Container| udp(pod, &outside()[0]).outcome == Outcome::Ok;
+    let denied: Vec<&Container> = pods.iter().filter(|pod| !works(pod)).collect();
+    assert!(!denied.is_empty(), "rows are missing, so somebody is denied what it may send");
+    pods.iter().for_each(|pod| node.nothing_from(pod));
+    passes(&node.free, &outside()[0]);
+
+    // The others go; who was denied is left with room for its rows.
+    let last = denied[denied.len() - 1];
+    for (pod, policy) in pods.iter().zip(&policies) {
+        if pod.id() != last.id() {
+            node.remove(pod);
+            node.stand.remove(policy);
+        }
+    }
+    node.remove(&node.known);
+    eventually("the rows have their place", || works(&last));
+    eventually("the agent is ready again", || node.stand.agent.status().unwrap()["ready"] == true);
+    node.nothing_from(last);
+}
+
+#[test]
+fn witnesses() {
+    const MAP: &str = "egress_inbound";
+    const PLACES: u64 = 8;
+    let _alone = alone();
+    let mut node = Node::new();
+    node.start_with(MAP, PLACES, &[]);
+    let serve = Exec::probe(["serve-udp", "--port", &UDP.to_string()]);
+    // Nothing is allowed to go to the ports of these clients.
+    let ask = |pod: &Container, port: u64| {
+        let target = format!("{}:{UDP}", pod.pod().v4());
+        let words = ["udp", &target, "--source-port", &port.to_string(), "--timeout-ms", "150"];
+        node.stand.topology.outside_attempt(&words).unwrap().outcome
+    };
+    let server = node.stand.pod(PodSpec::new("a", "server"));
+    let _serving = server.serve(&serve).unwrap();
+    let answered =
+        (0..3 * PLACES).filter(|number| ask(&server, 40_000 + number) == Outcome::Ok).count() as u64;
+    assert!((1..=PLACES).contains(&answered), "{answered} of {} places", PLACES);
+    node.says_full(MAP, "cannot be answered");
+    let second = node.stand.pod(PodSpec::new("a", "second"));
+    let _serving = second.serve(&serve).unwrap();
+    assert_eq!(ask(&second, 41_000), Outcome::Timeout, "not witnessed, so not answered");
+    passes(&second, &outside()[0]);
+    node.remove(&server);
+    node.recovers(MAP);
+    assert_eq!(ask(&second, 41_001), Outcome::Ok);
+    node.nothing_from(&second);
+}

@@ -3,7 +3,7 @@
 //! Invariant: every way out of [`decide`] that lets a packet pass is one of the reasons whose action is allow, or an
 //! audit of an endpoint or rule that is marked so; `tests/decide.rs` counts them.
 
-use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, icmp, protocol};
+use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, icmp, protocol, tcp};
 use crate::reason::{Action, Reason};
 use crate::subject::{self, Subject};
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, Socket, View};
@@ -161,7 +161,9 @@ where
     }
     decision.whole = refused.is_none();
     let kept = owner.approval();
+    // The socket's word is about what is in the packet, not about a tag that the frame got on its way.
     if refused.is_none()
+        && !meta.vlan
         && let Some(kept) = kept
         && let Some(reason) = approved(kept, config, decision, veth, loopback)
     {
@@ -269,7 +271,8 @@ fn approved(
     }
     match kept.reason {
         ALLOWED => Some(Reason::Allowed),
-        REPLY => Some(Reason::WitnessedReply),
+        // A socket that was called can be disconnected, and call back itself.
+        REPLY if !decision.flow.has(tcp::SYN, tcp::ACK) => Some(Reason::WitnessedReply),
         LOOPBACK => Some(Reason::Loopback),
         // Who may send anything may forge its source, too: the second hook has to look.
         UNSELECTED if !veth => Some(Reason::Unselected),

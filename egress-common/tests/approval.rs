@@ -344,3 +344,35 @@ fn a_socket_that_was_called_may_answer() {
         }
     }
 }
+
+/// A socket that was called can be disconnected (`connect` to `AF_UNSPEC`), and then call back itself.
+#[test]
+fn a_kept_reply_does_not_begin_a_connection() {
+    for ends in Ends::answers() {
+        let maps = Maps::new();
+        let own =
+            Approval { reason: Reason::WitnessedReply as u8, flags: APPROVAL_CAME_IN, ..kept(&maps, ends) };
+        for hook in Hook::ALL {
+            for flags in [ACK, SYN | ACK, 0] {
+                taken(judge(&maps, hook, own, &ends.tcp(flags, 0)), Reason::WitnessedReply);
+            }
+            for more in [0, 0xc0, 8] {
+                afresh(judge(&maps, hook, own, &ends.tcp(SYN | more, 0)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kept_approval_is_no_word_for_a_tagged_frame() {
+    for ends in Ends::answers() {
+        let maps = Maps::new();
+        let own = kept(&maps, ends);
+        let packet = ends.tcp(ACK, 0);
+        let sender = Sender::NESTED.keeping(Some(own));
+        let frame = |vlan| egress_common::Meta { vlan, ..meta(&packet, Hook::Veth, VETH) };
+        let judge = |vlan| egress_common::decide(&maps, &sender, packet.as_slice(), frame(vlan));
+        taken(judge(false), Reason::Allowed);
+        assert_eq!(judge(true).verdict.reason, Reason::NotIp, "{:?}", judge(true));
+    }
+}

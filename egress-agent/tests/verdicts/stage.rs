@@ -1,5 +1,7 @@
 //! Where the loaded programs are run: a pod's cgroup, a network namespace with devices, pins of their own.
 
+#![allow(clippy::allow_attributes, dead_code, reason = "each test file uses a part")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +45,7 @@ impl Stage {
         u32::try_from(ancestors(self.cgroups.path(), self.root.path()).len() - 1).unwrap()
     }
 
-    /// Makes the cgroup of a container of a Burstable pod.
+    /// Makes the cgroup of a container of a Burstable pod; its pod's is the one above.
     pub fn container(&self, uid: &str, container: &str) -> PathBuf {
         let pod = self.root.pod_directory(Qos::Burstable, uid);
         let container = self.root.container_directory(&pod, container);

@@ -334,6 +334,18 @@ fn a_pod_that_is_not_known_yet_answers() {
     }
 }
 
+/// What belongs to no pod answers nothing, not even what was written down for none.
+#[test]
+fn a_sender_that_is_in_no_cgroup_answers_nothing() {
+    for ends in Ends::answers() {
+        let mut maps = Maps::new();
+        let (key, seen) = came_in(&maps, &ends.back().udp());
+        maps.witnesses = [(key, Witness { cgroup: 0, ..seen })].into();
+        let nobody = Sender::NOBODY.socket(Socket::Inet);
+        assert_eq!(maps.judge_from(nobody, &ends.udp(), ETH0).verdict.reason, Reason::UnknownPod);
+    }
+}
+
 #[test]
 fn a_reply_is_allowed_not_audited() {
     for ends in Ends::answers() {

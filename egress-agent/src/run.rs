@@ -16,8 +16,8 @@ use crate::admin::server::{FlowLog, Server};
 use crate::agent::Agent;
 use crate::cli::{Hooks, RunArgs, Source};
 use crate::coverage::Look;
-use crate::datapath::{Datapath, Loading};
 use crate::datapath::events::Events;
+use crate::datapath::{Datapath, Loading};
 use crate::lock::Lock;
 use crate::network::Monitor;
 use crate::pods::PodRoot;
@@ -133,8 +133,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
 fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
     // What is ended is told by what its socket keeps.
-    let loading =
-        Loading { map_entries: &args.map_entries, keep_always: args.sever, ..Loading::default() };
+    let loading = Loading { map_entries: &args.map_entries, keep_always: args.sever, ..Loading::default() };
     #[cfg(feature = "trace")]
     if let Some(object) = &args.trace_object {
         return crate::trace::open(&args.bpffs.bpffs, object, loading);

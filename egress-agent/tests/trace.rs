@@ -43,10 +43,7 @@ fn every_verdict_is_in_the_log() {
     let line = |what: &str, to: &str| [what.to_owned(), format!(" to {to} 9999")];
     outside().iter().for_each(|address| denied(&pod, address));
     says(&stand, line("hook=socket action=deny reason=NotAllowed", "::ffff:198.51.100.10"));
-    says(
-        &stand,
-        line("hook=socket action=deny reason=NotAllowed", outside()[1].trim_matches(['[', ']'])),
-    );
+    says(&stand, line("hook=socket action=deny reason=NotAllowed", outside()[1].trim_matches(['[', ']'])));
     passes(&pod, peer.pod().v4());
     let peer = format!("::ffff:{}", peer.pod().v4());
     says(&stand, line("hook=socket action=allow reason=Allowed", &peer));

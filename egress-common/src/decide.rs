@@ -67,9 +67,9 @@ pub struct Decision {
     pub revision: u64,
     /// The flow was read to its end, and it is the pod's socket that a verdict on it belongs to.
     pub whole: bool,
-    /// The verdict is one that was kept with the socket; nothing else was looked for.
+    /// The verdict is one that was kept with the socket; nothing but the cgroup was looked for besides.
     pub kept: bool,
-    /// The source is not known to be the pod's own: the packet passes, but it witnesses nothing.
+    /// The source is not known to be the pod's own: the packet may pass, but it witnesses nothing.
     pub forged: bool,
 }
 
@@ -90,11 +90,28 @@ impl Decision {
         }
     }
 
-    /// What to keep with the socket: its next packet of this flow need not be judged again. Only what passes the first hook
+    /// The packet passes by the pod's own right, so that what comes back answers it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn begins(&self, meta: Meta) -> bool {
+        let right = match self.verdict.action {
+            Action::Deny => false,
+            Action::Audit => true,
+            Action::Allow => {
+                matches!(
+                    self.verdict.reason,
+                    Reason::Allowed | Reason::Unselected | Reason::UnknownPodAllowed
+                )
+            }
+        };
+        right && self.whole && !self.forged && meta.ifindex != LOOPBACK_IFINDEX
+    }
+
+    /// What to keep with the socket from `now` on: its next packet of this flow need not be judged again. Only what passes the first hook
     /// is kept.
     #[must_use]
     #[inline(always)]
-    pub const fn approval(&self, meta: Meta) -> Option<Approval> {
+    pub const fn approval(&self, meta: Meta, now: u64) -> Option<Approval> {
         let mut flags = if meta.ifindex == LOOPBACK_IFINDEX { APPROVAL_LOOPBACK } else { 0 };
         flags |= if self.container == 0 { 0 } else { APPROVAL_LOCKED };
         let reason = match self.verdict.action {
@@ -122,7 +139,7 @@ impl Decision {
             version: flow.version,
             reason: reason as u8,
             flags,
-            reserved: [0; 8],
+            given: now,
         })
     }
 }
@@ -139,7 +156,10 @@ where
     B: Bytes + ?Sized,
 {
     match established(view, owner, packet, meta) {
-        Some(reason) => Decision { verdict: Verdict::of(reason), kept: true, ..Decision::none() },
+        Some(reason) => {
+            let cgroup = owner.approval().map_or(0, |kept| kept.cgroup);
+            Decision { verdict: Verdict::of(reason), cgroup, kept: true, ..Decision::none() }
+        }
         None => judge(view, owner, packet, meta),
     }
 }
@@ -194,7 +214,7 @@ where
     decision.policy = subject.policy;
     let flow = &decision.flow;
     if let Some(reason) = subject.settled {
-        decision.forged = veth && !subject.owns(flow.version, &flow.source);
+        decision.forged = !subject.owns(flow.version, &flow.source);
         return Verdict::of(reason);
     }
     if veth {

@@ -6,7 +6,8 @@
 use crate::packet::{Bytes, ETHERTYPE_IPV4, ETHERTYPE_IPV6, byte, protocol, tcp};
 use crate::reason::Reason;
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, View};
-use crate::wire::{ABI, APPROVAL_AUDIT, APPROVAL_LOOPBACK, Approval};
+use crate::wire::{ABI, APPROVAL_AUDIT, APPROVAL_LOOPBACK, Approval, DATAGRAM_TTL};
+use crate::witness::is_datagram;
 
 /// The reason for which the socket's flow was let pass, where this is a packet of it and that still holds.
 #[must_use]
@@ -34,6 +35,9 @@ where
     }
     let loopback = !veth && meta.ifindex == LOOPBACK_IFINDEX;
     if (kept.flags & APPROVAL_LOOPBACK != 0) != loopback || !is_of(kept, packet, meta) {
+        return None;
+    }
+    if is_datagram(kept.protocol) && view.now().saturating_sub(kept.given) >= DATAGRAM_TTL {
         return None;
     }
     const ALLOWED: u8 = Reason::Allowed as u8;

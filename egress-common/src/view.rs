@@ -74,7 +74,7 @@ pub trait View {
     fn device(&self, ifindex: u32) -> Option<u64>;
     /// What was seen (`WITNESSES`).
     fn witness(&self, key: &WitnessKey) -> Option<&Witness>;
-    /// `CLOCK_MONOTONIC` nanoseconds, asked for only where a witness was found.
+    /// `CLOCK_MONOTONIC_COARSE` nanoseconds, some milliseconds behind the exact time at most.
     fn now(&self) -> u64;
 }
 

@@ -6,8 +6,8 @@
 use crate::packet::{Flow, icmp, protocol, tcp};
 use crate::view::{Hook, Meta, Owner, Socket, View};
 use crate::wire::{
-    APPROVAL_CAME_IN, Addr, Approval, FRAGMENT_TTL, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT,
-    WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+    APPROVAL_CAME_IN, Addr, Approval, FRAGMENT_TTL, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED,
+    WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
 };
 
 /// The slot of a flow among those of its local address. Spreads, no more: who comes in by chance or on purpose where another
@@ -35,8 +35,10 @@ pub struct Half {
     pub local_port: u16,
     /// IANA protocol number.
     pub protocol: u8,
+    /// [`WitnessKey::began`].
+    pub began: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 /// What was seen of a flow.
@@ -74,7 +76,7 @@ impl Half {
     #[inline(always)]
     fn key(&self) -> WitnessKey {
         let slot = slot(&self.remote, self.remote_port, self.local_port, self.protocol);
-        WitnessKey { local: self.local, slot, reserved: 0 }
+        WitnessKey { local: self.local, slot, began: u32::from(self.began) }
     }
 
     #[inline(always)]
@@ -102,7 +104,8 @@ fn answered(flow: &Flow) -> Half {
         remote_port: if echo { flow.echo } else { flow.destination_port },
         local_port: if echo { 0 } else { flow.source_port },
         protocol: flow.protocol,
-        reserved: [0; 3],
+        began: 0,
+        reserved: [0; 2],
     }
 }
 
@@ -115,14 +118,62 @@ fn datagram(flow: &Flow) -> Half {
         remote_port: (flow.fragment >> 16) as u16,
         local_port: flow.fragment as u16,
         protocol: flow.protocol,
-        reserved: [0; 3],
+        began: 0,
+        reserved: [0; 2],
     }
 }
 
-/// What to remember of a packet on its way into the pod of `cgroup`; nothing of one that begins nothing.
+/// What to remember of a packet on its way into the pod of `cgroup`; nothing of one that begins nothing. What answers datagrams
+/// that the pod began to send is one more reason to remember that, and no more.
+#[must_use]
+#[inline(always)]
+pub fn arrived<V: View>(view: &V, flow: &Flow, cgroup: u64) -> Option<(WitnessKey, Witness)> {
+    let now = view.now();
+    let seen = incoming(flow)?;
+    if is_datagram(flow.protocol) {
+        let begun = Half { began: 1, ..seen };
+        let found = view.found(&begun, cgroup);
+        if found.kind == WITNESS_BEGAN && found.recent {
+            return Some((begun.key(), begun.witness(cgroup, WITNESS_BEGAN, now)));
+        }
+    }
+    Some((seen.key(), seen.witness(cgroup, WITNESS_CAME_IN, now)))
+}
+
+/// What to remember of a packet that the pod of `cgroup` sends by its own right: that it began to, unless the other end did.
+/// Of datagrams only: how a connection began is seen in its first packet.
+#[must_use]
+#[inline(always)]
+pub fn left<V: View>(view: &V, flow: &Flow, cgroup: u64) -> Option<(WitnessKey, Witness)> {
+    if !is_datagram(flow.protocol) {
+        return None;
+    }
+    let asked = answered(flow);
+    let found = view.found(&asked, cgroup);
+    if found.kind == WITNESS_CAME_IN && found.recent {
+        return None;
+    }
+    let begun = Half { began: 1, ..asked };
+    Some((begun.key(), begun.witness(cgroup, WITNESS_BEGAN, view.now())))
+}
+
+/// Whether a protocol is one of messages that may come from either end at any time, as far as we look.
+#[inline(always)]
+pub(crate) const fn is_datagram(protocol: u8) -> bool {
+    protocol == protocol::UDP || protocol == protocol::SCTP
+}
+
+/// What to remember of a packet on its way into the pod of `cgroup`, where nothing is remembered yet.
 #[must_use]
 #[inline(always)]
 pub fn came_in(flow: &Flow, cgroup: u64, now: u64) -> Option<(WitnessKey, Witness)> {
+    let seen = incoming(flow)?;
+    Some((seen.key(), seen.witness(cgroup, WITNESS_CAME_IN, now)))
+}
+
+/// The flow of a packet on its way in, where it begins something.
+#[inline(always)]
+fn incoming(flow: &Flow) -> Option<Half> {
     let begins = match flow.protocol {
         protocol::TCP => flow.has(tcp::SYN, tcp::ACK),
         protocol::UDP | protocol::SCTP => true,
@@ -134,15 +185,15 @@ pub fn came_in(flow: &Flow, cgroup: u64, now: u64) -> Option<(WitnessKey, Witnes
         return None;
     }
     let echo = flow.protocol == protocol::ICMP || flow.protocol == protocol::ICMPV6;
-    let seen = Half {
+    Some(Half {
         local: flow.destination,
         remote: flow.source,
         remote_port: if echo { flow.echo } else { flow.source_port },
         local_port: if echo { 0 } else { flow.destination_port },
         protocol: flow.protocol,
-        reserved: [0; 3],
-    };
-    Some((seen.key(), seen.witness(cgroup, WITNESS_CAME_IN, now)))
+        began: 0,
+        reserved: [0; 2],
+    })
 }
 
 /// What to remember of the first fragment of a datagram that passes. TCP is left out: a later fragment could put other
@@ -167,7 +218,8 @@ pub fn connection(kept: &Approval, kind: u8, now: u64) -> (WitnessKey, Witness) 
         remote_port: kept.destination_port,
         local_port: kept.source_port,
         protocol: protocol::TCP,
-        reserved: [0; 3],
+        began: 0,
+        reserved: [0; 2],
     };
     (seen.key(), seen.witness(kept.cgroup, kind, now))
 }

@@ -10,6 +10,7 @@ mod maps;
 mod packet;
 mod process;
 mod report;
+mod seen;
 mod socket;
 #[cfg(feature = "trace")]
 mod trace;

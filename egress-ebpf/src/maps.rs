@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use egress_common::View;
 use egress_common::decide::{Said, look_up};
@@ -131,7 +131,7 @@ impl View for Kernel {
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: a call of a helper without arguments.
-        unsafe { bpf_ktime_get_ns() }
+        unsafe { bpf_ktime_get_coarse_ns() }
     }
 }
 

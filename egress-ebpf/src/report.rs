@@ -5,12 +5,13 @@
 use core::ptr;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use egress_common::reason::counter_slot;
 use egress_common::wire::{Denial, DenialKey, EVENT_LIMIT, EVENT_WINDOW, Process};
-use egress_common::{Action, Decision, Hook, Verdict, View as _};
+use egress_common::{Action, Decision, Hook, Verdict};
 
-use crate::maps::{COUNTERS, DENIALS, EVENTS, Kernel, LOST, PROCESSES};
+use crate::maps::{COUNTERS, DENIALS, EVENTS, LOST, PROCESSES};
 use crate::packet::Packet;
 
 /// Counts a verdict; gives the number of packets that this CPU has counted under it.
@@ -38,7 +39,8 @@ pub fn report(packet: &Packet, decision: &Decision, hook: Hook) -> u64 {
         Action::Allow => {}
         Action::Deny | Action::Audit => {
             let slot = counter_slot(hook, verdict.action, verdict.reason);
-            let now = Kernel.now();
+            // SAFETY: a call of a helper without arguments.
+            let now = unsafe { bpf_ktime_get_ns() };
             if let Some(suppressed) = admitted(decision.cgroup, slot, packet.length(), now) {
                 event(packet, decision, hook, now, suppressed);
             }

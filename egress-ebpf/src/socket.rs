@@ -8,11 +8,11 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use egress_common::packet::tcp;
 use egress_common::wire::{APPROVAL_CAME_IN, APPROVAL_LOCKED};
-use egress_common::{Action, Decision, Hook, Verdict, established, judge};
+use egress_common::{Action, Decision, Hook, Verdict, View as _, established, judge};
 
 use crate::maps::{APPROVALS, Kernel};
 use crate::packet::Packet;
-use crate::report;
+use crate::{report, seen};
 
 /// Return codes of `cgroup_skb` programs: the verifier accepts no others.
 const DROP: i32 = 0;
@@ -31,7 +31,10 @@ pub fn egress_socket(ctx: SkBuffContext) -> i32 {
     let packets = report::report(&packet, &decision, Hook::Socket);
     keep(&packet, &decision, packets);
     match decision.verdict.action {
-        Action::Allow | Action::Audit => PASS,
+        Action::Allow | Action::Audit => {
+            seen::left(&decision, meta);
+            PASS
+        }
         Action::Deny => DROP,
     }
 }
@@ -57,9 +60,10 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
     if sk.is_null() {
         return;
     }
+    let now = Kernel.now();
     let map = ptr::from_ref(&APPROVALS).cast_mut().cast();
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-    let Some(mut new) = decision.approval(packet.meta()) else {
+    let Some(mut new) = decision.approval(packet.meta(), now) else {
         // A socket that began a connection, if in vain, has not been called by anybody: see `connection`.
         if decision.flow.has(tcp::SYN, tcp::ACK) && matches!(decision.verdict.action, Action::Deny) {
             // SAFETY: a map of this kind and a socket that is not null; without a value the new entry is all zero.
@@ -68,11 +72,11 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
         return;
     };
     if let Some(kept) = packet.kept() {
-        if kept.revision == new.revision && kept.version != 0 {
-            return;
-        }
         if decision.flow.same(kept) && kept.cgroup == new.cgroup {
             kept.renew(&new);
+            return;
+        }
+        if kept.revision == new.revision && kept.version != 0 {
             return;
         }
         if kept.flags & APPROVAL_CAME_IN != 0 {

@@ -5,14 +5,11 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use egress_common::view::LOOPBACK_IFINDEX;
-use egress_common::wire::{WITNESS_TTL, Witness, WitnessKey};
-use egress_common::{
-    Action, Bytes as _, Flow, Hook, Owner as _, Verdict, View as _, established, judge, witness,
-};
+use egress_common::{Action, Bytes as _, Flow, Hook, Owner as _, Verdict, View as _, established, judge};
 
-use crate::maps::{Kernel, WITNESSES};
+use crate::maps::Kernel;
 use crate::packet::Packet;
-use crate::report;
+use crate::{report, seen};
 
 /// Hands the packet to the programs after us, which may be the network plugin's.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -39,10 +36,7 @@ pub fn egress_veth(ctx: TcContext) -> i32 {
             if decision.forged {
                 set_tc_index(ctx.skb.skb, FORGED);
             }
-            if let Some((key, value)) = witness::first_fragment(&decision.flow, decision.cgroup, Kernel.now())
-            {
-                remember(&key, &value, 0);
-            }
+            seen::left(&decision, meta);
             PASS
         }
         Action::Deny => DROP,
@@ -65,10 +59,7 @@ pub fn egress_witness(ctx: TcContext) -> i32 {
     if packet.read(meta.ethertype, &mut flow).is_some() {
         return PASS;
     }
-    let now = Kernel.now();
-    if let Some((key, value)) = witness::came_in(&flow, cgroup, now) {
-        remember(&key, &value, WITNESS_TTL / 8);
-    }
+    seen::arrived(&flow, cgroup);
     PASS
 }
 
@@ -87,30 +78,10 @@ pub fn egress_arrival(ctx: SkBuffContext) -> i32 {
         cgroup = packet.cgroup(config.pod_root_level.wrapping_add(1));
     }
     let mut flow = Flow::default();
-    if packet.read(meta.ethertype, &mut flow).is_none()
-        && let Some((key, value)) = witness::came_in(&flow, cgroup, Kernel.now())
-    {
-        remember(&key, &value, WITNESS_TTL / 8);
+    if packet.read(meta.ethertype, &mut flow).is_none() {
+        seen::arrived(&flow, cgroup);
     }
     KEEP
-}
-
-/// Writes down what was seen, unless the same was written not longer ago than `fresh` nanoseconds. Where the map is full it is
-/// not remembered, and will not be answered.
-#[inline(never)]
-fn remember(key: &WitnessKey, value: &Witness, fresh: u64) {
-    if let Some(old) = Kernel.witness(key)
-        && value.seen.saturating_sub(old.seen) < fresh
-        && old.cgroup == value.cgroup
-        && old.remote.same(&value.remote)
-        && old.remote_port == value.remote_port
-        && old.local_port == value.local_port
-        && old.protocol == value.protocol
-        && old.kind == value.kind
-    {
-        return;
-    }
-    let _full = WITNESSES.insert(key, value, 0);
 }
 
 #[inline(always)]

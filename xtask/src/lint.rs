@@ -13,15 +13,17 @@ const CARGO_DENY: &str = "^0.20";
 pub(crate) fn lint() -> anyhow::Result<()> {
     let tools = setup::setup(Need::Lint)?;
     run("rustfmt", cargo().args(["fmt", "--all", "--check"]))?;
-    let mut fmt = cargo();
-    fmt.current_dir(root().join("egress-ebpf")).args([
-        "fmt",
-        "--check",
-        "--",
-        "--config-path",
-        "../rustfmt.toml",
-    ]);
-    run("rustfmt of egress-ebpf", &mut fmt)?;
+    for outside in ["egress-ebpf", "fuzz"] {
+        let mut fmt = cargo();
+        fmt.current_dir(root().join(outside)).args([
+            "fmt",
+            "--check",
+            "--",
+            "--config-path",
+            "../rustfmt.toml",
+        ]);
+        run(&format!("rustfmt of {outside}"), &mut fmt)?;
+    }
 
     // The agent embeds the object, so even checking it needs one.
     build::build_ebpf()?;

@@ -18,6 +18,9 @@ pub const WITNESS_SLOTS: u32 = 4096;
 /// How long what came in may be answered where no socket keeps it in mind: two minutes, as RFC 4787 (REQ-5) asks of
 /// translators for UDP, and more than a SYN-ACK is sent again (63 s with `tcp_synack_retries` at 5). Nanoseconds.
 pub const WITNESS_TTL: u64 = 120_000_000_000;
+/// How long the verdict on datagrams is kept with their socket before it is given afresh, so that it stays known who began.
+/// Nanoseconds.
+pub const DATAGRAM_TTL: u64 = 30_000_000_000;
 /// How long the later fragments of a datagram may follow the first one. Nanoseconds.
 pub const FRAGMENT_TTL: u64 = 2_000_000_000;
 
@@ -29,8 +32,8 @@ pub struct WitnessKey {
     pub local: Addr,
     /// Below [`WITNESS_SLOTS`]; made of the other half of the flow by [`slot`](crate::witness::slot).
     pub slot: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 where the pod began the flow, 0 for all that came in: the one never takes the other's place.
+    pub began: u32,
 }
 
 /// [`Witness::kind`]: a packet that begins something came in: a SYN, a datagram, an echo request.
@@ -41,6 +44,9 @@ pub const WITNESS_STOOD: u8 = 2;
 pub const WITNESS_CLOSED: u8 = 3;
 /// [`Witness::kind`]: the first fragment of a datagram has passed; the ports are the halves of its identification.
 pub const WITNESS_FRAGMENT: u8 = 4;
+
+/// [`Witness::kind`]: the pod began to send these datagrams by its own right; what comes back is an answer and asks for none.
+pub const WITNESS_BEGAN: u8 = 5;
 
 /// A value of map `WITNESSES`: something that was seen where the pod cannot forge it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +71,7 @@ pub struct Witness {
 }
 
 /// What is kept with a socket: the verdict of the flow it sent last, and whether that flow came in. Never written in place
-/// but for `revision` and `reason`, so that no reader sees half of one flow and half of another.
+/// but for `revision`, `reason`, `flags` and `given`, so that no reader sees half of one flow and half of another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Approval {
@@ -89,8 +95,8 @@ pub struct Approval {
     pub reason: u8,
     /// Union of the `APPROVAL_` constants.
     pub flags: u8,
-    /// Zero.
-    pub reserved: [u8; 8],
+    /// `CLOCK_MONOTONIC_COARSE` nanoseconds when the verdict was given.
+    pub given: u64,
 }
 
 /// [`Approval::flags`]: a TCP connection that came in; what it sends is a reply.
@@ -107,6 +113,7 @@ impl Approval {
     /// the revision last.
     #[inline(always)]
     pub fn renew(&mut self, new: &Self) {
+        self.given = new.given;
         self.reason = new.reason;
         self.flags = (self.flags & APPROVAL_CAME_IN) | new.flags;
         self.revision = new.revision;

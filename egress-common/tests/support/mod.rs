@@ -7,6 +7,8 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod packets;
+
 use std::collections::BTreeMap;
 
 use egress_common::wire::{

@@ -198,7 +198,8 @@ impl Owner for InCgroup {
     }
 }
 
-fn packet(endpoint: &Endpoint, to: IpAddr, port: &str) -> Vec<u8> {
+/// A packet of a pod with its own source address.
+pub fn packet(endpoint: &Endpoint, to: IpAddr, port: &str) -> Vec<u8> {
     let (protocol, port) = port.split_once('/').unwrap_or((port, "0"));
     let port: u16 = port.parse().unwrap();
     let number = match (protocol, to) {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
-use egress_common::Action;
-use egress_policy::compile::PodState;
+use egress_common::{Action, Verdict};
+use egress_policy::compile::{Compiled, PodState};
 use egress_policy::object::{Kind, ObjectRef};
 use egress_policy::reference::{Answer, Probe, Protocol, evaluate};
 use ipnet::IpNet;
@@ -104,6 +104,19 @@ pub struct Tally {
 /// those that `seed` chooses. What rows have no room for may be denied.
 pub fn compare(world: &World, probes: &[Probe], budget: usize, seed: u64) -> Result<Tally, String> {
     let compiled = world.compile();
+    compare_by(world, &compiled, (probes, budget, seed), |device, sender, to, protocol| {
+        judge_from(device, &compiled.desired, sender, to, protocol)
+    })
+}
+
+/// As [`compare`], with what somebody makes of the compiled state: of the device, the cgroup ids of the pod and the
+/// container, the destination, the protocol and port.
+pub fn compare_by(
+    world: &World,
+    compiled: &Compiled,
+    (probes, budget, seed): (&[Probe], usize, u64),
+    mut judge: impl FnMut(u32, (u64, u64), &str, &str) -> Verdict,
+) -> Result<Tally, String> {
     let cut = compiled.diagnostics.iter().any(|d| d.reason.contains("port ranges to one destination"));
     let mut tally = Tally::default();
     // Chosen by their own value, so that a probe stays chosen while a failing case is made smaller.
@@ -133,13 +146,8 @@ pub fn compare(world: &World, probes: &[Probe], budget: usize, seed: u64) -> Res
             let expected = evaluate(&world.index, NODE, pod, container, probe);
             let device = if own.contains(&probe.destination) { 1 } else { 2 };
             let protocol = format!("{:?}/{}", probe.protocol, probe.port).to_lowercase();
-            let got = judge_from(
-                device,
-                &compiled.desired,
-                (local.cgroup, container_cgroup),
-                &probe.destination.to_string(),
-                &protocol,
-            );
+            let sender = (local.cgroup, container_cgroup);
+            let got = judge(device, sender, &probe.destination.to_string(), &protocol);
             let same = matches!(
                 (got.action, expected.answer),
                 (Action::Allow, Answer::Allow)

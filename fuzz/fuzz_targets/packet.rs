@@ -1,0 +1,9 @@
+//! The parser on any bytes.
+#![no_main]
+
+#[path = "../checks/mod.rs"]
+mod checks;
+#[path = "../../egress-common/tests/support/mod.rs"]
+mod support;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::packet::check(data));

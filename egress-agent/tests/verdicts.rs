@@ -205,8 +205,13 @@ fn compare(
         let expected = decide(host, &sender.of(*ethertype), packet.as_slice(), meta);
         kernel.decides(&expected, meta, packet, *times);
         *seen.entry((*hook as u8, expected.verdict.reason)).or_default() += u64::from(*times);
+        if expected.begins(meta) && witness::begins(host, &expected.flow, expected.cgroup) {
+            host.witnesses.extend([witness::begun(&expected.flow).entry(expected.cgroup, now)]);
+        }
         if *hook == Hook::Veth && expected.verdict.action != Action::Deny {
-            host.witnesses.extend(witness::first_fragment(&expected.flow, expected.cgroup, now));
+            let parted =
+                witness::is_first_fragment(&expected.flow).then(|| witness::datagram(&expected.flow));
+            host.witnesses.extend(parted.map(|seen| seen.entry(expected.cgroup, now)));
         }
     }
     kernel.has_seen(host);

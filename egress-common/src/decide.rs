@@ -240,7 +240,7 @@ where
     if let Some(reason) = subject.closed {
         let answers = refused.is_none()
             && !matches!(reason, Reason::BadEntry)
-            && witness::reply(view, owner, flow, meta, cgroup);
+            && witness::reply(view, owner, flow, &meta, cgroup);
         return Verdict::of(if answers { Reason::WitnessedReply } else { reason });
     }
     if let Some(reason) = refused {
@@ -269,7 +269,7 @@ where
     if matches!(verdict.action, Action::Allow) {
         return verdict;
     }
-    if witness::reply(view, owner, flow, meta, cgroup) {
+    if witness::reply(view, owner, flow, &meta, cgroup) {
         return Verdict::of(Reason::WitnessedReply);
     }
     if subject.lock == 0 || !matches!(verdict.reason, Reason::NotAllowed) {
@@ -289,7 +289,7 @@ const fn is_ip(ethertype: u16) -> bool {
 /// Whether this is what IPv6 says on a link to find addresses. It goes no further than the link, or to an address of the
 /// pod's own /64 (a neighbour that is asked whether it is still there); a router would have lowered the hop limit of 255
 /// (RFC 4861, section 7.1), and listener reports have 1 (RFC 3810, section 5).
-#[inline(always)]
+#[inline(never)]
 fn is_neighbour<B: Bytes + ?Sized>(packet: &B, flow: &Flow, subject: &Subject<'_>) -> bool {
     if flow.protocol != protocol::ICMPV6 {
         return false;

@@ -37,8 +37,10 @@ pub struct Half {
     pub protocol: u8,
     /// [`WitnessKey::began`].
     pub began: u8,
+    /// [`Witness::kind`] where it is to be remembered; does not count where it is looked up.
+    pub kind: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// What was seen of a flow.
@@ -57,13 +59,7 @@ pub fn find<V: View>(view: &V, half: &Half, cgroup: u64) -> Found {
     let Some(seen) = view.witness(&half.key()) else {
         return NOTHING;
     };
-    let same = seen.cgroup == cgroup
-        && cgroup != 0
-        && seen.remote.same(&half.remote)
-        && seen.remote_port == half.remote_port
-        && seen.local_port == half.local_port
-        && seen.protocol == half.protocol;
-    if !same {
+    if cgroup == 0 || !half.is_of(seen, cgroup) {
         return NOTHING;
     }
     // Two processors' clocks may differ by a little, so that what was seen "later" is now.
@@ -73,24 +69,51 @@ pub fn find<V: View>(view: &V, half: &Half, cgroup: u64) -> Found {
 }
 
 impl Half {
+    /// Whether something was seen of this flow, for the pod of `cgroup`.
+    #[must_use]
     #[inline(always)]
-    fn key(&self) -> WitnessKey {
+    pub fn is_of(&self, seen: &Witness, cgroup: u64) -> bool {
+        seen.cgroup == cgroup
+            && seen.remote.same(&self.remote)
+            && seen.remote_port == self.remote_port
+            && seen.local_port == self.local_port
+            && seen.protocol == self.protocol
+    }
+
+    /// Its place.
+    #[must_use]
+    #[inline(always)]
+    pub fn key(&self) -> WitnessKey {
         let slot = slot(&self.remote, self.remote_port, self.local_port, self.protocol);
         WitnessKey { local: self.local, slot, began: u32::from(self.began) }
     }
 
+    /// What to write, and where.
+    #[must_use]
     #[inline(always)]
-    fn witness(&self, cgroup: u64, kind: u8, now: u64) -> Witness {
-        Witness {
-            cgroup,
-            seen: now,
-            remote: self.remote,
-            remote_port: self.remote_port,
-            local_port: self.local_port,
-            protocol: self.protocol,
-            kind,
-            reserved: [0; 2],
-        }
+    pub fn entry(&self, cgroup: u64, now: u64) -> (WitnessKey, Witness) {
+        let mut witness = Witness::default();
+        self.write(&mut witness, cgroup, now);
+        (self.key(), witness)
+    }
+
+    /// How long ago the same may have been written for it not to be written again, nanoseconds.
+    #[must_use]
+    #[inline(always)]
+    pub const fn fresh(&self) -> u64 {
+        if self.kind == WITNESS_FRAGMENT { 0 } else { WITNESS_TTL / 8 }
+    }
+
+    /// Writes what is to be remembered, in place: copies would not fit the stacks of programs.
+    #[inline(always)]
+    pub fn write(&self, to: &mut Witness, cgroup: u64, now: u64) {
+        to.cgroup = cgroup;
+        to.seen = now;
+        to.remote = self.remote;
+        to.remote_port = self.remote_port;
+        to.local_port = self.local_port;
+        to.protocol = self.protocol;
+        to.kind = self.kind;
     }
 }
 
@@ -105,13 +128,15 @@ fn answered(flow: &Flow) -> Half {
         local_port: if echo { 0 } else { flow.source_port },
         protocol: flow.protocol,
         began: 0,
-        reserved: [0; 2],
+        kind: 0,
+        reserved: 0,
     }
 }
 
-/// The datagram that a fragment belongs to.
+/// The datagram that a fragment belongs to: what to remember of it.
+#[must_use]
 #[inline(always)]
-fn datagram(flow: &Flow) -> Half {
+pub fn datagram(flow: &Flow) -> Half {
     Half {
         local: flow.source,
         remote: flow.destination,
@@ -119,7 +144,8 @@ fn datagram(flow: &Flow) -> Half {
         local_port: flow.fragment as u16,
         protocol: flow.protocol,
         began: 0,
-        reserved: [0; 2],
+        kind: WITNESS_FRAGMENT,
+        reserved: 0,
     }
 }
 
@@ -127,34 +153,48 @@ fn datagram(flow: &Flow) -> Half {
 /// that the pod began to send is one more reason to remember that, and no more.
 #[must_use]
 #[inline(always)]
-pub fn arrived<V: View>(view: &V, flow: &Flow, cgroup: u64) -> Option<(WitnessKey, Witness)> {
-    let now = view.now();
-    let seen = incoming(flow)?;
+pub fn arrived<V: View>(view: &V, flow: &Flow, cgroup: u64) -> Option<Half> {
+    let mut half = incoming(flow)?;
     if is_datagram(flow.protocol) {
-        let begun = Half { began: 1, ..seen };
-        let found = view.found(&begun, cgroup);
+        half.began = 1;
+        let found = view.found(&half, cgroup);
         if found.kind == WITNESS_BEGAN && found.recent {
-            return Some((begun.key(), begun.witness(cgroup, WITNESS_BEGAN, now)));
+            half.kind = WITNESS_BEGAN;
+            return Some(half);
         }
+        half.began = 0;
     }
-    Some((seen.key(), seen.witness(cgroup, WITNESS_CAME_IN, now)))
+    half.kind = WITNESS_CAME_IN;
+    Some(half)
 }
 
-/// What to remember of a packet that the pod of `cgroup` sends by its own right: that it began to, unless the other end did.
-/// Of datagrams only: how a connection began is seen in its first packet.
+/// Whether a packet that the pod of `cgroup` sends by its own right begins something, the other end not having begun it. Of
+/// datagrams only: how a connection began is seen in its first packet.
 #[must_use]
 #[inline(always)]
-pub fn left<V: View>(view: &V, flow: &Flow, cgroup: u64) -> Option<(WitnessKey, Witness)> {
+pub fn begins<V: View>(view: &V, flow: &Flow, cgroup: u64) -> bool {
     if !is_datagram(flow.protocol) {
-        return None;
+        return false;
     }
-    let asked = answered(flow);
-    let found = view.found(&asked, cgroup);
-    if found.kind == WITNESS_CAME_IN && found.recent {
-        return None;
+    let found = view.found(&answered(flow), cgroup);
+    !(found.kind == WITNESS_CAME_IN && found.recent)
+}
+
+/// What to remember of a packet that `begins` something.
+#[must_use]
+#[inline(always)]
+pub fn begun(flow: &Flow) -> Half {
+    // Not by way of `answered`: there is no room for a copy on the stacks of programs.
+    Half {
+        local: flow.source,
+        remote: flow.destination,
+        remote_port: flow.destination_port,
+        local_port: flow.source_port,
+        protocol: flow.protocol,
+        began: 1,
+        kind: WITNESS_BEGAN,
+        reserved: 0,
     }
-    let begun = Half { began: 1, ..asked };
-    Some((begun.key(), begun.witness(cgroup, WITNESS_BEGAN, view.now())))
 }
 
 /// Whether a protocol is one of messages that may come from either end at any time, as far as we look.
@@ -167,8 +207,8 @@ pub(crate) const fn is_datagram(protocol: u8) -> bool {
 #[must_use]
 #[inline(always)]
 pub fn came_in(flow: &Flow, cgroup: u64, now: u64) -> Option<(WitnessKey, Witness)> {
-    let seen = incoming(flow)?;
-    Some((seen.key(), seen.witness(cgroup, WITNESS_CAME_IN, now)))
+    let seen = Half { kind: WITNESS_CAME_IN, ..incoming(flow)? };
+    Some(seen.entry(cgroup, now))
 }
 
 /// The flow of a packet on its way in, where it begins something.
@@ -192,20 +232,17 @@ fn incoming(flow: &Flow) -> Option<Half> {
         local_port: if echo { 0 } else { flow.destination_port },
         protocol: flow.protocol,
         began: 0,
-        reserved: [0; 2],
+        kind: 0,
+        reserved: 0,
     })
 }
 
-/// What to remember of the first fragment of a datagram that passes. TCP is left out: a later fragment could put other
-/// flags in the place of those that were judged (RFC 1858, section 3.2).
+/// Whether later fragments may follow a packet that passes. TCP is left out: a later fragment could put other flags in the place
+/// of those that were judged (RFC 1858, section 3.2).
 #[must_use]
 #[inline(always)]
-pub fn first_fragment(flow: &Flow, cgroup: u64, now: u64) -> Option<(WitnessKey, Witness)> {
-    if !flow.parted || flow.protocol == protocol::TCP {
-        return None;
-    }
-    let seen = datagram(flow);
-    Some((seen.key(), seen.witness(cgroup, WITNESS_FRAGMENT, now)))
+pub const fn is_first_fragment(flow: &Flow) -> bool {
+    flow.parted && flow.protocol != protocol::TCP
 }
 
 /// What to remember of a lawful connection that was closed, or that stood before us.
@@ -219,13 +256,14 @@ pub fn connection(kept: &Approval, kind: u8, now: u64) -> (WitnessKey, Witness) 
         local_port: kept.source_port,
         protocol: protocol::TCP,
         began: 0,
-        reserved: [0; 2],
+        kind,
+        reserved: 0,
     };
-    (seen.key(), seen.witness(kept.cgroup, kind, now))
+    seen.entry(kept.cgroup, now)
 }
 
 /// Whether a later fragment follows one that has passed.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn follows<V: View>(view: &V, flow: &Flow, cgroup: u64) -> bool {
     if flow.protocol == protocol::TCP {
         return false;
@@ -234,9 +272,10 @@ pub(crate) fn follows<V: View>(view: &V, flow: &Flow, cgroup: u64) -> bool {
     found.kind == WITNESS_FRAGMENT && found.recent
 }
 
-/// Whether a packet answers what came in; `cgroup` is the pod's.
-#[inline(always)]
-pub(crate) fn reply<V, O>(view: &V, owner: &O, flow: &Flow, meta: Meta, cgroup: u64) -> bool
+/// Whether a packet answers what came in; `cgroup` is the pod's. By itself, so that the kernel's programs have room on their
+/// stacks.
+#[inline(never)]
+pub(crate) fn reply<V, O>(view: &V, owner: &O, flow: &Flow, meta: &Meta, cgroup: u64) -> bool
 where
     V: View,
     O: Owner,

@@ -258,7 +258,7 @@ fn later_fragments_follow_a_first_one_that_has_passed() {
         let by = |maps: &Maps, packet: &[u8]| maps.judge_veth(Sender::NESTED, packet).verdict.reason;
         assert_eq!(by(&maps, &second), Reason::Fragment);
         assert_eq!(by(&maps, &first), Reason::Allowed);
-        let (key, seen) = witness::first_fragment(&flow(&first), POD, maps.now).unwrap();
+        let (key, seen) = witness::datagram(&flow(&first)).entry(POD, maps.now);
         maps.witnesses.insert(key, seen);
         assert_eq!(by(&maps, &second), Reason::FollowsFragment);
         assert_eq!(maps.judge(&second).verdict.reason, Reason::Fragment, "not at the socket");
@@ -293,7 +293,7 @@ fn later_fragments_follow_a_first_one_that_has_passed() {
 fn of_tcp_and_of_what_is_whole_no_fragment_is_remembered() {
     for ends in datagrams() {
         let [first, _] = fragments(ends, 7);
-        let remembered = |flow| witness::first_fragment(&flow, POD, 1).is_some();
+        let remembered = |flow| witness::is_first_fragment(&flow);
         assert!(remembered(flow(&first)));
         assert!(!remembered(flow(&ends.udp())));
         let tcp = egress_common::Flow { protocol: 6, ..flow(&first) };
@@ -307,7 +307,7 @@ fn a_tcp_fragment_does_not_follow_what_was_remembered_of_another_protocol() {
     for ends in datagrams() {
         let mut maps = Maps::new();
         let [first, second] = fragments(ends, 9);
-        let (key, mut seen) = witness::first_fragment(&flow(&first), POD, maps.now).unwrap();
+        let (key, mut seen) = witness::datagram(&flow(&first)).entry(POD, maps.now);
         let mut tcp = second;
         tcp[if ends.from.is_v4() { 9 } else { 40 }] = 6;
         seen.protocol = 6;
@@ -336,8 +336,8 @@ fn a_forged_source_of_a_pod_that_is_not_touched_is_marked() {
         let mut none = maps.clone();
         (none.endpoint_mut().v4, none.endpoint_mut().v6) = (Addr::default(), Addr::default());
         assert!(none.judge_veth(Sender::NESTED, &ends.tcp(SYN, 0)).forged);
-        // The socket hook marks nothing: there is no way on from it but by the veth.
-        assert!(!maps.judge(&other.tcp(SYN, 0)).forged);
+        // It has not begun what it sends in another's name.
+        assert!(maps.judge(&other.udp()).forged);
     }
     // Where it is judged it is denied.
     let maps = Maps::new();

@@ -402,12 +402,13 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
     for ends in Ends::answers() {
         for (out, back) in [(ends.udp(), ends.back().udp()), (ends.sctp(), ends.back().sctp())] {
             let mut maps = Maps::new();
-            maps.witnesses.extend(witness::left(&maps, &flow(&out), POD));
+            assert!(witness::begins(&maps, &flow(&out), POD));
+            maps.witnesses.extend([witness::begun(&flow(&out)).entry(POD, maps.now)]);
             assert_eq!(judge(&maps, Hook::Veth, Socket::Inet, &out), Reason::NotAllowed);
             // Answers go on for longer than anything is remembered without.
             for _ in 0..10 {
                 maps.now += WITNESS_TTL - 1;
-                let (key, seen) = witness::arrived(&maps, &flow(&back), POD).unwrap();
+                let (key, seen) = witness::arrived(&maps, &flow(&back), POD).unwrap().entry(POD, maps.now);
                 assert_eq!((seen.kind, key.began), (WITNESS_BEGAN, 1));
                 maps.witnesses.insert(key, seen);
                 for hook in Hook::ALL {
@@ -416,7 +417,8 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
             }
             // After a silence nobody knows who began before.
             maps.now += WITNESS_TTL;
-            maps.witnesses.extend(witness::arrived(&maps, &flow(&back), POD));
+            maps.witnesses
+                .extend(witness::arrived(&maps, &flow(&back), POD).map(|seen| seen.entry(POD, maps.now)));
             for hook in Hook::ALL {
                 assert_eq!(judge(&maps, hook, Socket::Inet, &out), Reason::WitnessedReply);
             }
@@ -432,17 +434,17 @@ fn who_is_asked_first_does_not_begin_by_answering() {
         let mut maps = Maps::new();
         for _ in 0..10 {
             maps.now += WITNESS_TTL - 1;
-            let (key, seen) = witness::arrived(&maps, &flow(&back), POD).unwrap();
+            let (key, seen) = witness::arrived(&maps, &flow(&back), POD).unwrap().entry(POD, maps.now);
             assert_eq!((seen.kind, key.began), (WITNESS_CAME_IN, 0));
             maps.witnesses.insert(key, seen);
-            assert_eq!(witness::left(&maps, &flow(&out), POD), None);
+            assert!(!witness::begins(&maps, &flow(&out), POD));
             assert_eq!(judge(&maps, Hook::Veth, Socket::Inet, &out), Reason::WitnessedReply);
         }
         // It is another pod's flow that came in, or another one of this pod.
-        assert!(witness::left(&maps, &flow(&out), POD + 1).is_some());
+        assert!(witness::begins(&maps, &flow(&out), POD + 1));
         let other = Ends { from_port: 9, ..ends };
-        assert!(witness::left(&maps, &flow(&other.udp()), POD).is_some());
+        assert!(witness::begins(&maps, &flow(&other.udp()), POD));
         // Who began a connection is seen in its packets.
-        assert_eq!(witness::left(&maps, &flow(&ends.tcp(ACK, 0)), POD), None);
+        assert!(!witness::begins(&maps, &flow(&ends.tcp(ACK, 0)), POD));
     }
 }

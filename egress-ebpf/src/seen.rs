@@ -2,60 +2,64 @@
 //!
 //! Invariant: nothing is judged here. Where the map is full it is not remembered, and will not be answered.
 
-use egress_common::wire::{WITNESS_TTL, Witness, WitnessKey};
-use egress_common::{Decision, Flow, Hook, Meta, View as _, witness};
+use egress_common::wire::Witness;
+use egress_common::witness::{self, Half};
+use egress_common::{Decision, Flow, Hook, Meta, View as _};
 
 use crate::maps::{Kernel, WITNESSES};
-
-/// How long ago the same may have been written for it not to be written again.
-const FRESH: u64 = WITNESS_TTL / 8;
 
 /// Remembers a packet on its way into the pod of `cgroup`.
 #[inline(never)]
 pub fn arrived(flow: &Flow, cgroup: u64) {
-    if let Some((key, value)) = witness::arrived(&Kernel, flow, cgroup) {
-        remember(&key, &value, FRESH);
+    if let Some(seen) = witness::arrived(&Kernel, flow, cgroup) {
+        remember(&seen, cgroup);
     }
 }
 
 /// Remembers a packet that has passed a hook on its way out.
 #[inline(always)]
 pub fn left(decision: &Decision, meta: Meta) {
-    if decision.begins(meta) {
-        began(&decision.flow, decision.cgroup);
+    let (flow, cgroup) = (&decision.flow, decision.cgroup);
+    if decision.begins(meta) && begins(flow, cgroup) {
+        begun(flow, cgroup);
     }
-    if matches!(meta.hook, Hook::Veth) {
-        parted(&decision.flow, decision.cgroup);
+    if matches!(meta.hook, Hook::Veth) && witness::is_first_fragment(flow) {
+        parted(flow, cgroup);
     }
 }
 
+// Functions of their own, one beside the other: a stack has 512 bytes, callers and callees together.
+
 #[inline(never)]
-fn began(flow: &Flow, cgroup: u64) {
-    if let Some((key, value)) = witness::left(&Kernel, flow, cgroup) {
-        remember(&key, &value, FRESH);
-    }
+fn begins(flow: &Flow, cgroup: u64) -> bool {
+    witness::begins(&Kernel, flow, cgroup)
+}
+
+#[inline(never)]
+fn begun(flow: &Flow, cgroup: u64) {
+    remember(&witness::begun(flow), cgroup);
 }
 
 #[inline(never)]
 fn parted(flow: &Flow, cgroup: u64) {
-    if let Some((key, value)) = witness::first_fragment(flow, cgroup, Kernel.now()) {
-        remember(&key, &value, 0);
-    }
+    remember(&witness::datagram(flow), cgroup);
 }
 
-/// Writes down what was seen, unless the same was written not longer ago than `fresh` nanoseconds.
-#[inline(always)]
-fn remember(key: &WitnessKey, value: &Witness, fresh: u64) {
+/// Writes down what was seen, unless the same was written a short time ago.
+#[inline(never)]
+fn remember(seen: &Half, cgroup: u64) {
+    let now = Kernel.now();
+    // By reference, or there would be copies of them on the stack.
+    let key = &seen.key();
     if let Some(old) = Kernel.witness(key)
-        && value.seen.saturating_sub(old.seen) < fresh
-        && old.cgroup == value.cgroup
-        && old.remote.same(&value.remote)
-        && old.remote_port == value.remote_port
-        && old.local_port == value.local_port
-        && old.protocol == value.protocol
-        && old.kind == value.kind
+        && old.kind == seen.kind
+        && seen.is_of(old, cgroup)
+        && now.saturating_sub(old.seen) < seen.fresh()
     {
         return;
     }
+    let mut value = Witness::default();
+    seen.write(&mut value, cgroup, now);
+    let value = &value;
     let _full = WITNESSES.insert(key, value, 0);
 }

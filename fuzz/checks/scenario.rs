@@ -263,7 +263,9 @@ impl Draw<'_> {
             let now = scenario.maps.now;
             let drawn = match self.byte() % 4 {
                 0 | 1 => witness::came_in(&asked, cgroup, now),
-                2 => witness::first_fragment(&parted, cgroup, now),
+                2 => {
+                    witness::is_first_fragment(&parted).then(|| witness::datagram(&parted).entry(cgroup, now))
+                }
                 _ => None,
             };
             let (key, mut seen) = drawn.unwrap_or_else(|| {

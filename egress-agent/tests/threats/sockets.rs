@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use egress_probe::{Attempt, Outcome};
-use egress_topology::{Exec, PodSpec, Process};
+use egress_topology::{Container, Exec, PodSpec, Process};
 use serde_json::{Value, json};
 
 use crate::attack::{Attack, BRIDGE_MAC, NET_ADMIN, Shot, attack, unique};
-use crate::common::{denied, eventually, outside, passes};
+use crate::common::{UDP, denied, eventually, outside, passes};
 use crate::frames::injected;
 use crate::plain::{plain, proxy};
 use crate::range::{At, Range};
@@ -114,6 +114,49 @@ fn row_9_a_socket_that_is_older_than_the_policy() {
     for talker in &mut talkers {
         assert_eq!(say(talker, "long after").outcome, Outcome::Denied);
     }
+}
+
+/// The outside answers each datagram, so that something keeps coming in; that makes no answers of what the pod sends.
+#[test]
+fn row_9_a_conversation_that_is_older_than_the_policy() {
+    let allow = |more: Value| {
+        let to = [outside().map(|address| cidr(&address)).to_vec(), vec![more]].concat();
+        json!({"allow": {"to": to}})
+    };
+    let peers = json!({"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "b"}}});
+    let mut range = Range::new(allow(peers.clone()));
+    let peer = range.peer.pod().v4().to_string();
+    let start = |container: &Container, target: &str| {
+        ready(container.spawn(&talk(&[&format!("{target}:{UDP}")])).unwrap())
+    };
+    let converse = |talker: &mut Process, outcome: Outcome, when: &str| {
+        for _ in 0..20 {
+            assert_eq!(say(talker, when).outcome, outcome, "{when}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    // Of a pod that may talk to the outside, and of one that nobody cares for.
+    let mut talkers = Vec::new();
+    for container in [&range.locked, &range.free] {
+        talkers.extend(outside().map(|target| start(container, &target)));
+    }
+    let mut lawful = start(&range.locked, &peer);
+    talkers.iter_mut().chain([&mut lawful]).for_each(|talker| converse(talker, Outcome::Ok, "before"));
+    let both = json!([{"namespaces": {"matchExpressions": [
+        {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}]}}]);
+    range.stand.lock_down(json!({"subjects": both, "allow": {"to": [peers]}}));
+    for talker in &mut talkers {
+        eventually("it obeys", || say(talker, "after").outcome == Outcome::Denied);
+        converse(talker, Outcome::Denied, "after");
+    }
+    range.stand.agent.kill().unwrap();
+    talkers.iter_mut().for_each(|talker| converse(talker, Outcome::Denied, "long after"));
+    converse(&mut lawful, Outcome::Ok, "after");
+}
+
+fn cidr(address: &str) -> Value {
+    let bits = if address.contains(':') { 128 } else { 32 };
+    json!({"cidr": format!("{}/{bits}", address.trim_matches(['[', ']']))})
 }
 
 #[test]

@@ -48,7 +48,8 @@ impl Seen {
     pub fn of(self, ethertype: u16, packet: &[u8], now: u64) -> (WitnessKey, Witness) {
         let mut flow = Flow::default();
         let _refused = read(packet, ethertype, &mut flow);
-        let fragment = witness::first_fragment(&Flow { parted: true, ..flow }, self.cgroup, now);
+        let fragment =
+            (flow.protocol != protocol::TCP).then(|| witness::datagram(&flow).entry(self.cgroup, now));
         let begin = match flow.protocol {
             protocol::TCP => tcp::SYN,
             protocol::ICMPV6 => icmp::ECHO_V6,

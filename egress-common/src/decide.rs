@@ -9,7 +9,7 @@ use crate::reason::{Action, Reason};
 use crate::subject::{self, Subject};
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, Socket, View};
 use crate::wire::{
-    ABI, APPROVAL_AUDIT, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, IDENTITY_WORLD, PROTOCOL_ANY,
+    ABI, APPROVAL_AUDIT, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, Config, IDENTITY_WORLD, PROTOCOL_ANY,
     ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT,
 };
 use crate::witness;
@@ -31,7 +31,6 @@ pub const NO_RULE: u16 = u16::MAX;
 
 impl Verdict {
     /// The natural action of a reason, by no rule.
-    #[must_use]
     #[inline(always)]
     pub const fn of(reason: Reason) -> Self {
         Self { action: reason.action(), reason, rule: NO_RULE }
@@ -75,7 +74,7 @@ pub struct Decision {
 
 impl Decision {
     #[inline(always)]
-    fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self {
             verdict: Verdict::of(Reason::NotReady),
             flow: Flow::default(),
@@ -184,12 +183,9 @@ where
     O: Owner,
     B: Bytes + ?Sized,
 {
-    let Some(config) = view.config() else {
+    let Some(config) = ready(view) else {
         return Verdict::of(Reason::NotReady);
     };
-    if config.abi != ABI {
-        return Verdict::of(Reason::NotReady);
-    }
     decision.revision = config.revision;
     let veth = matches!(meta.hook, Hook::Veth);
     if veth {
@@ -258,20 +254,33 @@ where
         return Verdict::audited(Reason::SpoofedSource, subject.audit);
     }
 
-    let identity = match view.address(to) {
-        Some(identity) => identity,
-        None => view.prefix(to).unwrap_or(IDENTITY_WORLD),
-    };
-    decision.identity = identity;
-    let key = RowKey { policy: subject.policy, identity };
-    let said = view.said(&key, flow.protocol, flow.destination_port);
-    let verdict = by_row(said, &subject);
+    let verdict = by_rows(view, &subject, decision);
     if matches!(verdict.action, Action::Allow) {
         return verdict;
     }
-    if witness::reply(view, owner, flow, &meta, cgroup) {
+    if witness::reply(view, owner, &decision.flow, &meta, cgroup) {
         return Verdict::of(Reason::WitnessedReply);
     }
+    verdict
+}
+
+/// The configuration, where it is of this version.
+#[inline(always)]
+pub(crate) fn ready<V: View>(view: &V) -> Option<&Config> {
+    view.config().filter(|config| config.abi == ABI)
+}
+
+/// The verdict on a destination by the subject's rows.
+#[inline(always)]
+pub(crate) fn by_rows<V: View>(view: &V, subject: &Subject<'_>, decision: &mut Decision) -> Verdict {
+    let flow = &decision.flow;
+    let identity = match view.address(&flow.destination) {
+        Some(identity) => identity,
+        None => view.prefix(&flow.destination).unwrap_or(IDENTITY_WORLD),
+    };
+    decision.identity = identity;
+    let key = RowKey { policy: subject.policy, identity };
+    let verdict = by_row(view.said(&key, flow.protocol, flow.destination_port), subject);
     if subject.lock == 0 || !matches!(verdict.reason, Reason::NotAllowed) {
         return verdict;
     }

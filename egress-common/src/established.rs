@@ -3,10 +3,11 @@
 //! Invariant: whatever is not plainly the packet of the flow that was judged, under the revision that judged it, is judged
 //! afresh. So this answers no packet that [`judge`](crate::decide::judge) need not have seen the like of.
 
+use crate::decide::ready;
 use crate::packet::{Bytes, ETHERTYPE_IPV4, ETHERTYPE_IPV6, byte, protocol, tcp};
 use crate::reason::Reason;
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, View};
-use crate::wire::{ABI, APPROVAL_AUDIT, APPROVAL_LOOPBACK, Approval, DATAGRAM_TTL};
+use crate::wire::{APPROVAL_AUDIT, APPROVAL_LOOPBACK, Approval, DATAGRAM_TTL};
 use crate::witness::is_datagram;
 
 /// The reason for which the socket's flow was let pass, where this is a packet of it and that still holds.
@@ -19,8 +20,8 @@ where
     B: Bytes + ?Sized,
 {
     let kept = owner.approval()?;
-    let config = view.config()?;
-    if config.abi != ABI || kept.revision != config.revision || kept.cgroup == 0 {
+    let config = ready(view)?;
+    if kept.revision != config.revision || kept.cgroup == 0 {
         return None;
     }
     let veth = matches!(meta.hook, Hook::Veth);

@@ -11,6 +11,7 @@
 //! `egress-agent`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod connect;
 pub mod decide;
 pub mod established;
 pub mod packet;

@@ -218,7 +218,7 @@ fn ipv4<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
     flow.source = Addr::v4(source.to_ne_bytes());
     flow.destination = Addr::v4(destination.to_ne_bytes());
     flow.protocol = byte(third, 1);
-    flow.fragment = high(second) as u32;
+    flow.fragment = u32::from(high(second));
     let fragment = low(second);
     let fragment_offset = fragment & 0x1fff;
     flow.parted = fragment & 0x2000 != 0 && fragment_offset == 0;

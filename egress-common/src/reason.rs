@@ -142,7 +142,7 @@ pub const REASON_SLOTS: u32 = 64;
 const HOOK_SLOTS: u32 = 4 * REASON_SLOTS;
 
 /// Number of entries of the counter array.
-pub const COUNTER_SLOTS: u32 = 3 * HOOK_SLOTS;
+pub const COUNTER_SLOTS: u32 = 4 * HOOK_SLOTS;
 
 /// The slot of the counter array for a verdict of a hook.
 #[must_use]

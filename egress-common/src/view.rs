@@ -16,11 +16,15 @@ pub enum Hook {
     Socket = 1,
     /// tc ingress on the node's end of the pod's veth: sees every frame that leaves the pod, as it leaves.
     Veth = 2,
+    /// `cgroup/connect4` and `connect6` on the pod root: sees what processes ask for, before there is a packet.
+    Connect = 3,
 }
 
 impl Hook {
     /// Every hook, in numeric order.
-    pub const ALL: [Self; 2] = [Self::Socket, Self::Veth];
+    pub const ALL: [Self; 3] = [Self::Socket, Self::Veth, Self::Connect];
+    /// Those that judge packets.
+    pub const OF_PACKETS: [Self; 2] = [Self::Socket, Self::Veth];
 
     /// The hook of a number on the wire; `None` for a number that is not one.
     #[must_use]
@@ -28,6 +32,7 @@ impl Hook {
         match value {
             1 => Some(Self::Socket),
             2 => Some(Self::Veth),
+            3 => Some(Self::Connect),
             _ => None,
         }
     }
@@ -38,6 +43,7 @@ impl Hook {
         match self {
             Self::Socket => "socket",
             Self::Veth => "veth",
+            Self::Connect => "connect",
         }
     }
 }

@@ -18,7 +18,7 @@ fn kept(maps: &Maps, ends: Ends) -> Approval {
 fn judge(maps: &Maps, hook: Hook, kept: Approval, packet: &[u8]) -> Decision {
     let sender = Sender::NESTED.keeping(Some(kept));
     match hook {
-        Hook::Socket => maps.judge_from(sender, packet, ETH0),
+        Hook::Socket | Hook::Connect => maps.judge_from(sender, packet, ETH0),
         Hook::Veth => maps.judge_veth(sender, packet),
     }
 }
@@ -45,7 +45,7 @@ fn the_same_flow_passes_and_each_field_that_differs_is_judged_afresh() {
             other.0[at] ^= 1;
             other
         };
-        for hook in Hook::ALL {
+        for hook in Hook::OF_PACKETS {
             let packet = ends.tcp(ACK, 100);
             let passed = judge(&maps, hook, own, &packet);
             taken(passed, Reason::Allowed);
@@ -80,7 +80,7 @@ fn each_field_of_the_packet_that_differs_is_judged_afresh() {
         let own = kept(&maps, ends);
         let mut elsewhere = ends;
         elsewhere.to.0[15] ^= 1;
-        for hook in Hook::ALL {
+        for hook in Hook::OF_PACKETS {
             taken(judge(&maps, hook, own, &ends.tcp(SYN | ACK, 0)), Reason::Allowed);
             // A connection that begins is another one.
             afresh(judge(&maps, hook, own, &ends.tcp(SYN, 0)));
@@ -104,7 +104,7 @@ fn what_cannot_be_read_to_its_end_is_never_taken_for_the_same_flow() {
         let maps = Maps::new();
         let own = kept(&maps, ends);
         let whole = ends.tcp(ACK, 0);
-        for hook in Hook::ALL {
+        for hook in Hook::OF_PACKETS {
             for len in 0..whole.len() {
                 let decision = judge(&maps, hook, own, &whole[..len]);
                 assert_eq!(decision.verdict.action, Action::Deny, "{len} bytes: {decision:?}");
@@ -114,7 +114,7 @@ fn what_cannot_be_read_to_its_end_is_never_taken_for_the_same_flow() {
     let maps = Maps::new();
     let [ends, _] = Ends::answers();
     let own = kept(&maps, ends);
-    for hook in Hook::ALL {
+    for hook in Hook::OF_PACKETS {
         let mut packet = ends.tcp(ACK, 0);
         packet[7] = 1;
         assert_eq!(judge(&maps, hook, own, &packet).verdict.reason, Reason::Fragment);
@@ -138,7 +138,7 @@ fn an_approval_is_void_without_a_configuration_of_this_version() {
         let own = kept(&maps, ends);
         for config in [None, Some(Config { abi: ABI + 1, ..maps.config.unwrap() })] {
             maps.config = config;
-            for hook in Hook::ALL {
+            for hook in Hook::OF_PACKETS {
                 let decision = judge(&maps, hook, own, &ends.tcp(ACK, 0));
                 assert_eq!(decision.verdict.reason, Reason::NotReady);
             }
@@ -150,7 +150,7 @@ fn an_approval_is_void_without_a_configuration_of_this_version() {
 fn only_what_passed_for_a_reason_that_lasts_is_taken() {
     for ends in Ends::answers() {
         let maps = Maps::new();
-        for hook in Hook::ALL {
+        for hook in Hook::OF_PACKETS {
             for number in 0..=255 {
                 let own = Approval { reason: number, ..kept(&maps, ends) };
                 let decision = judge(&maps, hook, own, &ends.tcp(ACK, 0));
@@ -240,7 +240,7 @@ fn what_is_kept_is_taken_for_the_same_packet() {
     let first = maps.judge(&packet);
     let own = first.approval(at(ETH0), 7).unwrap();
     assert_eq!((own.flags, own.reason, own.cgroup), (0, Reason::Allowed as u8, POD));
-    for hook in Hook::ALL {
+    for hook in Hook::OF_PACKETS {
         taken(judge(&maps, hook, own, &packet), Reason::Allowed);
     }
     // The veth keeps nothing, and what is denied or unreadable is not kept.
@@ -325,7 +325,7 @@ fn a_socket_that_was_called_may_answer() {
         };
         let mut elsewhere = ends.to;
         elsewhere.0[15] ^= 1;
-        for hook in Hook::ALL {
+        for hook in Hook::OF_PACKETS {
             assert_eq!(says(own, &ends.tcp(ACK, 500), hook), Reason::WitnessedReply);
             assert_eq!(says(own, &ends.tcp(SYN, 0), hook), Reason::NotAllowed);
             assert_eq!(says(own, &ends.udp(), hook), Reason::NotAllowed);
@@ -354,7 +354,7 @@ fn a_kept_reply_does_not_begin_a_connection() {
         let maps = Maps::new();
         let own =
             Approval { reason: Reason::WitnessedReply as u8, flags: APPROVAL_CAME_IN, ..kept(&maps, ends) };
-        for hook in Hook::ALL {
+        for hook in Hook::OF_PACKETS {
             for flags in [ACK, SYN | ACK, 0] {
                 taken(judge(&maps, hook, own, &ends.tcp(flags, 0)), Reason::WitnessedReply);
             }
@@ -385,7 +385,7 @@ fn datagrams_are_judged_afresh_after_some_time() {
     for ends in Ends::answers() {
         let maps = Maps::new();
         for (protocol, packet) in [(17, ends.udp()), (132, ends.sctp()), (6, ends.tcp(ACK, 1))] {
-            for hook in Hook::ALL {
+            for hook in Hook::OF_PACKETS {
                 let own = Approval { protocol, ..kept(&maps, ends) };
                 let given = |age| Approval { given: maps.now - age, ..own };
                 taken(judge(&maps, hook, given(DATAGRAM_TTL - 1), &packet), Reason::Allowed);

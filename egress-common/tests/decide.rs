@@ -381,7 +381,7 @@ fn unknown_pods_that_are_denied_are_denied_before_their_packets_are_looked_at() 
 #[test]
 fn hooks_have_numbers_and_names() {
     assert_eq!(Hook::from_wire(Hook::Socket as u8), Some(Hook::Socket));
-    assert_eq!((Hook::from_wire(0), Hook::from_wire(3)), (None, None));
+    assert_eq!((Hook::from_wire(0), Hook::from_wire(4)), (None, None));
     assert_eq!(Hook::from_wire(Hook::Veth as u8), Some(Hook::Veth));
     assert_eq!((Hook::Socket.name(), Hook::Veth.name()), ("socket", "veth"));
 }

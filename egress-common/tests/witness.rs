@@ -45,7 +45,7 @@ fn replies() -> Vec<Reply> {
         add("refusal at the veth", Hook::Veth, WITHOUT, ends.tcp(RST | ACK, 0), &syn);
         add("last words at the veth", Hook::Veth, WITHOUT, ends.tcp(FIN | ACK, 0), &closed);
         add("last reset at the veth", Hook::Veth, WITHOUT, ends.tcp(RST, 0), &closed);
-        for hook in Hook::ALL {
+        for hook in Hook::OF_PACKETS {
             add("what stood", hook, &[Socket::Inet], ends.tcp(ACK, 100), &stood);
         }
         for (packet, asked) in [(ends.udp(), ends.back().udp()), (ends.sctp(), ends.back().sctp())] {
@@ -62,7 +62,7 @@ fn replies() -> Vec<Reply> {
 fn judge(maps: &Maps, hook: Hook, socket: Socket, packet: &[u8]) -> Reason {
     let sender = Sender::NESTED.socket(socket);
     let decision = match hook {
-        Hook::Socket => maps.judge_from(sender, packet, ETH0),
+        Hook::Socket | Hook::Connect => maps.judge_from(sender, packet, ETH0),
         Hook::Veth => maps.judge_veth(sender, packet),
     };
     decision.verdict.reason
@@ -174,7 +174,7 @@ fn what_begins_a_connection_is_never_a_reply() {
             let mut maps = Maps::new();
             maps.witnesses = [connection(&maps, ends, kind)].into();
             maps.witnesses.values_mut().for_each(|seen| seen.seen = maps.now);
-            for hook in Hook::ALL {
+            for hook in Hook::OF_PACKETS {
                 for socket in SOCKETS.into_iter().filter(|socket| *socket != Socket::Packet) {
                     for more in [0, FIN, RST, 8, 0x20, 0xc0] {
                         let got = judge(&maps, hook, socket, &ends.tcp(SYN | more, 0));
@@ -271,7 +271,7 @@ fn a_packet_that_answers_another_flow_is_denied() {
         assert_eq!(says(&ends.udp(), Hook::Veth, Socket::Inet), Reason::WitnessedReply);
         assert_eq!(says(&ends.tcp(SYN_ACK, 0), Hook::Veth, Socket::None), Reason::WitnessedReply);
         for other in others {
-            for hook in Hook::ALL {
+            for hook in Hook::OF_PACKETS {
                 assert_eq!(says(&other.udp(), hook, Socket::Inet), Reason::NotAllowed, "{other:?}");
             }
             assert_eq!(says(&other.tcp(SYN_ACK, 0), Hook::Veth, Socket::None), Reason::NotAllowed);
@@ -310,7 +310,7 @@ fn a_pod_that_is_closed_still_answers_but_not_one_that_cannot_be_read() {
         for flags in [0, FLAG_AUDIT] {
             for (state, reason) in [(STATE_INVALID, Reason::WitnessedReply), (9, Reason::BadEntry)] {
                 (maps.endpoint_mut().state, maps.endpoint_mut().flags) = (state, flags);
-                for hook in Hook::ALL {
+                for hook in Hook::OF_PACKETS {
                     assert_eq!(judge(&maps, hook, Socket::Inet, &ends.udp()), reason, "{state} {hook:?}");
                 }
             }
@@ -326,7 +326,7 @@ fn a_pod_that_is_not_known_yet_answers() {
         maps.endpoints.clear();
         for unknown in [0, UNKNOWN_POLICY] {
             maps.config.as_mut().unwrap().unknown = unknown;
-            for hook in Hook::ALL {
+            for hook in Hook::OF_PACKETS {
                 assert_eq!(judge(&maps, hook, Socket::Inet, &ends.udp()), Reason::WitnessedReply);
                 assert_eq!(judge(&maps, hook, Socket::Inet, &ends.sctp()), Reason::UnknownPod);
             }
@@ -411,7 +411,7 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
                 let (key, seen) = witness::arrived(&maps, &flow(&back), POD).unwrap().entry(POD, maps.now);
                 assert_eq!((seen.kind, key.began), (WITNESS_BEGAN, 1));
                 maps.witnesses.insert(key, seen);
-                for hook in Hook::ALL {
+                for hook in Hook::OF_PACKETS {
                     assert_eq!(judge(&maps, hook, Socket::Inet, &out), Reason::NotAllowed);
                 }
             }
@@ -419,7 +419,7 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
             maps.now += WITNESS_TTL;
             maps.witnesses
                 .extend(witness::arrived(&maps, &flow(&back), POD).map(|seen| seen.entry(POD, maps.now)));
-            for hook in Hook::ALL {
+            for hook in Hook::OF_PACKETS {
                 assert_eq!(judge(&maps, hook, Socket::Inet, &out), Reason::WitnessedReply);
             }
         }

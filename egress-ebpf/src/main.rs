@@ -5,10 +5,10 @@
 #![no_std]
 #![no_main]
 
+mod connect;
 mod connection;
 mod maps;
 mod packet;
-mod process;
 mod report;
 mod seen;
 mod socket;

@@ -10,6 +10,7 @@ use egress_common::wire::Approval;
 use egress_common::{Bytes, Flow, Hook, Meta, Owner, Reason, Socket};
 
 use crate::maps::APPROVALS;
+use crate::report::Origin;
 
 /// Length of an Ethernet header, which a tc program finds before the IP header.
 const ETHERNET: u32 = 14;
@@ -53,18 +54,17 @@ impl Packet {
         packet
     }
 
-    /// What its socket keeps, to be written to.
+    /// What its socket keeps, to be written to; null where that is nothing.
     #[inline(always)]
-    pub fn kept(&self) -> Option<&mut Approval> {
-        // SAFETY: null or of the storage, see there.
-        unsafe { self.kept.as_mut() }
+    pub fn kept(&self) -> *mut Approval {
+        self.kept
     }
 
     /// Where the IP header begins.
     #[inline(always)]
     fn start(&self) -> u32 {
         match self.hook {
-            Hook::Socket => 0,
+            Hook::Socket | Hook::Connect => 0,
             Hook::Veth => ETHERNET,
         }
     }
@@ -104,6 +104,12 @@ impl Packet {
     #[inline(always)]
     pub fn length(&self) -> u32 {
         self.skb.len().wrapping_sub(self.start())
+    }
+
+    /// What a verdict on it is about.
+    #[inline(always)]
+    pub fn origin(&self, meta: &Meta) -> Origin {
+        Origin { sk: self.sk(), hook: self.hook, ifindex: meta.ifindex, length: meta.length }
     }
 
     /// Its socket, null where it has none; it need not be a whole one.

@@ -4,7 +4,7 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use egress_common::reason::counter_slot;
@@ -12,17 +12,28 @@ use egress_common::wire::{Denial, DenialKey, EVENT_LIMIT, EVENT_WINDOW, Process}
 use egress_common::{Action, Decision, Hook, Verdict};
 
 use crate::maps::{COUNTERS, DENIALS, EVENTS, LOST, PROCESSES};
-use crate::packet::Packet;
+
+/// What a verdict is about.
+pub struct Origin {
+    /// The socket, null where there is none.
+    pub sk: *mut bpf_sock,
+    /// Who gave the verdict.
+    pub hook: Hook,
+    /// See [`FlowEvent::ifindex`](egress_common::wire::FlowEvent::ifindex).
+    pub ifindex: u32,
+    /// Bytes from the IP header on.
+    pub length: u32,
+}
 
 /// Counts a verdict; gives the number of packets that this CPU has counted under it.
 #[inline(always)]
-pub fn count(packet: &Packet, hook: Hook, verdict: Verdict) -> u64 {
+pub fn count(hook: Hook, length: u32, verdict: Verdict) -> u64 {
     let Some(counter) = COUNTERS.get_ptr_mut(counter_slot(hook, verdict.action, verdict.reason)) else {
         return 0;
     };
     // SAFETY: a per-CPU slot, written by this CPU alone.
     unsafe {
-        (*counter).bytes += u64::from(packet.length());
+        (*counter).bytes += u64::from(length);
         (*counter).packets += 1;
         (*counter).packets
     }
@@ -30,19 +41,19 @@ pub fn count(packet: &Packet, hook: Hook, verdict: Verdict) -> u64 {
 
 /// Counts the verdict, as [`count`], and reports it where someone must know.
 #[inline(always)]
-pub fn report(packet: &Packet, decision: &Decision, hook: Hook) -> u64 {
+pub fn report(origin: &Origin, decision: &Decision) -> u64 {
     #[cfg(feature = "trace")]
-    crate::trace::verdict(decision, hook);
+    crate::trace::verdict(decision, origin.hook);
     let verdict = decision.verdict;
-    let packets = count(packet, hook, verdict);
+    let packets = count(origin.hook, origin.length, verdict);
     match verdict.action {
         Action::Allow => {}
         Action::Deny | Action::Audit => {
-            let slot = counter_slot(hook, verdict.action, verdict.reason);
+            let slot = counter_slot(origin.hook, verdict.action, verdict.reason);
             // SAFETY: a call of a helper without arguments.
             let now = unsafe { bpf_ktime_get_ns() };
-            if let Some(suppressed) = admitted(decision.cgroup, slot, packet.length(), now) {
-                event(packet, decision, hook, now, suppressed);
+            if let Some(suppressed) = admitted(decision.cgroup, slot, origin.length, now) {
+                event(origin, decision, now, suppressed);
             }
         }
     }
@@ -95,7 +106,7 @@ fn lost() {
 }
 
 #[inline(never)]
-fn event(packet: &Packet, decision: &Decision, hook: Hook, now: u64, suppressed: u64) {
+fn event(origin: &Origin, decision: &Decision, now: u64, suppressed: u64) {
     let Some(mut entry) = EVENTS.reserve(0) else {
         lost();
         return;
@@ -114,9 +125,9 @@ fn event(packet: &Packet, decision: &Decision, hook: Hook, now: u64, suppressed:
         (*event).suppressed = suppressed;
         (*event).source = flow.source;
         (*event).destination = flow.destination;
-        (*event).ifindex = packet.meta().ifindex;
-        (*event).length = packet.length();
-        (*event).process = process(packet);
+        (*event).ifindex = origin.ifindex;
+        (*event).length = origin.length;
+        (*event).process = process(origin.sk);
         (*event).source_port = flow.source_port;
         (*event).destination_port = flow.destination_port;
         (*event).rule = verdict.rule;
@@ -124,16 +135,15 @@ fn event(packet: &Packet, decision: &Decision, hook: Hook, now: u64, suppressed:
         (*event).version = flow.version;
         (*event).action = verdict.action as u8;
         (*event).reason = verdict.reason as u8;
-        (*event).hook = hook as u8;
+        (*event).hook = origin.hook as u8;
         (*event).reserved = [0; 5];
     }
     entry.submit(0);
 }
 
-/// The process that used the packet's socket last.
+/// The process that used the socket last.
 #[inline(always)]
-fn process(packet: &Packet) -> Process {
-    let sk = packet.sk();
+fn process(sk: *mut bpf_sock) -> Process {
     if sk.is_null() {
         return Process::default();
     }

@@ -24,11 +24,11 @@ pub fn egress_socket(ctx: SkBuffContext) -> i32 {
     let packet = Packet::of_socket(ctx.skb.skb, Hook::Socket);
     let meta = packet.meta();
     if let Some(reason) = established(&Kernel, &packet, &packet, meta) {
-        report::count(&packet, Hook::Socket, Verdict::of(reason));
+        report::count(Hook::Socket, meta.length, Verdict::of(reason));
         return PASS;
     }
     let decision = judge(&Kernel, &packet, &packet, meta);
-    let packets = report::report(&packet, &decision, Hook::Socket);
+    let packets = report::report(&packet.origin(&meta), &decision);
     keep(&packet, &decision, packets);
     match decision.verdict.action {
         Action::Allow | Action::Audit => {
@@ -49,7 +49,7 @@ static KEEP_EVERY: u64 = 16;
 fn is_kept(packets: u64) -> bool {
     // SAFETY: a word that nobody writes once the object is loaded; read as it is then, not as it was compiled.
     let every = unsafe { ptr::read_volatile(&raw const KEEP_EVERY) };
-    every <= 1 || packets % every == 0
+    every <= 1 || packets.is_multiple_of(every)
 }
 
 /// Keeps the verdict with the socket. A socket keeps one flow as long as its verdict holds; others that it sends are judged
@@ -71,7 +71,8 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
         }
         return;
     };
-    if let Some(kept) = packet.kept() {
+    // SAFETY: null or of the storage, see there.
+    if let Some(kept) = unsafe { packet.kept().as_mut() } {
         if decision.flow.same(kept) && kept.cgroup == new.cgroup {
             kept.renew(&new);
             return;

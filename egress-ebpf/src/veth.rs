@@ -26,11 +26,11 @@ pub fn egress_veth(ctx: TcContext) -> i32 {
     let packet = Packet::of_socket(ctx.skb.skb, Hook::Veth);
     let meta = packet.meta();
     if let Some(reason) = established(&Kernel, &packet, &packet, meta) {
-        report::count(&packet, Hook::Veth, Verdict::of(reason));
+        report::count(Hook::Veth, meta.length, Verdict::of(reason));
         return PASS;
     }
     let decision = judge(&Kernel, &packet, &packet, meta);
-    report::report(&packet, &decision, Hook::Veth);
+    report::report(&packet.origin(&meta), &decision);
     match decision.verdict.action {
         Action::Allow | Action::Audit => {
             if decision.forged {

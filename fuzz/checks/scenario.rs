@@ -300,9 +300,9 @@ impl Draw<'_> {
 impl Scenario {
     pub fn of(data: &[u8]) -> Self {
         let draw = &mut Draw(data);
-        let hook = draw.of(&Hook::ALL);
+        let hook = draw.of(&Hook::OF_PACKETS);
         let ifindex = match hook {
-            Hook::Socket => draw.of(&[ETH0, ETH0, LO]),
+            Hook::Socket | Hook::Connect => draw.of(&[ETH0, ETH0, LO]),
             Hook::Veth => draw.of(&[VETH, VETH, VETH, ETH0]),
         };
         let (maps, sender) = (draw.maps(), draw.sender());

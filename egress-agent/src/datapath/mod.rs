@@ -6,6 +6,7 @@
 
 pub mod events;
 mod maps;
+mod netfilter;
 pub mod pins;
 mod programs;
 mod seen;
@@ -33,6 +34,9 @@ use veth::Veths;
 
 /// The BPF object, as `cargo xtask build-ebpf` made it.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EGRESS_EBPF_OBJECT"));
+
+/// The kernel's description of its own types.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// What is loaded, and how.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +110,8 @@ impl Datapath {
         if loading.keep_always {
             loader.override_global("KEEP_EVERY", &1_u64, true);
         }
+        let hooks = netfilter::offsets(&std::fs::read(KERNEL_TYPES).unwrap_or_default());
+        loader.override_global("NETFILTER", &hooks, true);
         let mut ebpf = loader.load(loading.object).context("the kernel refuses the BPF object")?;
         let mut lacks = programs::load(&mut ebpf)?;
         let veths = Veths::load(&mut ebpf, &mut lacks)?;

@@ -98,7 +98,7 @@ pub fn tries(pods: [u64; 2], count: usize) -> impl Strategy<Value = Vec<Try>> {
     let device = prop_oneof![12 => Just(Some(0u8)), 1 => Just(Some(1)), 3 => Just(None)];
     let seen = prop_oneof![1 => Just(None), 1 => seen(pods)];
     let times = prop_oneof![7 => Just(1u32), 1 => Just(2)];
-    let one = (select(Hook::ALL.to_vec()), packet(), device, seen, times).prop_map(
+    let one = (select(Hook::OF_PACKETS.to_vec()), packet(), device, seen, times).prop_map(
         |(hook, (ethertype, packet), device, seen, times)| Try {
             hook,
             ethertype,

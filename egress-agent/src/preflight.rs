@@ -16,8 +16,8 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 /// `CGROUP2_SUPER_MAGIC`, `include/uapi/linux/magic.h`.
 const CGROUP2: FsType = FsType(0x6367_7270);
 
-/// Oldest kernel with everything the hooks use: BPF ring buffers came in 5.8, links and ancestor ids earlier.
-const KERNEL: (u32, u32) = (5, 8);
+/// Oldest kernel with everything the hooks use: `bpf_ktime_get_coarse_ns` came in 5.11, ring buffers, links and ancestor ids earlier.
+const KERNEL: (u32, u32) = (5, 11);
 
 /// Where the kernel shows its BTF.
 const BTF: &str = "/sys/kernel/btf/vmlinux";

@@ -234,9 +234,7 @@ impl Compiler {
         }
         if policies.grants.iter().any(|grant| matches!(grant.peer, Peer::Cidr(_))) {
             self.grants.divide();
-            for grant in &policies.grants {
-                self.grants.singles(grant, &mut addresses);
-            }
+            policies.grants.iter().for_each(|grant| self.grants.singles(grant, &mut addresses));
             self.cidrs(keys);
         }
         // Where there are no policies, nobody asks what is behind a service.
@@ -258,8 +256,7 @@ impl Compiler {
         }
     }
 
-    /// Finds the identity of every region, and writes those that say something new. Regions of one address are addresses like
-    /// any other: the kernel finds them sooner.
+    /// Finds the identity of every region but single addresses, and writes those that say something new.
     fn cidrs(&mut self, keys: &mut Keys) {
         let mut cidrs = BTreeMap::new();
         for (cidr, grants) in self.grants.regions().iter().filter(|(cidr, _)| !is_single(cidr)) {

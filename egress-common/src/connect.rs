@@ -42,6 +42,16 @@ where
     if matches!(decision.verdict.action, Action::Allow) { None } else { Some(decision) }
 }
 
+/// Whether anything that the process sends may be denied or reported.
+#[must_use]
+#[inline(always)]
+pub fn concerns<V: View, O: Owner>(view: &V, owner: &O) -> bool {
+    match ready(view) {
+        Some(config) => subject::sending(view, owner, config, &mut Decision::none()).settled.is_none(),
+        None => true,
+    }
+}
+
 /// Whether a process can be refused what `decision` says: a pod that is not known yet may be in a moment, and a
 /// datagram may answer one that came in.
 #[must_use]

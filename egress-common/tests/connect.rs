@@ -4,7 +4,7 @@
 
 mod support;
 
-use egress_common::connect::{connect, is_sure};
+use egress_common::connect::{concerns, connect, is_sure};
 use egress_common::wire::{
     Addr, Config, FLAG_AUDIT, IDENTITY_WORLD, PROTOCOL_ANY, Ports, Proxy, STATE_INVALID, STATE_UNSELECTED,
     UNKNOWN_ALLOW, VERDICT_ALLOW, VERDICT_AUDIT,
@@ -68,10 +68,13 @@ fn it_is_the_verdict_of_the_first_packet() {
                     match ask(&maps, sender, to, port) {
                         None => {
                             assert_eq!(verdict.action, Action::Allow, "{maps:?}");
+                            let settled = [Reason::Unselected, Reason::UnknownPodAllowed];
+                            assert_eq!(concerns(&maps, &sender), !settled.contains(&verdict.reason));
                             passed += 1;
                         }
                         Some(decision) => {
                             assert_eq!(decision.verdict, verdict, "{maps:?}");
+                            assert!(concerns(&maps, &sender));
                             assert_eq!(
                                 (decision.flow.destination, decision.flow.destination_port),
                                 (to, port)

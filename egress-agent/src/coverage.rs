@@ -1,7 +1,7 @@
 //! Which hooks judge each pod, and bringing the veth hook to those that have a veth.
 //!
 //! Invariant: a pod counts as covered by a hook only after the kernel has taken it; what else can leave the pod is named.
-//! Tested by `tests/veth.rs`.
+//! Tested by `tests/threats/` of row 15.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -21,6 +21,9 @@ pub(crate) struct Coverage {
     pods: BTreeMap<u64, Pod>,
     /// Only the socket hook is wanted.
     sockets_only: bool,
+    /// Pods that stood before anybody watched what comes in to them. Others have nothing to be classified: what looks like a
+    /// connection that came in to a pod whose life was watched, and was not seen to, is one that the pod made up.
+    standing: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,7 @@ impl Coverage {
             if let Ok(Some(network)) = network::look(&pod.path, &node)
                 && !network.veths.iter().any(|veth| datapath.knows(veth.index, pod.cgroup))
             {
+                self.standing.insert(pod.cgroup);
                 remember(pod, &network, datapath);
             }
         }
@@ -69,6 +73,7 @@ impl Coverage {
         let here: BTreeSet<u64> = scan.pods.iter().map(|pod| pod.cgroup).collect();
         let before = self.pods.len();
         self.pods.retain(|cgroup, _| here.contains(cgroup));
+        self.standing.retain(|cgroup| here.contains(cgroup));
         if look == Look::Whole || self.pods.len() < before {
             datapath.forget_gone(&here);
         }
@@ -104,7 +109,7 @@ impl Coverage {
                 found |= unknown && known.network.is_some();
             }
             if !self.sockets_only && (look != Look::New || !known.covered) {
-                known.cover(pod, datapath);
+                known.cover(pod, datapath, self.standing.contains(&pod.cgroup));
             }
             if known.network.as_ref().is_some_and(|network| network.host) {
                 known.watch_arrivals(pod, datapath);
@@ -177,13 +182,14 @@ impl Pod {
         }
     }
 
-    fn cover(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
+    /// `stood`: it may have accepted connections before it was watched.
+    fn cover(&mut self, pod: &PodCgroup, datapath: &mut Datapath, stood: bool) {
         let Some(network) = &self.network else { return };
         let mut failed = None;
         for veth in &network.veths {
             match datapath.cover(veth.index, &veth.name, pod.cgroup) {
-                Ok(true) => remember(pod, network, datapath),
-                Ok(false) => {}
+                Ok(true) if stood => remember(pod, network, datapath),
+                Ok(_) => {}
                 Err(error) => {
                     failed = Some(format!("cannot cover {} of pod {}: {error:#}", veth.name, pod.uid));
                 }

@@ -40,6 +40,16 @@ impl Subject<'_> {
         }
     }
 
+    /// Whether the pod may call this address its own on a link: it is, or none of this version is known.
+    #[inline(always)]
+    pub(crate) fn says_itself(&self, version: u8, addr: &Addr) -> bool {
+        self.owns(version, addr)
+            || self.endpoint.is_none_or(|endpoint| {
+                let own = if version == 4 { &endpoint.v4 } else { &endpoint.v6 };
+                own.is_zero()
+            })
+    }
+
     /// Whether an address is one of the pod's own /64.
     #[inline(always)]
     pub(crate) fn shares_link(&self, addr: &Addr) -> bool {

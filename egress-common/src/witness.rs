@@ -6,8 +6,8 @@
 use crate::packet::{Flow, icmp, protocol, tcp};
 use crate::view::{Hook, Meta, Owner, Socket, View};
 use crate::wire::{
-    APPROVAL_CAME_IN, Addr, Approval, FRAGMENT_TTL, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED,
-    WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+    APPROVAL_CAME_IN, Addr, Approval, BEGAN_TTL, FRAGMENT_TTL, WITNESS_BEGAN, WITNESS_CAME_IN,
+    WITNESS_CLOSED, WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
 };
 
 /// The slot of a flow among those of its local address. Spreads, no more: who comes in by chance or on purpose where another
@@ -64,7 +64,11 @@ pub fn find<V: View>(view: &V, half: &Half, cgroup: u64) -> Found {
     }
     // Two processors' clocks may differ by a little, so that what was seen "later" is now.
     let age = view.now().saturating_sub(seen.seen);
-    let limit = if seen.kind == WITNESS_FRAGMENT { FRAGMENT_TTL } else { WITNESS_TTL };
+    let limit = match seen.kind {
+        WITNESS_FRAGMENT => FRAGMENT_TTL,
+        WITNESS_BEGAN => BEGAN_TTL,
+        _ => WITNESS_TTL,
+    };
     Found { kind: seen.kind, recent: age < limit }
 }
 

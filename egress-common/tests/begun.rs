@@ -2,7 +2,7 @@
 
 mod support;
 
-use egress_common::wire::{WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_TTL};
+use egress_common::wire::{BEGAN_TTL, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_TTL};
 use egress_common::{Hook, Reason, Socket, witness};
 use support::packets::{ACK, Ends, flow};
 use support::{ETH0, Maps, POD, Sender};
@@ -27,7 +27,7 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
             assert_eq!(judge(&maps, Hook::Veth, Socket::Inet, &out), Reason::NotAllowed);
             // Answers go on for longer than anything is remembered without.
             for _ in 0..10 {
-                maps.now += WITNESS_TTL - 1;
+                maps.now += BEGAN_TTL - 1;
                 let (key, seen) = witness::arrived(&maps, &flow(&back), POD).unwrap().entry(POD, maps.now);
                 assert_eq!((seen.kind, key.began), (WITNESS_BEGAN, 1));
                 maps.witnesses.insert(key, seen);
@@ -36,7 +36,7 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
                 }
             }
             // After a silence nobody knows who began before.
-            maps.now += WITNESS_TTL;
+            maps.now += BEGAN_TTL;
             maps.witnesses
                 .extend(witness::arrived(&maps, &flow(&back), POD).map(|seen| seen.entry(POD, maps.now)));
             for hook in Hook::OF_PACKETS {

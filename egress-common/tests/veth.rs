@@ -8,8 +8,8 @@ use egress_common::wire::{
     UNKNOWN_POLICY, VERDICT_ALLOW,
 };
 use egress_common::{Action, Decision, Hook, Meta, Reason, Socket, decide, witness};
-use support::packets::{ACK, Ends, OUTSIDE_V4, OUTSIDE_V6, SYN, flow};
-use support::{Maps, PEER, PEER_V4, PEER_V6, POD, POLICY, Sender, V4, V6, VETH, ipv6, meta, tcp4, tcp6};
+use support::packets::{ACK, ALL_NODES, Ends, OUTSIDE_V4, OUTSIDE_V6, SYN, arp_from, flow, neighbour};
+use support::{Maps, PEER, PEER_V4, PEER_V6, POD, POLICY, Sender, V4, V6, VETH, meta, tcp4, tcp6};
 
 fn allowed() -> [Vec<u8>; 2] {
     [tcp4(V4, PEER_V4, 443), tcp6(V6, PEER_V6, 443)]
@@ -58,7 +58,7 @@ fn a_device_that_is_nobodys_lets_nothing_pass() {
     // ARP too: nothing is known of the device, and audit is a pod's.
     maps.endpoint_mut().flags = FLAG_AUDIT;
     maps.devices.clear();
-    let arp = frame(&maps, Sender::NOBODY, &[0; 28], |meta| Meta { ethertype: ETHERTYPE_ARP, ..meta });
+    let arp = frame(&maps, Sender::NOBODY, &arp_from(V4), |meta| Meta { ethertype: ETHERTYPE_ARP, ..meta });
     expect(arp, Action::Deny, Reason::NotReady);
 }
 
@@ -94,7 +94,7 @@ fn a_packet_sockets_frames_are_denied() {
     // Also what may pass otherwise: ARP and neighbour discovery.
     let arp = |maps: &Maps, socket| {
         let arp = |meta| Meta { ethertype: ETHERTYPE_ARP, ..meta };
-        frame(maps, Sender::NOBODY.socket(socket), &[0; 28], arp)
+        frame(maps, Sender::NOBODY.socket(socket), &arp_from(V4), arp)
     };
     expect(arp(&maps, Socket::Packet), Action::Deny, Reason::PacketSocket);
     expect(arp(&maps, Socket::None), Action::Allow, Reason::Neighbour);
@@ -132,7 +132,8 @@ fn tagged_frames_are_denied_whatever_is_in_them() {
 fn of_what_is_not_ip_only_arp_passes() {
     let mut maps = Maps::new();
     let of = |maps: &Maps, ethertype| {
-        frame(maps, Sender::NOBODY, &allowed()[0], |meta| Meta { ethertype, ..meta })
+        let bytes = if ethertype == ETHERTYPE_ARP { arp_from(V4) } else { allowed()[0].clone() };
+        frame(maps, Sender::NOBODY, &bytes, |meta| Meta { ethertype, ..meta })
     };
     for ethertype in (0..=0xffff).filter(|one| ![0x0800, 0x86dd, ETHERTYPE_ARP].contains(one)) {
         expect(of(&maps, ethertype), Action::Deny, Reason::NotIp);
@@ -152,75 +153,6 @@ fn of_what_is_not_ip_only_arp_passes() {
     // Of a pod that may do nothing it passes too: it goes no further than its link.
     maps.endpoint_mut().state = STATE_INVALID;
     expect(of(&maps, ETHERTYPE_ARP), Action::Allow, Reason::Neighbour);
-}
-
-const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
-
-/// ICMPv6 of a type and hop limit, from the pod.
-fn neighbour(kind: u8, hops: u8, to: [u8; 16]) -> Vec<u8> {
-    let mut packet = ipv6(58, V6, to, &[kind, 0, 0, 0, 0, 0, 0, 0]);
-    packet[7] = hops;
-    packet
-}
-
-#[test]
-fn neighbour_discovery_goes_no_further_than_the_link() {
-    let maps = Maps::new();
-    let by = |packet: &[u8]| maps.judge_veth(Sender::NOBODY, packet).verdict.reason;
-    let mut beside = V6;
-    beside[15] = 0x77;
-    // A link-local address of the second half of fe80::/10, and one that is not in it.
-    let mut last = LINK_LOCAL;
-    last[1] = 0xbf;
-    let mut site = LINK_LOCAL;
-    site[1] = 0xc0;
-    let mut wider = ALL_NODES;
-    wider[1] = 5;
-    let (on_link, off_link) = ([ALL_NODES, LINK_LOCAL, last], [site, wider, OUTSIDE_V6]);
-    // Type, hop limit, and whether an address of the pod's own prefix will do.
-    let kinds = [
-        (133, 255, false),
-        (135, 255, true),
-        (136, 255, true),
-        (131, 1, false),
-        (132, 1, false),
-        (143, 1, false),
-    ];
-    for (kind, hops, shared) in kinds {
-        for to in on_link {
-            assert_eq!(by(&neighbour(kind, hops, to)), Reason::Neighbour, "{kind}");
-            for wrong in (0..=255).filter(|wrong| *wrong != hops) {
-                assert_eq!(by(&neighbour(kind, wrong, to)), Reason::NotAllowed, "{kind} {wrong}");
-            }
-        }
-        for to in off_link {
-            assert_eq!(by(&neighbour(kind, hops, to)), Reason::NotAllowed, "{kind} {to:02x?}");
-        }
-        let expected = if shared { Reason::Neighbour } else { Reason::NotAllowed };
-        assert_eq!(by(&neighbour(kind, hops, beside)), expected, "{kind}");
-    }
-    // Advertisements of routers, redirects and everything else.
-    for kind in (0..=255).filter(|kind| !kinds.iter().any(|(one, ..)| one == kind)) {
-        for hops in [1, 255] {
-            assert_eq!(by(&neighbour(kind, hops, ALL_NODES)), Reason::NotAllowed, "{kind}");
-        }
-    }
-    // Other protocols on the link, and the same at the socket.
-    assert_eq!(by(&tcp6(V6, LINK_LOCAL, 443)), Reason::NotAllowed);
-    assert_eq!(maps.judge(&neighbour(135, 255, ALL_NODES)).verdict.reason, Reason::NotAllowed);
-}
-
-#[test]
-fn a_pod_without_an_ipv6_address_shares_no_link_by_prefix() {
-    let mut maps = Maps::new();
-    maps.endpoint_mut().v6 = Addr::default();
-    let by = |to| maps.judge_veth(Sender::NOBODY, &neighbour(135, 255, to)).verdict.reason;
-    // The zero prefix is nobody's.
-    let mut zero = [0; 16];
-    zero[15] = 9;
-    assert_ne!(by(zero), Reason::Neighbour);
-    assert_eq!(by(LINK_LOCAL), Reason::Neighbour);
 }
 
 /// UDP of the pod to a port of the peer that is allowed, as the first and the second fragment of a datagram.

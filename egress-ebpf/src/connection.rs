@@ -4,7 +4,8 @@ use core::ptr;
 
 use aya_ebpf::bindings::{
     BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
+    BPF_SOCK_OPS_RTO_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::sock_ops;
@@ -23,6 +24,9 @@ const AF_INET: u32 = 2;
 #[sock_ops]
 pub fn egress_connection(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
+        // The kernel keeps this flag with the socket, and a listening socket hands its own on to those that it accepts.
+        BPF_SOCK_OPS_TCP_CONNECT_CB => set_flags(&ctx, ctx.cb_flags() | BEGAN),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => set_flags(&ctx, ctx.cb_flags() & !BEGAN),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
             if kept(&ctx).is_some_and(|kept| kept.flags & APPROVAL_LOCKED != 0) {
@@ -35,12 +39,15 @@ pub fn egress_connection(ctx: SockOpsContext) -> u32 {
     1
 }
 
-/// A connection that somebody else began is complete. It came in if its SYN was seen on the node's side of the veth; a socket
-/// that has sent something already began it itself (both ends at once, RFC 9293, section 3.5).
+/// Marks a socket that has asked for a connection: a callback that seldom comes, and is not listened to.
+const BEGAN: u32 = BPF_SOCK_OPS_RTO_CB_FLAG;
+
+/// A connection that somebody else began is complete. It came in if its SYN was seen on the node's side of the veth, unless this
+/// end began it as well (both at once, RFC 9293, section 3.5).
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
     let sk = sk(ctx);
-    if sk.is_null() || kept(ctx).is_some() {
+    if sk.is_null() || ctx.cb_flags() & BEGAN != 0 || kept(ctx).is_some() {
         return;
     }
     let mut flow = flow(ctx.ops);
@@ -80,7 +87,11 @@ fn closed(ctx: &SockOpsContext) {
 /// Has us called when the socket's state changes.
 #[inline(always)]
 fn tell_of_its_end(ctx: &SockOpsContext) {
-    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+    set_flags(ctx, ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+#[inline(always)]
+fn set_flags(ctx: &SockOpsContext, flags: u32) {
     let _unknown_flag = ctx.set_cb_flags(flags as i32);
 }
 

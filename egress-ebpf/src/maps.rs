@@ -7,7 +7,6 @@ use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
-use egress_common::View;
 use egress_common::decide::{Said, look_up};
 use egress_common::reason::COUNTER_SLOTS;
 use egress_common::wire::{
@@ -15,6 +14,7 @@ use egress_common::wire::{
     Witness, WitnessKey,
 };
 use egress_common::witness::{Found, Half, find};
+use egress_common::{Flow, View};
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -72,6 +72,21 @@ pub static EVENTS: RingBuf<FlowEvent, { 1 << 20 }> = RingBuf::new();
 
 /// The maps as `decide` reads them.
 pub struct Kernel;
+
+impl Kernel {
+    /// Whether what goes to this address is the pod's to receive: a neighbour on the link can send it anything. While no address
+    /// of the pod is known, everything is.
+    #[inline(always)]
+    pub fn receives(&self, cgroup: u64, flow: &Flow) -> bool {
+        match self.endpoint(cgroup) {
+            Some(endpoint) => {
+                let own = if flow.version == 4 { &endpoint.v4 } else { &endpoint.v6 };
+                own.is_zero() || own.same(&flow.destination)
+            }
+            None => true,
+        }
+    }
+}
 
 impl View for Kernel {
     #[inline(always)]

@@ -64,11 +64,6 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
     let map = ptr::from_ref(&APPROVALS).cast_mut().cast();
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     let Some(mut new) = decision.approval(packet.meta(), now) else {
-        // A socket that began a connection, if in vain, has not been called by anybody: see `connection`.
-        if decision.flow.has(tcp::SYN, tcp::ACK) && matches!(decision.verdict.action, Action::Deny) {
-            // SAFETY: a map of this kind and a socket that is not null; without a value the new entry is all zero.
-            unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), create) };
-        }
         return;
     };
     // SAFETY: null or of the storage, see there.
@@ -77,16 +72,16 @@ fn keep(packet: &Packet, decision: &Decision, packets: u64) {
             kept.renew(&new);
             return;
         }
-        if kept.revision == new.revision && kept.version != 0 {
-            return;
-        }
-        if kept.flags & APPROVAL_CAME_IN != 0 {
+        // A connection that begins is the socket's only one from now on, whatever it had before it was disconnected.
+        let begins = decision.flow.has(tcp::SYN, tcp::ACK);
+        if !begins && (kept.revision == new.revision || kept.flags & APPROVAL_CAME_IN != 0) {
             return;
         }
         // SAFETY: as above.
         unsafe { bpf_sk_storage_delete(map, sk.cast()) };
-    } else if new.flags & APPROVAL_LOCKED == 0 && !is_kept(packets) {
-        // Under a lock a connection's end can be told from a bypass by what is kept alone: see `connection`.
+    } else if new.flags & (APPROVAL_LOCKED | APPROVAL_CAME_IN) == 0 && !is_kept(packets) {
+        // Under a lock a connection's end can be told from a bypass by what is kept alone: see `connection`. That a connection
+        // came in may be forgotten elsewhere.
         return;
     }
     // A listening socket's answers belong to nobody yet.

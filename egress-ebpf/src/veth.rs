@@ -56,10 +56,9 @@ pub fn egress_witness(ctx: TcContext) -> i32 {
         return PASS;
     };
     let mut flow = Flow::default();
-    if packet.read(meta.ethertype, &mut flow).is_some() {
-        return PASS;
+    if packet.read(meta.ethertype, &mut flow).is_none() && Kernel.receives(cgroup, &flow) {
+        seen::arrived(&flow, cgroup);
     }
-    seen::arrived(&flow, cgroup);
     PASS
 }
 
@@ -70,7 +69,9 @@ pub fn egress_arrival(ctx: SkBuffContext) -> i32 {
     const KEEP: i32 = 1;
     let packet = Packet::new(ctx.skb.skb, Hook::Socket);
     let meta = packet.meta();
-    let (Some(config), true) = (Kernel.config(), meta.ifindex != LOOPBACK_IFINDEX) else {
+    // SAFETY: a field of the program's own context.
+    let forged = unsafe { (*ctx.skb.skb).tc_index } == FORGED;
+    let (Some(config), false) = (Kernel.config(), forged || meta.ifindex == LOOPBACK_IFINDEX) else {
         return KEEP;
     };
     let mut cgroup = packet.cgroup(config.pod_root_level.wrapping_add(2));

@@ -36,6 +36,8 @@ impl Agent {
     /// Takes the next turn in looking for connections and ending them.
     pub(crate) fn sever(&mut self, severing: &mut Severing, turn: Turn) {
         match turn {
+            // What failed in part closes pods that it should not; the next apply that does not fail looks again.
+            Turn::Look | Turn::Looked(..) if self.behind.is_none() => {}
             Turn::Look => self.look_for_connections(severing),
             Turn::Looked(places, containers) => {
                 let doomed: Vec<_> =

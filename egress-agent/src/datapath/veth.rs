@@ -1,7 +1,7 @@
 //! The hooks on the node's ends of pods' veths.
 //!
 //! Invariant: a device that has the hooks has an entry that says whose it is, written first and removed last; without it
-//! every frame is denied. Tested by `tests/veth.rs`.
+//! every frame is denied. Tested by `tests/threats/`.
 
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;

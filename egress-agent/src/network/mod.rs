@@ -1,13 +1,15 @@
 //! The network of a pod as the node sees it: found from the pod's processes, whatever plugin made it.
 //!
 //! Invariant: a veth belongs to a pod because the kernel says that its other end is in the namespace of the pod's
-//! processes, never because of a name, an address or a number that the pod could choose. Tested by `tests/veth.rs`.
+//! processes, in whichever of their namespaces, never because of a name, an address or a number that the pod could choose. Tested
+//! by `tests/threats/` of row 15.
 
 mod connections;
 mod diag;
 mod monitor;
 mod netlink;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -85,10 +87,14 @@ impl Network {
         if file.metadata()?.ino() != self.namespace {
             return Ok(false);
         }
-        if !self.host {
-            self.veths = node.leading_to(&file)?;
+        if self.host {
+            return Ok(true);
         }
-        Ok(true)
+        let veths = node.leading_to(&file)?;
+        // Where one is missing it may have gone to another namespace of the pod.
+        let same = self.veths.iter().all(|veth| veths.contains(veth));
+        self.veths = veths;
+        Ok(same)
     }
 }
 
@@ -97,24 +103,33 @@ impl Network {
 /// # Errors
 /// The kernel does not tell.
 pub fn look(cgroup: &Path, node: &OnNode) -> io::Result<Option<Network>> {
-    let own = node.namespace;
-    let Some((pid, file)) = process(cgroup, DEPTH) else {
+    let mut places = BTreeMap::new();
+    processes(cgroup, DEPTH, &mut places);
+    let Some((first, (pid, _))) = places.first_key_value() else {
         return Ok(None);
     };
-    let namespace = file.metadata()?.ino();
     let mut network =
-        Network { pid, namespace, host: namespace == own, veths: Vec::new(), others: Vec::new() };
-    if network.host {
+        Network { pid: *pid, namespace: *first, host: false, veths: Vec::new(), others: Vec::new() };
+    if let Some((pid, _)) = places.get(&node.namespace) {
+        (network.pid, network.namespace, network.host) = (*pid, node.namespace, true);
         return Ok(Some(network));
     }
-    network.veths = node.leading_to(&file)?;
-    let others = netlink::links_in(&file)?.into_iter().filter(leads_out);
-    network.others = others
-        .map(|link| match link.kind {
+    // A process may make a namespace of its own within the pod's, but what leads to the node leads to one of them.
+    for (namespace, (pid, file)) in &places {
+        let veths = node.leading_to(file)?;
+        if veths.is_empty() && places.len() > 1 {
+            continue;
+        }
+        if network.veths.is_empty() {
+            (network.pid, network.namespace) = (*pid, *namespace);
+        }
+        network.veths.extend(veths);
+        let others = netlink::links_in(file)?.into_iter().filter(leads_out);
+        network.others.extend(others.map(|link| match link.kind {
             Some(kind) => format!("{} ({kind})", link.name),
             None => format!("{} (hardware)", link.name),
-        })
-        .collect();
+        }));
+    }
     Ok(Some(network))
 }
 
@@ -128,18 +143,19 @@ fn leads_out(link: &netlink::Link) -> bool {
     }
 }
 
-/// A process below a cgroup, and its network namespace.
-fn process(cgroup: &Path, depth: usize) -> Option<(u32, File)> {
+/// The network namespaces of the processes below a cgroup by their inodes, each with a process in it.
+fn processes(cgroup: &Path, depth: usize, found: &mut BTreeMap<u64, (u32, File)>) {
     let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    let here =
-        procs.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0).find_map(|pid| {
-            let file = File::open(format!("/proc/{pid}/ns/net")).ok()?;
-            Some((pid, file))
-        });
-    if here.is_some() || depth == 0 {
-        return here;
+    for pid in procs.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0) {
+        let Ok(file) = File::open(format!("/proc/{pid}/ns/net")) else { continue };
+        if let Ok(metadata) = file.metadata() {
+            found.entry(metadata.ino()).or_insert((pid, file));
+        }
     }
-    let below = fs::read_dir(cgroup).ok()?;
-    let dirs = below.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    dirs.map(|entry| entry.path()).find_map(|dir| process(&dir, depth - 1))
+    let Some(depth) = depth.checked_sub(1) else { return };
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes(&entry.path(), depth, found);
+        }
+    }
 }

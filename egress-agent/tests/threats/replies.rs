@@ -190,6 +190,11 @@ fn simultaneous(range: &mut Range, pod: &Container, v6: bool) -> (bool, usize) {
          tcp sport {theirs} tcp flags & rst == rst drop\n }}\n}}\n"
     );
     range.stand.topology.outside().nft(&silence).unwrap();
+    // Where the pod may send it elsewhere, nobody is refused a connection before its SYN.
+    pod.pod()
+        .netns()
+        .nft("table inet any {\n chain out {\n type filter hook output priority 0;\n }\n}\n")
+        .unwrap();
     let inside = pod.spawn(&connect(outside(v6), theirs, mine)).unwrap();
     std::thread::sleep(Duration::from_millis(300));
     let out = range.stand.topology.outside_exec(&connect(own(pod, v6), mine, theirs)).unwrap();

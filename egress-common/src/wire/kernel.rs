@@ -14,10 +14,14 @@ pub struct Counter {
 
 /// Most flows of one local address that are remembered as having come in; a later one takes the place of an earlier one
 /// with the same slot, never of another address's.
-pub const WITNESS_SLOTS: u32 = 4096;
+pub const WITNESS_SLOTS: u32 = 16_384;
 /// How long what came in may be answered where no socket keeps it in mind: two minutes, as RFC 4787 (REQ-5) asks of
 /// translators for UDP, and more than a SYN-ACK is sent again (63 s with `tcp_synack_retries` at 5). Nanoseconds.
 pub const WITNESS_TTL: u64 = 120_000_000_000;
+/// How long it is remembered that the pod began to send datagrams, after the last one of either end: well longer than address
+/// translators keep a flow that is silent (two minutes with `nf_conntrack_udp_timeout_stream`), after which the other end cannot
+/// go on with it. Nanoseconds.
+pub const BEGAN_TTL: u64 = 600_000_000_000;
 /// How long the verdict on datagrams is kept with their socket before it is given afresh, so that it stays known who began.
 /// Nanoseconds.
 pub const DATAGRAM_TTL: u64 = 30_000_000_000;

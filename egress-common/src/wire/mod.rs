@@ -101,6 +101,13 @@ impl Addr {
         self.high() >> 54 == 0x3fa || self.high() >> 48 == 0xff02
     }
 
+    /// `ff02::1:ff00:0/104`, by which neighbours are asked for (RFC 4291, section 2.7.1).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_solicited_node(&self) -> bool {
+        self.high() == 0xff02 << 48 && self.low() >> 24 == 0x1ff
+    }
+
     /// Equality by two words, which the verifier follows more cheaply than a call of `memcmp`.
     #[must_use]
     #[inline(always)]

@@ -115,3 +115,38 @@ pub const ACK: u8 = tcp::ACK;
 pub const RST: u8 = tcp::RST;
 pub const FIN: u8 = tcp::FIN;
 pub const SYN_ACK: u8 = SYN | ACK;
+
+pub const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// What a neighbour is asked for by.
+pub const ASKED: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 1, 2, 3];
+
+/// ICMPv6 of a type and hop limit, from the pod.
+pub fn neighbour(kind: u8, hops: u8, to: [u8; 16]) -> Vec<u8> {
+    said(kind, hops, V6, to, &[ASKED])
+}
+
+/// The same from any address, a report being of these groups.
+pub fn said(kind: u8, hops: u8, from: [u8; 16], to: [u8; 16], groups: &[[u8; 16]]) -> Vec<u8> {
+    let alert = [58, 0, 5, 2, 0, 0, 1, 0];
+    let mut packet = match kind {
+        131 | 132 => ipv6(0, from, to, &[&alert[..], &[kind, 0, 0, 0, 0, 0, 0, 0], &groups[0]].concat()),
+        143 => {
+            let records: Vec<u8> =
+                groups.iter().flat_map(|group| [&[4, 0, 0, 0], &group[..]].concat()).collect();
+            let count = groups.len() as u8;
+            ipv6(0, from, to, &[&alert[..], &[kind, 0, 0, 0, 0, 0, 0, count], &records].concat())
+        }
+        _ => ipv6(58, from, to, &[kind, 0, 0, 0, 0, 0, 0, 0]),
+    };
+    packet[7] = hops;
+    packet
+}
+
+/// An ARP packet from this address.
+pub fn arp_from(own: [u8; 4]) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1];
+    packet.extend(own);
+    packet.extend([0; 6]);
+    packet.extend([10, 244, 1, 1]);
+    packet
+}

@@ -1,0 +1,133 @@
+//! What finds addresses on a link passes the veth hook, and carries nothing else.
+
+mod support;
+
+use egress_common::packet::ETHERTYPE_ARP;
+use egress_common::wire::Addr;
+use egress_common::{Action, Decision, Hook, Meta, Reason, decide};
+use support::packets::{ALL_NODES, ASKED, OUTSIDE_V6, arp_from, neighbour, said};
+use support::{Maps, Sender, V4, V6, VETH, meta, tcp6};
+
+fn frame(maps: &Maps, sender: Sender, packet: &[u8], change: impl Fn(Meta) -> Meta) -> Decision {
+    decide(maps, &sender, packet, change(meta(packet, Hook::Veth, VETH)))
+}
+
+#[track_caller]
+fn expect(decision: Decision, action: Action, reason: Reason) {
+    assert_eq!((decision.verdict.action, decision.verdict.reason), (action, reason), "{decision:?}");
+}
+
+const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+
+/// A group that says anything.
+const ANYTHING: [u8; 16] = [0xff, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+
+/// Whoever answers for another's address could carry anything to anybody on the link.
+#[test]
+fn what_finds_addresses_says_nothing_else() {
+    let maps = Maps::new();
+    let by = |packet: &[u8]| maps.judge_veth(Sender::NOBODY, packet).verdict.reason;
+    let mut other = V6;
+    other[15] ^= 1;
+    for (kind, hops) in [(133, 255), (135, 255), (136, 255), (131, 1), (132, 1), (143, 1)] {
+        for own in [V6, LINK_LOCAL, [0; 16]] {
+            assert_eq!(by(&said(kind, hops, own, ALL_NODES, &[ASKED])), Reason::Neighbour, "{kind}");
+        }
+        assert_eq!(by(&said(kind, hops, other, ALL_NODES, &[ASKED])), Reason::SpoofedSource, "{kind}");
+        let mut long = neighbour(kind, hops, ALL_NODES);
+        long.resize(81, 7);
+        assert_eq!(by(&long), Reason::NotAllowed, "{kind}");
+    }
+    for kind in [131, 132, 143] {
+        assert_eq!(by(&said(kind, 1, V6, ALL_NODES, &[ANYTHING])), Reason::NotAllowed, "{kind}");
+        let mut bare = neighbour(kind, 1, ALL_NODES);
+        (bare[6], bare[40]) = (60, 58);
+        assert_eq!(by(&bare), Reason::NotAllowed, "without a router alert");
+    }
+    assert_eq!(by(&said(143, 1, V6, ALL_NODES, &[ASKED; 4])), Reason::Neighbour);
+    assert_eq!(by(&said(143, 1, V6, ALL_NODES, &[ASKED; 5])), Reason::NotAllowed);
+    for at in 0..4 {
+        let mut groups = [ASKED; 4];
+        groups[at] = ANYTHING;
+        assert_eq!(by(&said(143, 1, V6, ALL_NODES, &groups)), Reason::NotAllowed, "{at}");
+    }
+    let arp = |packet: &[u8]| {
+        frame(&maps, Sender::NOBODY, packet, |meta| Meta { ethertype: ETHERTYPE_ARP, ..meta })
+    };
+    let padded = |len: usize| {
+        let mut packet = arp_from(V4);
+        packet.resize(len, 0);
+        packet
+    };
+    for lawful in [arp_from(V4), arp_from([0; 4]), padded(46)] {
+        expect(arp(&lawful), Action::Allow, Reason::Neighbour);
+    }
+    let mut others = vec![arp_from([10, 244, 1, 6]), padded(47), padded(1400), arp_from(V4)[..27].to_vec()];
+    for at in 0..6 {
+        let mut packet = arp_from(V4);
+        packet[at] ^= 2;
+        others.push(packet);
+    }
+    for packet in others {
+        expect(arp(&packet), Action::Deny, Reason::NotIp);
+    }
+}
+
+#[test]
+fn neighbour_discovery_goes_no_further_than_the_link() {
+    let maps = Maps::new();
+    let by = |packet: &[u8]| maps.judge_veth(Sender::NOBODY, packet).verdict.reason;
+    let mut beside = V6;
+    beside[15] = 0x77;
+    // A link-local address of the second half of fe80::/10, and one that is not in it.
+    let mut last = LINK_LOCAL;
+    last[1] = 0xbf;
+    let mut site = LINK_LOCAL;
+    site[1] = 0xc0;
+    let mut wider = ALL_NODES;
+    wider[1] = 5;
+    let (on_link, off_link) = ([ALL_NODES, LINK_LOCAL, last], [site, wider, OUTSIDE_V6]);
+    // Type, hop limit, and whether an address of the pod's own prefix will do.
+    let kinds = [
+        (133, 255, false),
+        (135, 255, true),
+        (136, 255, true),
+        (131, 1, false),
+        (132, 1, false),
+        (143, 1, false),
+    ];
+    for (kind, hops, shared) in kinds {
+        for to in on_link {
+            assert_eq!(by(&neighbour(kind, hops, to)), Reason::Neighbour, "{kind}");
+            for wrong in (0..=255).filter(|wrong| *wrong != hops) {
+                assert_eq!(by(&neighbour(kind, wrong, to)), Reason::NotAllowed, "{kind} {wrong}");
+            }
+        }
+        for to in off_link {
+            assert_eq!(by(&neighbour(kind, hops, to)), Reason::NotAllowed, "{kind} {to:02x?}");
+        }
+        let expected = if shared { Reason::Neighbour } else { Reason::NotAllowed };
+        assert_eq!(by(&neighbour(kind, hops, beside)), expected, "{kind}");
+    }
+    // Advertisements of routers, redirects and everything else.
+    for kind in (0..=255).filter(|kind| !kinds.iter().any(|(one, ..)| one == kind)) {
+        for hops in [1, 255] {
+            assert_eq!(by(&neighbour(kind, hops, ALL_NODES)), Reason::NotAllowed, "{kind}");
+        }
+    }
+    // Other protocols on the link, and the same at the socket.
+    assert_eq!(by(&tcp6(V6, LINK_LOCAL, 443)), Reason::NotAllowed);
+    assert_eq!(maps.judge(&neighbour(135, 255, ALL_NODES)).verdict.reason, Reason::NotAllowed);
+}
+
+#[test]
+fn a_pod_without_an_ipv6_address_shares_no_link_by_prefix() {
+    let mut maps = Maps::new();
+    maps.endpoint_mut().v6 = Addr::default();
+    let by = |to| maps.judge_veth(Sender::NOBODY, &neighbour(135, 255, to)).verdict.reason;
+    // The zero prefix is nobody's.
+    let mut zero = [0; 16];
+    zero[15] = 9;
+    assert_ne!(by(zero), Reason::Neighbour);
+    assert_eq!(by(LINK_LOCAL), Reason::Neighbour);
+}

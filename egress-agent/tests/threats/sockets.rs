@@ -242,6 +242,29 @@ fn row_15_a_second_interface() {
     range.prove_stopped(At::Outside, &locked, &frames);
 }
 
+/// The agent finds a pod's veth by the network of its processes, of which the pod has as many as it likes.
+#[test]
+fn row_15_a_process_in_a_network_of_its_own() {
+    let mut range = Range::without_agent(json!({}));
+    let hide = |container: &Container| {
+        container.spawn(&Exec::new("/usr/bin/unshare", ["--net", "/usr/bin/sleep", "120"])).unwrap()
+    };
+    let hidden = [&range.free, &range.locked].map(hide);
+    let apart = |process: &Process| {
+        let of = |id: u32| std::fs::read_link(format!("/proc/{id}/ns/net")).unwrap();
+        of(process.id()) != of(std::process::id())
+    };
+    eventually("they are where they want to be", || hidden.iter().all(apart));
+    range.stand.start();
+    range.lawful();
+    let endpoints = crate::common::endpoints(&range.stand.agent);
+    let covered = endpoints.iter().filter(|pod| pod["coverage"] == "socket+veth").count();
+    assert_eq!(covered, 3, "{endpoints:?}");
+    range.prove(&[injected("a frame", "frame", &[], |shot| {
+        egress_probe::packet::Packet::udp(shot.from(), shot.to(), shot.tag.as_bytes())
+    })]);
+}
+
 const BY_NET1: &str = r#"
 [ $FAMILY = -4 ] && bits=32 via=10.99.0.254 target=$OUT:$PORT || bits=128 via=fd00:99::fe target="[$OUT]:$PORT"
 trap 'ip $FAMILY route del $OUT/$bits dev net1' EXIT

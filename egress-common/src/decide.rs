@@ -4,12 +4,13 @@
 //! audit of an endpoint or rule that is marked so; `tests/decide.rs` counts them.
 
 use crate::established::established;
-use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, icmp, protocol};
+use crate::neighbour;
+use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, protocol};
 use crate::reason::{Action, Reason};
 use crate::subject::{self, Subject};
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, Socket, View};
 use crate::wire::{
-    ABI, APPROVAL_AUDIT, APPROVAL_CAME_IN, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Addr, Approval, Config,
+    ABI, APPROVAL_AUDIT, APPROVAL_CAME_IN, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, Config,
     IDENTITY_WORLD, PROTOCOL_ANY, ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT,
 };
 use crate::witness;
@@ -223,13 +224,13 @@ where
         }
         if meta.vlan || (flow.version == 0 && !is_ip(meta.ethertype)) {
             let arp = !meta.vlan && meta.ethertype == ETHERTYPE_ARP;
-            return if arp && is_arp(packet, meta.length, &subject) {
+            return if arp && neighbour::is_arp(packet, meta.length, &subject) {
                 Verdict::of(Reason::Neighbour)
             } else {
                 Verdict::audited(Reason::NotIp, subject.audit)
             };
         }
-        if refused.is_none() && is_neighbour(packet, flow, meta.length, &subject) {
+        if refused.is_none() && neighbour::is_neighbour(packet, flow, meta.length, &subject) {
             return Verdict::of(Reason::Neighbour);
         }
     }
@@ -297,98 +298,6 @@ pub(crate) fn by_rows<V: View>(view: &V, subject: &Subject<'_>, decision: &mut D
 #[inline(always)]
 const fn is_ip(ethertype: u16) -> bool {
     ethertype == packet::ETHERTYPE_IPV4 || ethertype == packet::ETHERTYPE_IPV6
-}
-
-/// Whether this is what IPv4 says on an Ethernet link to find addresses (RFC 826), and no more; of the pod's own address, or of
-/// none yet (RFC 5227).
-#[inline(never)]
-fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, subject: &Subject<'_>) -> bool {
-    /// Ethernet, IPv4, and the lengths of their addresses.
-    const KIND: [u32; 2] = [0x0001_0800_u32.to_be(), 0x0604_0000_u32.to_be()];
-    /// The shortest payload of an Ethernet frame.
-    const PADDED: u32 = 46;
-    let Some([first, second, _, a, b, _, _]) = packet.words::<7>(0) else {
-        return false;
-    };
-    let own = Addr::v4([packet::byte(a, 2), packet::byte(a, 3), packet::byte(b, 0), packet::byte(b, 1)]);
-    length <= PADDED
-        && first == KIND[0]
-        && second & const { 0xffff_0000_u32.to_be() } == KIND[1]
-        && (own.is_unspecified() || subject.says_itself(4, &own))
-}
-
-/// Whether this is what IPv6 says on a link to find addresses, and no more. It goes no further than the link, or to an address of
-/// the pod's own /64 (a neighbour that is asked whether it is still there); a router would have lowered the hop limit of 255
-/// (RFC 4861, section 7.1), and listener reports have 1 (RFC 3810, section 5).
-#[inline(never)]
-fn is_neighbour<B: Bytes + ?Sized>(packet: &B, flow: &Flow, length: u32, subject: &Subject<'_>) -> bool {
-    /// IPv6, ICMPv6 and a target, with options for a link address and a nonce (RFC 3971, section 5.3.2).
-    const LONGEST: u32 = 40 + 8 + 16 + 8 + 8;
-    if flow.protocol != protocol::ICMPV6 {
-        return false;
-    }
-    let Some([_, second]) = packet.words::<2>(0) else {
-        return false;
-    };
-    let (first_header, hops) = (packet::byte(second, 2), packet::byte(second, 3));
-    let (from, to) = (&flow.source, &flow.destination);
-    if !(from.is_link_scope() || from.is_unspecified() || subject.says_itself(6, from)) {
-        return false;
-    }
-    let on_link = to.is_link_scope();
-    match flow.kind {
-        icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT => {
-            length <= LONGEST && hops == 255 && (on_link || subject.shares_link(to))
-        }
-        icmp::ROUTER_SOLICITATION => length <= LONGEST && hops == 255 && on_link,
-        // Listener reports come with an option that says "router alert".
-        icmp::LISTENER_V2 => first_header == 0 && hops == 1 && on_link && reports_neighbours(packet, length),
-        kind if kind == icmp::LISTENER_V1[0] || kind == icmp::LISTENER_V1[1] => {
-            first_header == 0 && hops == 1 && on_link && length == 72 && asks_for_neighbours(packet, 56)
-        }
-        _ => false,
-    }
-}
-
-/// Whether a report (RFC 3810, section 5.2) is of groups alone by which neighbours are found: any other is of the sender's choice,
-/// to the last bit.
-#[inline(always)]
-fn reports_neighbours<B: Bytes + ?Sized>(packet: &B, length: u32) -> bool {
-    /// IPv6, an option, and the fixed part of the report; then records of this size.
-    const FIXED: u32 = 56;
-    const RECORD: u32 = 20;
-    const MOST: u32 = 4;
-    let Some([_, counted]) = packet.words::<2>(48) else {
-        return false;
-    };
-    let count = u32::from_be(counted) & 0xffff;
-    if count > MOST || length != FIXED + count * RECORD {
-        return false;
-    }
-    let mut i = 0;
-    while i < MOST {
-        if i < count {
-            let at = FIXED + i * RECORD;
-            let Some([header]) = packet.words::<1>(at) else {
-                return false;
-            };
-            // No auxiliary data and no sources.
-            if u32::from_be(header) & 0x00ff_ffff != 0 || !asks_for_neighbours(packet, at + 4) {
-                return false;
-            }
-        }
-        i += 1;
-    }
-    true
-}
-
-/// Whether the address at an offset is a solicited-node multicast address (RFC 4291, section 2.7.1).
-#[inline(always)]
-fn asks_for_neighbours<B: Bytes + ?Sized>(packet: &B, at: u32) -> bool {
-    match packet.words::<4>(at) {
-        Some(words) => Addr::of(words).is_solicited_node(),
-        None => false,
-    }
 }
 
 /// The verdict of what a row says.

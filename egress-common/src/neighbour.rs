@@ -1,0 +1,105 @@
+//! What finds addresses on a link: ARP, and neighbour discovery of IPv6.
+//!
+//! Invariant: it passes in the forms that kernels send, of the pod's own address, and carries nothing of the sender's choice but
+//! what is asked for. Functions that are not inlined, for the stacks of the kernel's programs.
+
+use crate::packet::{self, Bytes, Flow, icmp, protocol};
+use crate::subject::Subject;
+use crate::wire::Addr;
+
+/// Whether this is what IPv4 says on an Ethernet link to find addresses (RFC 826), and no more; of the pod's own address, or of
+/// none yet (RFC 5227).
+#[inline(never)]
+pub(crate) fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, subject: &Subject<'_>) -> bool {
+    /// Ethernet, IPv4, and the lengths of their addresses.
+    const KIND: [u32; 2] = [0x0001_0800_u32.to_be(), 0x0604_0000_u32.to_be()];
+    /// The shortest payload of an Ethernet frame.
+    const PADDED: u32 = 46;
+    let Some([first, second, _, a, b, _, _]) = packet.words::<7>(0) else {
+        return false;
+    };
+    let own = Addr::v4([packet::byte(a, 2), packet::byte(a, 3), packet::byte(b, 0), packet::byte(b, 1)]);
+    length <= PADDED
+        && first == KIND[0]
+        && second & const { 0xffff_0000_u32.to_be() } == KIND[1]
+        && (own.is_unspecified() || subject.says_itself(4, &own))
+}
+
+/// Whether this is what IPv6 says on a link to find addresses, and no more. It goes no further than the link, or to an address of
+/// the pod's own /64 (a neighbour that is asked whether it is still there); a router would have lowered the hop limit of 255
+/// (RFC 4861, section 7.1), and listener reports have 1 (RFC 3810, section 5).
+#[inline(never)]
+pub(crate) fn is_neighbour<B: Bytes + ?Sized>(
+    packet: &B,
+    flow: &Flow,
+    length: u32,
+    subject: &Subject<'_>,
+) -> bool {
+    /// IPv6, ICMPv6 and a target, with options for a link address and a nonce (RFC 3971, section 5.3.2).
+    const LONGEST: u32 = 40 + 8 + 16 + 8 + 8;
+    if flow.protocol != protocol::ICMPV6 {
+        return false;
+    }
+    let Some([_, second]) = packet.words::<2>(0) else {
+        return false;
+    };
+    let (first_header, hops) = (packet::byte(second, 2), packet::byte(second, 3));
+    let (from, to) = (&flow.source, &flow.destination);
+    if !(from.is_link_scope() || from.is_unspecified() || subject.says_itself(6, from)) {
+        return false;
+    }
+    let on_link = to.is_link_scope();
+    match flow.kind {
+        icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT => {
+            length <= LONGEST && hops == 255 && (on_link || subject.shares_link(to))
+        }
+        icmp::ROUTER_SOLICITATION => length <= LONGEST && hops == 255 && on_link,
+        // Listener reports come with an option that says "router alert".
+        icmp::LISTENER_V2 => first_header == 0 && hops == 1 && on_link && reports_neighbours(packet, length),
+        kind if kind == icmp::LISTENER_V1[0] || kind == icmp::LISTENER_V1[1] => {
+            first_header == 0 && hops == 1 && on_link && length == 72 && asks_for_neighbours(packet, 56)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a report (RFC 3810, section 5.2) is of groups alone by which neighbours are found: any other is of the sender's choice,
+/// to the last bit.
+#[inline(always)]
+fn reports_neighbours<B: Bytes + ?Sized>(packet: &B, length: u32) -> bool {
+    /// IPv6, an option, and the fixed part of the report; then records of this size.
+    const FIXED: u32 = 56;
+    const RECORD: u32 = 20;
+    const MOST: u32 = 4;
+    let Some([_, counted]) = packet.words::<2>(48) else {
+        return false;
+    };
+    let count = u32::from_be(counted) & 0xffff;
+    if count > MOST || length != FIXED + count * RECORD {
+        return false;
+    }
+    let mut i = 0;
+    while i < MOST {
+        if i < count {
+            let at = FIXED + i * RECORD;
+            let Some([header]) = packet.words::<1>(at) else {
+                return false;
+            };
+            // No auxiliary data and no sources.
+            if u32::from_be(header) & 0x00ff_ffff != 0 || !asks_for_neighbours(packet, at + 4) {
+                return false;
+            }
+        }
+        i += 1;
+    }
+    true
+}
+
+/// Whether the address at an offset is a solicited-node multicast address (RFC 4291, section 2.7.1).
+#[inline(always)]
+fn asks_for_neighbours<B: Bytes + ?Sized>(packet: &B, at: u32) -> bool {
+    match packet.words::<4>(at) {
+        Some(words) => Addr::of(words).is_solicited_node(),
+        None => false,
+    }
+}

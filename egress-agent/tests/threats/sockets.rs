@@ -246,15 +246,18 @@ fn row_15_a_second_interface() {
 #[test]
 fn row_15_a_process_in_a_network_of_its_own() {
     let mut range = Range::without_agent(json!({}));
-    let hide = |container: &Container| {
-        container.spawn(&Exec::new("/usr/bin/unshare", ["--net", "/usr/bin/sleep", "120"])).unwrap()
+    let sleep = |container: &Container, before: &[&str]| {
+        let words = [before, &["/usr/bin/sleep", "120"]].concat();
+        container.spawn(&Exec::new(words[0], &words[1..])).unwrap()
     };
-    let hidden = [&range.free, &range.locked].map(hide);
-    let apart = |process: &Process| {
-        let of = |id: u32| std::fs::read_link(format!("/proc/{id}/ns/net")).unwrap();
-        of(process.id()) != of(std::process::id())
-    };
-    eventually("they are where they want to be", || hidden.iter().all(apart));
+    let hidden = [&range.free, &range.locked].map(|container| {
+        // What needs no capability.
+        (sleep(container, &["/usr/bin/unshare", "--user", "--net"]), sleep(container, &[]))
+    });
+    let network = |process: &Process| std::fs::read_link(format!("/proc/{}/ns/net", process.id())).unwrap();
+    eventually("they are where they want to be", || {
+        hidden.iter().all(|(inner, outer)| network(inner) != network(outer))
+    });
     range.stand.start();
     range.lawful();
     let endpoints = crate::common::endpoints(&range.stand.agent);

@@ -93,7 +93,11 @@ fn rounds(setting: &Setting, size: usize, stands: &[&Stand]) -> anyhow::Result<R
             for place in 0..stands.len() {
                 setting.check()?;
                 let Some(stand) = stands.get((place + round) % stands.len()) else { continue };
-                let load = stand.load(kind, setting.effort.load)?;
+                let load = stand.load(kind, setting.effort.load).or_else(|error| {
+                    // One that fails for once, on a machine that others use too, is not to cost all that was measured.
+                    eprintln!("    once more: {error:#}");
+                    stand.load(kind, setting.effort.load)
+                })?;
                 for (metric, value) in values(kind, &load) {
                     found.entry((metric, stand.variant)).or_default().push(value);
                 }

@@ -51,7 +51,7 @@ pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<Vec<String>> {
     note(ARRIVAL_PROGRAM, "servers in locked-down pods of the node's network cannot answer", result);
     for name in PROCESS_PROGRAMS {
         let result = program::<CgroupSockAddr>(ebpf, name)?.load();
-        note(name, "events do not name the process", result);
+        note(name, "events do not name the process, and TCP that is denied waits for its time-out", result);
     }
     Ok(lacks)
 }

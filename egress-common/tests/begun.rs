@@ -5,16 +5,7 @@ mod support;
 use egress_common::wire::{BEGAN_TTL, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_TTL};
 use egress_common::{Hook, Reason, Socket, witness};
 use support::packets::{ACK, Ends, flow};
-use support::{ETH0, Maps, POD, Sender};
-
-fn judge(maps: &Maps, hook: Hook, socket: Socket, packet: &[u8]) -> Reason {
-    let sender = Sender::NESTED.socket(socket);
-    let decision = match hook {
-        Hook::Socket | Hook::Connect => maps.judge_from(sender, packet, ETH0),
-        Hook::Veth => maps.judge_veth(sender, packet),
-    };
-    decision.verdict.reason
-}
+use support::{Maps, POD};
 
 /// What an answer of the other end to datagrams of the pod is remembered as: no question.
 #[test]
@@ -24,7 +15,7 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
             let mut maps = Maps::new();
             assert!(witness::begins(&maps, &flow(&out), POD));
             maps.witnesses.extend([witness::begun(&flow(&out)).entry(POD, maps.now)]);
-            assert_eq!(judge(&maps, Hook::Veth, Socket::Inet, &out), Reason::NotAllowed);
+            assert_eq!(maps.reason_of(Hook::Veth, Socket::Inet, &out), Reason::NotAllowed);
             // Answers go on for longer than anything is remembered without.
             for _ in 0..10 {
                 maps.now += BEGAN_TTL - 1;
@@ -32,7 +23,7 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
                 assert_eq!((seen.kind, key.began), (WITNESS_BEGAN, 1));
                 maps.witnesses.insert(key, seen);
                 for hook in Hook::OF_PACKETS {
-                    assert_eq!(judge(&maps, hook, Socket::Inet, &out), Reason::NotAllowed);
+                    assert_eq!(maps.reason_of(hook, Socket::Inet, &out), Reason::NotAllowed);
                 }
             }
             // After a silence nobody knows who began before.
@@ -40,7 +31,7 @@ fn an_answer_to_what_the_pod_began_asks_for_nothing() {
             maps.witnesses
                 .extend(witness::arrived(&maps, &flow(&back), POD).map(|seen| seen.entry(POD, maps.now)));
             for hook in Hook::OF_PACKETS {
-                assert_eq!(judge(&maps, hook, Socket::Inet, &out), Reason::WitnessedReply);
+                assert_eq!(maps.reason_of(hook, Socket::Inet, &out), Reason::WitnessedReply);
             }
         }
     }
@@ -58,7 +49,7 @@ fn who_is_asked_first_does_not_begin_by_answering() {
             assert_eq!((seen.kind, key.began), (WITNESS_CAME_IN, 0));
             maps.witnesses.insert(key, seen);
             assert!(!witness::begins(&maps, &flow(&out), POD));
-            assert_eq!(judge(&maps, Hook::Veth, Socket::Inet, &out), Reason::WitnessedReply);
+            assert_eq!(maps.reason_of(Hook::Veth, Socket::Inet, &out), Reason::WitnessedReply);
         }
         // It is another pod's flow that came in, or another one of this pod.
         assert!(witness::begins(&maps, &flow(&out), POD + 1));

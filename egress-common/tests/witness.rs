@@ -59,20 +59,11 @@ fn replies() -> Vec<Reply> {
     replies
 }
 
-fn judge(maps: &Maps, hook: Hook, socket: Socket, packet: &[u8]) -> Reason {
-    let sender = Sender::NESTED.socket(socket);
-    let decision = match hook {
-        Hook::Socket | Hook::Connect => maps.judge_from(sender, packet, ETH0),
-        Hook::Veth => maps.judge_veth(sender, packet),
-    };
-    decision.verdict.reason
-}
-
 impl Reply {
     /// The verdict where this was seen.
     fn after(&self, maps: &mut Maps, key: WitnessKey, seen: Witness) -> Reason {
         maps.witnesses = [(key, seen)].into();
-        judge(maps, self.hook, self.sockets[0], &self.packet)
+        maps.reason_of(self.hook, self.sockets[0], &self.packet)
     }
 }
 
@@ -83,7 +74,7 @@ fn replies_pass_where_what_they_answer_was_seen_and_not_without() {
         let (key, seen) = reply.seen;
         assert_eq!(reply.after(&mut maps, key, seen), Reason::WitnessedReply, "{}", reply.name);
         maps.witnesses.clear();
-        let without = judge(&maps, reply.hook, reply.sockets[0], &reply.packet);
+        let without = maps.reason_of(reply.hook, reply.sockets[0], &reply.packet);
         assert_eq!(without, Reason::NotAllowed, "{}", reply.name);
     }
 }
@@ -100,7 +91,7 @@ fn only_the_right_kind_of_socket_replies() {
                 _ => Reason::NotAllowed,
             };
             assert_eq!(
-                judge(&maps, reply.hook, socket, &reply.packet),
+                maps.reason_of(reply.hook, socket, &reply.packet),
                 expected,
                 "{} {socket:?}",
                 reply.name
@@ -177,12 +168,12 @@ fn what_begins_a_connection_is_never_a_reply() {
             for hook in Hook::OF_PACKETS {
                 for socket in SOCKETS.into_iter().filter(|socket| *socket != Socket::Packet) {
                     for more in [0, FIN, RST, 8, 0x20, 0xc0] {
-                        let got = judge(&maps, hook, socket, &ends.tcp(SYN | more, 0));
+                        let got = maps.reason_of(hook, socket, &ends.tcp(SYN | more, 0));
                         assert_eq!(got, Reason::NotAllowed, "{kind} {hook:?} {socket:?} {more}");
                     }
                 }
                 // What stood has its handshake behind it.
-                let late = judge(&maps, hook, Socket::Inet, &ends.tcp(SYN_ACK, 0));
+                let late = maps.reason_of(hook, Socket::Inet, &ends.tcp(SYN_ACK, 0));
                 assert_eq!(late, Reason::NotAllowed, "{kind} {hook:?}");
             }
         }
@@ -194,7 +185,7 @@ fn a_listening_socket_says_nothing_but_that_it_listens() {
     for ends in Ends::answers() {
         let mut maps = Maps::new();
         maps.witnesses = [came_in(&maps, &ends.back().tcp(SYN, 0))].into();
-        let says = |flags| judge(&maps, Hook::Socket, Socket::Listening, &ends.tcp(flags, 0));
+        let says = |flags| maps.reason_of(Hook::Socket, Socket::Listening, &ends.tcp(flags, 0));
         assert_eq!(says(SYN_ACK), Reason::WitnessedReply);
         for flags in [0, ACK, RST, RST | ACK, FIN | ACK] {
             assert_eq!(says(flags), Reason::NotAllowed, "{flags}");
@@ -209,7 +200,7 @@ fn what_has_no_socket_has_no_payload() {
             let mut maps = Maps::new();
             maps.witnesses = [connection(&maps, ends, kind)].into();
             for socket in [Socket::None, Socket::Listening, Socket::Raw] {
-                let says = |packet: &[u8]| judge(&maps, Hook::Veth, socket, packet);
+                let says = |packet: &[u8]| maps.reason_of(Hook::Veth, socket, packet);
                 for flags in [ACK, SYN_ACK, RST, FIN | ACK] {
                     assert_eq!(says(&ends.tcp(flags, 0)), Reason::WitnessedReply);
                     for payload in [1, 4, 1000] {
@@ -236,7 +227,7 @@ fn an_echo_is_answered_by_its_reply_alone() {
     for ends in Ends::answers() {
         let mut maps = Maps::new();
         maps.witnesses = [came_in(&maps, &ends.back().echo(ECHO))].into();
-        let says = |packet: &[u8]| judge(&maps, Hook::Veth, Socket::None, packet);
+        let says = |packet: &[u8]| maps.reason_of(Hook::Veth, Socket::None, packet);
         assert_eq!(says(&ends.echo_reply(ECHO)), Reason::WitnessedReply);
         for identifier in [0, ECHO + 1, ECHO ^ 0x8000] {
             assert_eq!(says(&ends.echo_reply(identifier)), Reason::NotAllowed, "{identifier}");
@@ -247,7 +238,7 @@ fn an_echo_is_answered_by_its_reply_alone() {
             assert_eq!(says(&ends.icmp(kind, ECHO)), Reason::NotAllowed, "type {kind}");
         }
         for socket in SOCKETS {
-            let at_the_socket = judge(&maps, Hook::Socket, socket, &ends.echo_reply(ECHO));
+            let at_the_socket = maps.reason_of(Hook::Socket, socket, &ends.echo_reply(ECHO));
             assert_eq!(at_the_socket, Reason::NotAllowed, "{socket:?}");
         }
     }
@@ -267,7 +258,7 @@ fn a_packet_that_answers_another_flow_is_denied() {
             Ends { from_port: ends.from_port ^ 1, ..ends },
             Ends { from_port: ends.to_port, to_port: ends.from_port, ..ends },
         ];
-        let says = |packet: &[u8], hook, socket| judge(&maps, hook, socket, packet);
+        let says = |packet: &[u8], hook, socket| maps.reason_of(hook, socket, packet);
         assert_eq!(says(&ends.udp(), Hook::Veth, Socket::Inet), Reason::WitnessedReply);
         assert_eq!(says(&ends.tcp(SYN_ACK, 0), Hook::Veth, Socket::None), Reason::WitnessedReply);
         for other in others {
@@ -311,7 +302,7 @@ fn a_pod_that_is_closed_still_answers_but_not_one_that_cannot_be_read() {
             for (state, reason) in [(STATE_INVALID, Reason::WitnessedReply), (9, Reason::BadEntry)] {
                 (maps.endpoint_mut().state, maps.endpoint_mut().flags) = (state, flags);
                 for hook in Hook::OF_PACKETS {
-                    assert_eq!(judge(&maps, hook, Socket::Inet, &ends.udp()), reason, "{state} {hook:?}");
+                    assert_eq!(maps.reason_of(hook, Socket::Inet, &ends.udp()), reason, "{state} {hook:?}");
                 }
             }
         }
@@ -327,8 +318,8 @@ fn a_pod_that_is_not_known_yet_answers() {
         for unknown in [0, UNKNOWN_POLICY] {
             maps.config.as_mut().unwrap().unknown = unknown;
             for hook in Hook::OF_PACKETS {
-                assert_eq!(judge(&maps, hook, Socket::Inet, &ends.udp()), Reason::WitnessedReply);
-                assert_eq!(judge(&maps, hook, Socket::Inet, &ends.sctp()), Reason::UnknownPod);
+                assert_eq!(maps.reason_of(hook, Socket::Inet, &ends.udp()), Reason::WitnessedReply);
+                assert_eq!(maps.reason_of(hook, Socket::Inet, &ends.sctp()), Reason::UnknownPod);
             }
         }
     }

@@ -15,7 +15,7 @@ use egress_common::wire::{
     ABI, Addr, Approval, Cidr, Config, Endpoint, Ports, Row, RowKey, STATE_ISOLATED, UNKNOWN_DENY,
     VERDICT_ALLOW, Witness, WitnessKey,
 };
-use egress_common::{Decision, Hook, Meta, Owner, Socket, View, decide};
+use egress_common::{Decision, Hook, Meta, Owner, Reason, Socket, View, decide};
 
 pub const POD: u64 = 100;
 pub const POLICY: u64 = 0xaaaa;
@@ -86,6 +86,16 @@ impl Maps {
 
     pub fn judge_from(&self, sender: Sender, packet: &[u8], ifindex: u32) -> Decision {
         decide(self, &sender, packet, meta(packet, Hook::Socket, ifindex))
+    }
+
+    /// Why a hook lets a packet of the pod pass or not, sent by this kind of socket.
+    pub fn reason_of(&self, hook: Hook, socket: Socket, packet: &[u8]) -> Reason {
+        let sender = Sender::NESTED.socket(socket);
+        let decision = match hook {
+            Hook::Socket | Hook::Connect => self.judge_from(sender, packet, ETH0),
+            Hook::Veth => self.judge_veth(sender, packet),
+        };
+        decision.verdict.reason
     }
 
     /// The verdict of a packet that comes out of the pod's veth.

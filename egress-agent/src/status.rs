@@ -72,6 +72,28 @@ pub struct SourceStatus {
     pub errors: Vec<SourceError>,
     /// Objects of kinds that do not matter here.
     pub ignored: BTreeMap<String, usize>,
+    /// The watches of the API server, one for each kind; none of other sources.
+    #[serde(default)]
+    pub watches: Vec<WatchStatus>,
+}
+
+/// The watch of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchStatus {
+    /// The kind, as in `Pod`.
+    pub kind: String,
+    /// `Listing`, `Watching`, `Failing`, or `NotInstalled` where the cluster has no such kind.
+    pub state: String,
+    /// Whether every object of the kind was read at least once.
+    pub synced: bool,
+    /// Objects that are there.
+    pub objects: usize,
+    /// Events taken in since the start, those of lists included.
+    pub events: u64,
+    /// Times that everything had to be listed anew.
+    pub relists: u64,
+    /// What went wrong last, until it goes right again.
+    pub error: Option<String>,
 }
 
 /// A local pod.

@@ -80,6 +80,7 @@ impl Agent {
                 objects: self.index.len(),
                 errors: self.source_state.errors.clone(),
                 ignored: self.source_state.ignored.clone(),
+                watches: Vec::new(),
             },
             diagnostics: compiled.diagnostics.iter().map(ToString::to_string).collect(),
             errors,

@@ -2,6 +2,7 @@
 //!
 //! Invariant: an exit code means one thing: see [`EXIT_CODES`]; `tests/cli.rs` provokes each.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -78,12 +79,24 @@ pub struct SocketArgs {
     pub socket: PathBuf,
 }
 
+/// Where objects come from.
+#[derive(Clone, Debug, Args)]
+pub struct SourceArgs {
+    /// Where objects come from: `kube`, the API server of a cluster; or `file:DIR`, the Kubernetes YAML and JSON files in a directory.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
+    pub source: Source,
+    /// How the API server is reached, for `--source kube`; found by itself when absent: KUBECONFIG, ~/.kube/config, the
+    /// ServiceAccount of the pod.
+    #[arg(long, env = "EGRESS_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Where objects come from: `file:DIR` reads the Kubernetes YAML and JSON files in a directory and follows its changes.
-    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub source: SourceArgs,
     /// The cgroup below which kubelet makes its pods; found by itself when absent.
     #[arg(long, env = "EGRESS_POD_ROOT", value_name = "DIR")]
     pub pod_root: Option<PathBuf>,
@@ -178,9 +191,9 @@ pub struct ExplainArgs {
     /// The destination: ADDR:PORT/PROTO, or ADDR/ICMP.
     #[arg(long, env = "EGRESS_TO", value_name = "ADDR:PORT/PROTO", value_parser = offline::target)]
     pub to: Target,
-    /// Where the objects are: `file:DIR`.
-    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub source: SourceArgs,
     /// What pods may send that the objects do not have.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
@@ -199,9 +212,9 @@ pub struct SimulateArgs {
     /// A file of objects that are not applied yet: prints the flows whose verdict would change.
     #[arg(long, env = "EGRESS_WITH", value_name = "FILE")]
     pub with: Option<PathBuf>,
-    /// Where the objects are: `file:DIR`.
-    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub source: SourceArgs,
     /// What pods may send that the objects do not have.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
@@ -213,9 +226,9 @@ pub struct SimulateArgs {
 /// Arguments of `plan`.
 #[derive(Clone, Debug, Args)]
 pub struct PlanArgs {
-    /// Where the objects are: `file:DIR`.
-    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub source: SourceArgs,
     /// The node; its pods are numbered from 1 by name, in place of their cgroups.
     #[arg(long, env = "EGRESS_NODE_NAME", value_name = "NAME")]
     pub node_name: String,
@@ -230,9 +243,9 @@ pub struct PlanArgs {
 /// Arguments of `lint`.
 #[derive(Clone, Debug, Args)]
 pub struct LintArgs {
-    /// Where the objects are: `file:DIR`.
-    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub source: SourceArgs,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
@@ -273,6 +286,17 @@ impl From<Unknown> for UnknownPods {
 pub enum Source {
     /// A directory of YAML and JSON files.
     File(PathBuf),
+    /// The API server of a cluster.
+    Kube,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(dir) => write!(f, "file:{}", dir.display()),
+            Self::Kube => f.write_str("kube"),
+        }
+    }
 }
 
 impl FromStr for Source {
@@ -281,7 +305,8 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("file", dir)) if !dir.is_empty() => Ok(Self::File(dir.into())),
-            _ => Err("expected file:DIR".to_owned()),
+            None if text == "kube" => Ok(Self::Kube),
+            _ => Err("expected kube or file:DIR".to_owned()),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::admin::server::{FlowLog, Server};
 use crate::agent::Agent;
-use crate::cli::{Hooks, RunArgs, Source};
+use crate::cli::{Hooks, RunArgs};
 use crate::coverage::Look;
 use crate::datapath::events::Events;
 use crate::datapath::{Datapath, Loading};
@@ -23,7 +23,7 @@ use crate::network::Monitor;
 use crate::pods::PodRoot;
 use crate::preflight;
 use crate::sever::Severing;
-use crate::source::FileSource;
+use crate::source::Objects;
 use crate::watch::{Interest, Watcher};
 
 /// Looking again without a notice, and retrying what failed.
@@ -32,10 +32,6 @@ const TICK: Duration = Duration::from_secs(5);
 const PUBLISH: Duration = Duration::from_secs(1);
 /// How often a new pod is looked at until it has a process, whose network is the pod's.
 const PROCESSES: Duration = Duration::from_millis(10);
-/// Changes of a directory come in bursts: it is read once nothing has changed for this long,
-const SETTLE: Duration = Duration::from_millis(30);
-/// or this long after the first change.
-const SETTLED: Duration = Duration::from_millis(500);
 /// Events handled before other work has its turn.
 const EVENT_BATCH: usize = 256;
 
@@ -46,9 +42,7 @@ const EVENT_BATCH: usize = 256;
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     preflight::kernel()?;
     let root = PodRoot::find(args.pod_root.as_deref())?;
-    let Source::File(dir) = &args.source;
-    // Without a first look at the objects nothing may be planned: what is pinned goes on as it is.
-    std::fs::read_dir(dir).with_context(|| format!("cannot read the source directory {}", dir.display()))?;
+    let (objects, source) = Objects::open(&args.source)?;
     let name = node_name(args.node_name.as_deref())?;
     preflight::bpffs(&args.bpffs.bpffs)?;
     let _node_lock = Lock::pod_root(&root)?;
@@ -62,12 +56,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;
     let mut pod_watcher = Watcher::new(Interest::Entries).context("cannot watch the pod cgroups")?;
-    let mut file_watcher = Watcher::new(Interest::Contents).context("cannot watch the source")?;
-    file_watcher.watch(std::slice::from_ref(dir));
-
     let mut devices = Monitor::new().context("cannot watch the node's devices")?;
 
-    let mut agent = Agent::new(name, root, args.unknown_pods.into(), datapath, FileSource::new(dir.clone()));
+    let mut agent = Agent::new(name, root, args.unknown_pods.into(), datapath, objects);
     if args.hooks == Hooks::Socket {
         agent.leave_veths_alone();
     }
@@ -97,8 +88,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = pod_watcher.changed() => agent.look_at_pods(&mut pod_watcher),
-            () = file_watcher.changed() => {
-                settle(&file_watcher).await;
+            () = source.changed() => {
+                source.settle().await;
                 agent.look_at_source();
             }
             _ = tick.tick() => {
@@ -151,13 +142,6 @@ fn node_name(given: Option<&str>) -> anyhow::Result<String> {
     let name =
         nix::unistd::gethostname().context("cannot read the host name: name the node with --node-name")?;
     Ok(name.to_string_lossy().into_owned())
-}
-
-/// Waits for the end of a burst of changes, so that a file is not read while it is written.
-async fn settle(watcher: &Watcher) {
-    let burst = async { while tokio::time::timeout(SETTLE, watcher.changed()).await.is_ok() {} };
-    // A directory that never comes to rest is read all the same.
-    let _ = tokio::time::timeout(SETTLED, burst).await;
 }
 
 /// Kernels before 5.11 count maps against this limit. Where it may not be raised, making the maps says so.

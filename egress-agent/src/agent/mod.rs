@@ -16,7 +16,7 @@ use egress_policy::plan::{self, Keys, Plan};
 use crate::coverage::{Coverage, Look};
 use crate::datapath::Datapath;
 use crate::pods::{PodRoot, Scan};
-use crate::source::{Changes, FileSource};
+use crate::source::{Changes, Objects};
 use crate::watch::Watcher;
 
 /// Everything the agent knows.
@@ -25,7 +25,7 @@ pub(crate) struct Agent {
     root: PodRoot,
     unknown_pods: UnknownPods,
     datapath: Datapath,
-    source: FileSource,
+    source: Objects,
     source_state: Changes,
     index: Index,
     scan: Scan,
@@ -64,7 +64,7 @@ impl Agent {
         root: PodRoot,
         unknown_pods: UnknownPods,
         datapath: Datapath,
-        source: FileSource,
+        source: Objects,
     ) -> Self {
         let adopted = datapath.observed().config.abi == ABI;
         Self {
@@ -101,17 +101,13 @@ impl Agent {
     pub(crate) fn look_at_source(&mut self) {
         let mut changes = self.source.look();
         for event in std::mem::take(&mut changes.events) {
-            match event {
-                Event::Delete(object) => match self.stands(&object) {
-                    Some((name, _)) => self.lingering.push((name, object)),
-                    None => self.index(Event::Delete(object)),
-                },
-                Event::Upsert(object) => {
-                    if let Object::Pod(pod) = &object {
-                        self.succeed(&object.object_ref(), pod);
-                    }
-                    self.index(Event::Upsert(object));
-                }
+            self.take(event);
+        }
+        for (kind, listed) in std::mem::take(&mut changes.listed) {
+            let known = self.index.objects().filter(|object| object.kind == kind);
+            let gone: Vec<_> = known.filter(|object| !listed.contains(object)).collect();
+            for object in gone {
+                self.take(Event::Delete(object));
             }
         }
         if self.held && !changes.incomplete {
@@ -126,6 +122,26 @@ impl Agent {
         self.source_state = changes;
     }
 
+    /// Takes an event in, and keeps the pods whose processes may still run.
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Delete(object) => match self.stands(&object) {
+                Some((name, _)) => {
+                    if !self.lingering.iter().any(|(_, of)| *of == object) {
+                        self.lingering.push((name, object));
+                    }
+                }
+                None => self.index(Event::Delete(object)),
+            },
+            Event::Upsert(object) => {
+                if let Object::Pod(pod) = &object {
+                    self.succeed(&object.object_ref(), pod);
+                }
+                self.index(Event::Upsert(object));
+            }
+        }
+    }
+
     /// The pod of an object whose processes may still run, with the UID or hash in its cgroup's name. Without its object they
     /// would be unknown, which may be more than their policies allow.
     fn stands(&self, object: &ObjectRef) -> Option<(String, Pod)> {
@@ -137,8 +153,10 @@ impl Agent {
     /// Makes room for a pod: another one that stands under its name is kept under one that no pod can have, and one that
     /// was kept is not needed any more where this one claims its cgroup.
     fn succeed(&mut self, object: &ObjectRef, new: &Pod) {
+        // It came back.
+        self.lingering.retain(|(_, of)| of != object);
         let (claimed, kept): (Vec<_>, Vec<_>) =
-            self.lingering.drain(..).partition(|(name, of)| claims(new, name) && of != object);
+            self.lingering.drain(..).partition(|(name, _)| claims(new, name));
         self.lingering = kept;
         for (_, of) in claimed {
             self.index(Event::Delete(of));
@@ -150,15 +168,13 @@ impl Agent {
         }
     }
 
-    /// Lets go of the pods whose cgroup has gone since their object went. An object that came back is left alone.
+    /// Lets go of the pods whose cgroup has gone since their object went.
     fn let_go(&mut self) {
         let stands = |uid: &str| self.scan.pods.iter().any(|local| local.uid == uid);
         let (stay, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|(uid, _)| stands(uid));
         self.lingering = stay;
         for (_, object) in gone {
-            if !self.source.has(&object) {
-                self.index(Event::Delete(object));
-            }
+            self.index(Event::Delete(object));
         }
     }
 
@@ -213,9 +229,14 @@ impl Agent {
         );
     }
 
+    /// Whether nothing is done yet: there is nothing of ours in the kernel, and what is allowed is not known.
+    pub(crate) fn waits_for_source(&self) -> bool {
+        self.held && !self.adopted && self.source.comes_first()
+    }
+
     /// Brings the kernel to the desired state; tells whether there was anything to do.
     pub(crate) fn enforce(&mut self) -> bool {
-        if !std::mem::take(&mut self.dirty) {
+        if self.waits_for_source() || !std::mem::take(&mut self.dirty) {
             return false;
         }
         let pods = self.local_pods();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use egress_common::wire::{ABI, FlowEvent};
 use egress_policy::compile::{EndpointInfo, PodState};
+use egress_policy::object::Kind;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
@@ -12,7 +13,7 @@ use crate::admin::server::Published;
 use crate::datapath::Attached;
 use crate::flow::Flow;
 use crate::pods::PodCgroup;
-use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status};
+use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status, WatchStatus};
 
 impl Agent {
     pub(crate) fn flow(&self, event: &FlowEvent) -> Flow {
@@ -42,9 +43,17 @@ impl Agent {
         errors.extend(self.scan_error.clone());
         let mut pending = Vec::new();
         if self.held {
-            pending.push(
-                "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
-            );
+            let watches = &self.source_state.watches;
+            let missing: Vec<_> = watches.iter().filter(|watch| !watch.synced).collect();
+            if watches.is_empty() {
+                pending.push(
+                    "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
+                );
+            }
+            pending.extend(missing.into_iter().map(|watch| {
+                let error = watch.error.as_deref().unwrap_or("no answer yet");
+                format!("the first complete list of {}: {error}", watch.kind)
+            }));
         }
         pending.extend(self.scan_error.clone());
         if attached.is_none() {
@@ -76,16 +85,25 @@ impl Agent {
             lost_events,
             severed: self.severed,
             source: SourceStatus {
-                name: format!("file:{}", self.source.dir().display()),
+                name: self.source.name(),
                 objects: self.index.len(),
                 errors: self.source_state.errors.clone(),
                 ignored: self.source_state.ignored.clone(),
-                watches: Vec::new(),
+                watches: self.watches(),
             },
             diagnostics: compiled.diagnostics.iter().map(ToString::to_string).collect(),
             errors,
         };
         Published { status, endpoints }
+    }
+
+    fn watches(&self) -> Vec<WatchStatus> {
+        let mut watches = self.source_state.watches.clone();
+        for watch in &mut watches {
+            let kind = Kind::ALL.into_iter().find(|kind| kind.name() == watch.kind);
+            watch.objects = kind.map_or(0, |kind| self.index.count(kind));
+        }
+        watches
     }
 
     fn endpoint(&self, cgroup: u64, info: &EndpointInfo) -> EndpointStatus {

@@ -16,6 +16,7 @@ pub use simulate::simulate;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use egress_common::packet::protocol;
@@ -23,8 +24,8 @@ use egress_policy::explain::{Judged, Target};
 use egress_policy::index::Index;
 use serde::Serialize;
 
-use crate::cli::Source;
-use crate::source::FileSource;
+use crate::cli::SourceArgs;
+use crate::source::Objects;
 
 /// A sender, as in `NS/POD` or `NS/POD/CONTAINER`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,16 +94,27 @@ pub fn target(text: &str) -> Result<Target, String> {
     Ok(Target { address, protocol, port })
 }
 
+/// How long a cluster may take to tell everything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Reads all objects of a source. What cannot be read is told on stderr; the rest counts.
-fn load(source: &Source) -> anyhow::Result<Index> {
+fn load(source: &SourceArgs) -> anyhow::Result<Index> {
     load_what_can_be(source).map(|(index, _)| index)
 }
 
 /// Like [`load`], and tells how many times something could not be read.
-fn load_what_can_be(source: &Source) -> anyhow::Result<(Index, usize)> {
-    let Source::File(dir) = source;
-    std::fs::read_dir(dir).with_context(|| format!("cannot read the source directory {}", dir.display()))?;
-    let changes = FileSource::new(dir.clone()).look();
+fn load_what_can_be(source: &SourceArgs) -> anyhow::Result<(Index, usize)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let changes = runtime.block_on(async {
+        let (mut objects, _) = Objects::open(source)?;
+        if let Objects::Cluster(cluster) = &objects {
+            cluster.complete(PATIENCE).await?;
+        }
+        anyhow::Ok(objects.look())
+    })?;
     for error in &changes.errors {
         eprintln!("egress-agent: {error}");
     }
@@ -111,7 +123,7 @@ fn load_what_can_be(source: &Source) -> anyhow::Result<(Index, usize)> {
         index.apply(event);
     }
     if index.is_empty() {
-        bail!("{} has no objects", dir.display());
+        bail!("{} has no objects", source.source);
     }
     Ok((index, changes.errors.len()))
 }

@@ -43,8 +43,21 @@ impl Index {
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        let cluster = self.pods.len() + self.namespaces.len() + self.services.len() + self.nodes.len();
-        cluster + self.endpoint_slices.len() + self.network_policies.len() + self.gateway_policies.len()
+        Kind::ALL.into_iter().map(|kind| self.count(kind)).sum()
+    }
+
+    /// How many objects of a kind there are.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Pod => self.pods.len(),
+            Kind::Namespace => self.namespaces.len(),
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.endpoint_slices.len(),
+            Kind::Node => self.nodes.len(),
+            Kind::NetworkPolicy => self.network_policies.len(),
+            Kind::EgressGatewayPolicy => self.gateway_policies.len(),
+        }
     }
 
     /// Whether there are none.

@@ -266,6 +266,21 @@ pub fn read(value: Value) -> Result<Vec<Read>, ObjectError> {
     Ok(found)
 }
 
+/// Reads one object as the API server gives it where the kind was asked for: as an item of a typed list, which carries neither
+/// kind nor version.
+///
+/// # Errors
+///
+/// It is not an object with `metadata.name`.
+pub fn read_as(kind: Kind, value: &Value) -> Result<Read, ObjectError> {
+    let mut found = Vec::new();
+    read_into(value, "", Some((kind.api_version(), kind.name())), &mut found)?;
+    match found.pop() {
+        Some(read) if found.is_empty() => Ok(read),
+        _ => Err(ObjectError::new("kind", "a list, where one object was asked for")),
+    }
+}
+
 fn read_into(
     value: &Value,
     path: &str,

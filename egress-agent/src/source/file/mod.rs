@@ -12,42 +12,9 @@ use std::path::{Path, PathBuf};
 
 use egress_policy::index::Event;
 use egress_policy::object::{Object, ObjectRef};
-use serde::{Deserialize, Serialize};
 
+use super::{Changes, SourceError};
 use read::FileRead;
-
-/// Something in a source that could not be read.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct SourceError {
-    /// The file, or the directory.
-    pub file: String,
-    /// The line, counted from 1, where there is one.
-    pub line: Option<usize>,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-impl std::fmt::Display for SourceError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}: {}", self.file, self.reason),
-            None => write!(f, "{}: {}", self.file, self.reason),
-        }
-    }
-}
-
-/// What one look at the source gave.
-#[derive(Debug, Default)]
-pub struct Changes {
-    /// Something cannot be read that may hold a policy, and nothing was ever read from its file.
-    pub incomplete: bool,
-    /// What became of objects since the last look.
-    pub events: Vec<Event>,
-    /// What cannot be read now.
-    pub errors: Vec<SourceError>,
-    /// Kinds that are none of ours, with their number.
-    pub ignored: BTreeMap<String, usize>,
-}
 
 /// A directory of files ending in `.yaml`, `.yml` or `.json`, not followed into its directories.
 #[derive(Debug)]
@@ -70,12 +37,6 @@ impl FileSource {
         &self.dir
     }
 
-    /// Whether an object was there at the last look.
-    #[must_use]
-    pub fn has(&self, object: &ObjectRef) -> bool {
-        self.objects.contains_key(object)
-    }
-
     /// Reads the directory and tells what changed since the last look.
     pub fn look(&mut self) -> Changes {
         let mut changes = Changes::default();
@@ -84,7 +45,11 @@ impl FileSource {
             Err(error) => {
                 changes.incomplete = self.files.is_empty();
                 let reason = format!("cannot read the directory: {error}; keeping the objects last read");
-                changes.errors.push(SourceError { file: self.dir.display().to_string(), line: None, reason });
+                changes.errors.push(SourceError {
+                    place: self.dir.display().to_string(),
+                    line: None,
+                    reason,
+                });
                 return changes;
             }
         };
@@ -95,7 +60,7 @@ impl FileSource {
             if read.is_empty() && !last.is_empty() {
                 // What empties a file first and writes it after has not finished; what is to go is removed as a file.
                 let reason = "is empty".to_owned();
-                read.unread.push(SourceError { file: path.display().to_string(), line: None, reason });
+                read.unread.push(SourceError { place: path.display().to_string(), line: None, reason });
             }
             let objects = take(read, last, &mut changes);
             self.files.insert(path, objects);
@@ -121,7 +86,7 @@ impl FileSource {
             for (name, object) in objects {
                 if let Some(other) = origin.insert(name, path) {
                     let reason = format!("{name} is also in {}; this file's counts", other.display());
-                    errors.push(SourceError { file: path.display().to_string(), line: None, reason });
+                    errors.push(SourceError { place: path.display().to_string(), line: None, reason });
                 }
                 merged.insert(name.clone(), object.clone());
             }

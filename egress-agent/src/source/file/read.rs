@@ -10,7 +10,7 @@ use std::path::Path;
 use egress_policy::object::{self, Object, ObjectRef, Read};
 use serde_json::Value;
 
-use super::SourceError;
+use crate::source::SourceError;
 
 /// Words without which a text can hold neither a policy nor what policies select pods by.
 const POLICY_WORDS: [&str; 4] = ["EgressGatewayPolicy", "NetworkPolicy", "Namespace", "List"];
@@ -40,7 +40,7 @@ impl FileRead {
 
     fn unread(&mut self, file: &str, line: Option<usize>, reason: String, text: Option<&str>) {
         self.may_hide_policy |= text.is_none_or(|text| POLICY_WORDS.iter().any(|word| text.contains(word)));
-        self.unread.push(SourceError { file: file.to_owned(), line, reason });
+        self.unread.push(SourceError { place: file.to_owned(), line, reason });
     }
 }
 
@@ -72,7 +72,7 @@ pub(super) fn file(path: &Path) -> FileRead {
 }
 
 fn objects(out: &mut FileRead, file: &str, line: usize, document: &str, value: Value) {
-    let at = |reason| SourceError { file: file.to_owned(), line: Some(line), reason };
+    let at = |reason| SourceError { place: file.to_owned(), line: Some(line), reason };
     let reads = match object::read(value) {
         Ok(reads) => reads,
         Err(error) => return out.unread(file, Some(line), error.to_string(), Some(document)),

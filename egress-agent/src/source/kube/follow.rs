@@ -1,0 +1,413 @@
+//! Follows one kind: everything once, then each change from there on.
+//!
+//! Invariant: a list counts when it is complete, and not when it is older than what is known; a watch goes on from the last version
+//! that was taken in whole, and only where the server has forgotten that version everything is listed anew.
+//!
+//! Everything is asked for as a streaming list (`sendInitialEvents`, Kubernetes 1.32 on), and in pages where the server has none.
+//! kube's own watcher is not used: it takes a stream of garbage for one without events, asks for streaming lists of any age
+//! (`resourceVersion=0`), and does not tell a kind that is not installed from an error.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use egress_policy::object::{Kind, ObjectRef};
+use futures::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
+use kube::Client;
+use kube::api::{ListParams, Request, WatchParams};
+use tokio::time::{Instant, timeout};
+
+use super::connect::Connector;
+use super::inbox::{Inbox, State};
+use super::wire::{self, Event, Garbage};
+
+/// Objects of a page.
+const PAGE: u32 = 500;
+/// How long the server is asked to keep a watch open, in seconds.
+const WATCH: u32 = 290;
+/// Longest line of a watch. The API server's own limit for an object is 3 MiB.
+const LINE: u64 = 16 << 20;
+/// The longest wait that a busy server may ask for, in seconds.
+const MOST_ASKED: u32 = 60;
+/// How often the same version may be followed by what is not understood, before everything is listed anew.
+const PATIENCE: u32 = 3;
+/// How often a streaming list may end half-way, before pages are asked for.
+const HALVES: u32 = 2;
+/// The name of our own kind's definition.
+const DEFINITION: &str = "egressgatewaypolicies.egress-enforcer.io";
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    /// An answer to a list, or the start of a watch.
+    pub(super) answer: Duration,
+    /// A watch that says nothing. Servers send bookmarks about every minute.
+    pub(super) silence: Duration,
+    /// A watch that ends sooner has brought nothing: the next one waits.
+    pub(super) brief: Duration,
+    /// An older state than what is known is refused. A cluster that was restored from a backup stays older.
+    pub(super) older: Duration,
+    /// Between looks for a kind that is not installed.
+    pub(super) installed: Duration,
+    /// The longest wait after failures.
+    pub(super) wait: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(60),
+            silence: Duration::from_secs(150),
+            brief: Duration::from_secs(5),
+            older: Duration::from_secs(60),
+            installed: Duration::from_secs(5),
+            wait: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Why following stopped.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error("the version is not kept any more")]
+    Gone,
+    #[error("the server has no streaming lists")]
+    NoStreaming,
+    #[error("not installed")]
+    NotInstalled,
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error("{0}")]
+    Busy(String, Duration),
+    #[error(transparent)]
+    Garbage(#[from] Garbage),
+}
+
+/// Where objects of a kind are.
+fn path(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Pod => "/api/v1/pods",
+        Kind::Namespace => "/api/v1/namespaces",
+        Kind::Service => "/api/v1/services",
+        Kind::Node => "/api/v1/nodes",
+        Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
+        Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
+        Kind::EgressGatewayPolicy => "/apis/egress-enforcer.io/v1alpha1/egressgatewaypolicies",
+    }
+}
+
+/// The kind's resource and API group, as RBAC names them.
+pub(super) fn resource(kind: Kind) -> (&'static str, &'static str) {
+    let group = kind.api_version().split_once('/').map_or("", |(group, _)| group);
+    (path(kind).rsplit_once('/').map_or("", |(_, resource)| resource), group)
+}
+
+fn backoff(longest: Duration) -> ExponentialBackoff {
+    let builder = ExponentialBuilder::new().with_min_delay(Duration::from_millis(250)).with_factor(2.0);
+    builder.with_max_delay(longest).without_max_times().with_jitter().build()
+}
+
+/// Follows a kind for as long as it is polled.
+pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>, inbox: Arc<Inbox>) {
+    let mut follower = Follower::new(kind, timing, inbox);
+    let mut waits = backoff(timing.wait);
+    let mut garbage = 0;
+    loop {
+        let (started, version) = (Instant::now(), follower.version.clone());
+        let stop = match connector.client().await {
+            Ok((client, number)) => {
+                let stop = follower.run(&client).await;
+                if matches!(stop, Err(Stop::Refused(_))) {
+                    connector.refused(number).await;
+                }
+                stop
+            }
+            Err(error) => Err(Stop::Failed(format!("{error:#}"))),
+        };
+        let wait = match stop {
+            // The server ends watches from time to time.
+            Ok(()) if started.elapsed() > timing.brief => Duration::ZERO,
+            Ok(()) => waits.next().unwrap_or_default(),
+            Err(Stop::NoStreaming) => {
+                follower.streaming = false;
+                continue;
+            }
+            Err(Stop::NotInstalled) => {
+                follower.not_installed();
+                timing.installed
+            }
+            Err(Stop::Gone) => {
+                tracing::info!(%kind, "listing anew: the API server does not keep the version that was read last");
+                follower.version = None;
+                waits.next().unwrap_or_default()
+            }
+            Err(stop) => {
+                garbage = match stop {
+                    Stop::Garbage(_) if follower.version == version => garbage + 1,
+                    _ => 0,
+                };
+                if garbage >= PATIENCE {
+                    (follower.version, garbage) = (None, 0);
+                }
+                let reason = format!("{stop}; trying again");
+                follower.inbox.state(kind, State::Failing, Some(reason));
+                let wait = waits.next().unwrap_or_default();
+                if let Stop::Busy(_, asked) = stop { wait.max(asked) } else { wait }
+            }
+        };
+        if started.elapsed() > timing.brief {
+            waits = backoff(timing.wait);
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+struct Follower {
+    kind: Kind,
+    timing: Timing,
+    inbox: Arc<Inbox>,
+    /// Up to which everything was taken in.
+    version: Option<String>,
+    /// Whether the server may have streaming lists.
+    streaming: bool,
+    /// Streaming lists that ended half-way, since the last whole one.
+    halves: u32,
+    /// The highest version seen.
+    newest: u64,
+    /// Since when lists have been older than that.
+    older: Option<Instant>,
+}
+
+impl Follower {
+    fn new(kind: Kind, timing: Timing, inbox: Arc<Inbox>) -> Self {
+        Self { kind, timing, inbox, version: None, streaming: true, halves: 0, newest: 0, older: None }
+    }
+
+    async fn run(&mut self, client: &Client) -> Result<(), Stop> {
+        match self.version.clone() {
+            Some(version) => self.watch(client, &version, None).await,
+            None => {
+                self.inbox.state(self.kind, State::Listing, None);
+                if self.streaming && self.halves < HALVES {
+                    self.watch(client, "", Some(BTreeSet::new())).await
+                } else {
+                    self.pages(client).await?;
+                    let version = self.version.clone().unwrap_or_default();
+                    self.watch(client, &version, None).await
+                }
+            }
+        }
+    }
+
+    fn not_installed(&mut self) {
+        if self.version.take().is_some() {
+            tracing::warn!(kind = %self.kind, "the kind is not installed any more");
+        }
+        self.inbox.listed(self.kind, BTreeSet::new());
+        let reason = format!(
+            "the cluster has no {}: only NetworkPolicies count until deploy/crd is applied",
+            resource(self.kind).0
+        );
+        self.inbox.state(self.kind, State::NotInstalled, Some(reason));
+    }
+
+    /// Takes in everything, page by page.
+    async fn pages(&mut self, client: &Client) -> Result<(), Stop> {
+        let request = Request::new(path(self.kind));
+        let mut listed = BTreeSet::new();
+        let mut next = None;
+        loop {
+            let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
+            let request = request.list(&params).map_err(|error| Stop::Failed(error.to_string()))?;
+            let answer = timeout(self.timing.answer, client.request_text(request)).await;
+            let text = match answer {
+                Ok(Ok(text)) => text,
+                Ok(Err(error)) => return Err(self.stop(client, "list", error).await),
+                Err(_) => return Err(self.silent("list")),
+            };
+            let page = wire::page(&text)?;
+            for item in page.items.into_iter().flatten() {
+                let arrived = wire::arrived(self.kind, item)?;
+                listed.insert(arrived.name.clone());
+                self.inbox.upsert(arrived.name, arrived.object, arrived.error);
+            }
+            next = page.metadata.r#continue.filter(|token| !token.is_empty());
+            if next.is_none() {
+                let version = page.metadata.resource_version.unwrap_or_default();
+                return self.listed(listed, version);
+            }
+        }
+    }
+
+    /// A list is complete.
+    fn listed(&mut self, listed: BTreeSet<ObjectRef>, version: String) -> Result<(), Stop> {
+        let number: u64 = version.parse().unwrap_or(0);
+        if version.is_empty() || version == "0" {
+            return Err(Stop::Failed(format!("the list of {}s has no version", self.kind)));
+        }
+        if number < self.newest {
+            let since = *self.older.get_or_insert_with(Instant::now);
+            if since.elapsed() < self.timing.older {
+                let text = format!(
+                    "the API server told an older state of {}s ({number} after {})",
+                    self.kind, self.newest
+                );
+                return Err(Stop::Failed(text));
+            }
+            tracing::warn!(kind = %self.kind, version, "the API server's state stays older: taking it");
+        }
+        (self.older, self.newest, self.halves) = (None, number, 0);
+        self.inbox.listed(self.kind, listed);
+        self.inbox.state(self.kind, State::Watching, None);
+        self.version = Some(version);
+        Ok(())
+    }
+
+    /// Follows changes from a version on, or, with `listing`, everything first.
+    async fn watch(
+        &mut self,
+        client: &Client,
+        version: &str,
+        mut listing: Option<BTreeSet<ObjectRef>>,
+    ) -> Result<(), Stop> {
+        let params = WatchParams {
+            send_initial_events: listing.is_some(),
+            timeout: Some(WATCH),
+            ..WatchParams::default()
+        };
+        let request = Request::new(path(self.kind)).watch(&params, version);
+        let request = request.map_err(|error| Stop::Failed(error.to_string()))?;
+        let stream = match timeout(self.timing.answer, client.request_stream(request)).await {
+            Ok(Ok(stream)) => stream,
+            // How servers without them refuse streaming lists, by version: 422 Invalid, 400 BadRequest.
+            Ok(Err(kube::Error::Api(status))) if listing.is_some() && matches!(status.code, 400 | 422) => {
+                return Err(Stop::NoStreaming);
+            }
+            Ok(Err(error)) => return Err(self.stop(client, "watch", error).await),
+            Err(_) => return Err(self.silent("watch")),
+        };
+        if listing.is_none() {
+            self.inbox.state(self.kind, State::Watching, None);
+        }
+        let mut stream = std::pin::pin!(stream);
+        let mut line = Vec::new();
+        while self.line(&mut stream, &mut line).await? {
+            match wire::event(self.kind, &line)? {
+                Event::Upsert(arrived) => {
+                    let Some(version) = arrived.version else {
+                        return Err(Stop::Failed(format!("{} has no version", arrived.name)));
+                    };
+                    if let Some(listed) = &mut listing {
+                        listed.insert(arrived.name.clone());
+                    }
+                    self.inbox.upsert(arrived.name, arrived.object, arrived.error);
+                    self.reached(&listing, version);
+                }
+                Event::Delete(name, version) => {
+                    if let Some(listed) = &mut listing {
+                        listed.remove(&name);
+                    }
+                    self.inbox.delete(name);
+                    self.reached(&listing, version.unwrap_or_default());
+                }
+                Event::Bookmark(version, true) => {
+                    if let Some(listed) = listing.take() {
+                        self.listed(listed, version)?;
+                    }
+                }
+                Event::Bookmark(version, false) => self.reached(&listing, version),
+                Event::Error(410, _) => return Err(Stop::Gone),
+                Event::Error(code, text) => {
+                    return Err(Stop::Failed(format!(
+                        "the API server ended the watch of {}s: {code} {text}",
+                        self.kind
+                    )));
+                }
+            }
+        }
+        match listing {
+            Some(_) => {
+                self.halves += 1;
+                Err(Stop::Failed(format!("the list of {}s ended half-way", self.kind)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Everything up to a version was taken in, where it was not a part of a list.
+    fn reached(&mut self, listing: &Option<BTreeSet<ObjectRef>>, version: String) {
+        if listing.is_none() && !version.is_empty() {
+            self.newest = self.newest.max(version.parse().unwrap_or(0));
+            self.version = Some(version);
+        }
+    }
+
+    /// Reads a line; `false` at the end of the stream, where half a line does not count.
+    async fn line(&self, stream: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> Result<bool, Stop> {
+        line.clear();
+        let mut bounded = stream.take(LINE);
+        let Ok(read) = timeout(self.timing.silence, bounded.read_until(b'\n', line)).await else {
+            return Ok(false);
+        };
+        match read {
+            Ok(_) if line.last() == Some(&b'\n') => Ok(true),
+            Ok(_) if line.len() as u64 >= LINE => {
+                Err(Stop::Failed("a line of a watch is too long".to_owned()))
+            }
+            // The connection went; what was not whole is told again.
+            Ok(_) | Err(_) => Ok(false),
+        }
+    }
+
+    fn silent(&self, verb: &str) -> Stop {
+        Stop::Failed(format!("the API server does not answer ({verb} {})", resource(self.kind).0))
+    }
+
+    /// What an error of the API server means.
+    async fn stop(&self, client: &Client, verb: &str, error: kube::Error) -> Stop {
+        let (resource, group) = resource(self.kind);
+        let kube::Error::Api(status) = error else {
+            let error = anyhow::Error::from(error);
+            return Stop::Failed(format!("cannot reach the API server ({verb} {resource}): {error:#}"));
+        };
+        match status.code {
+            410 => Stop::Gone,
+            401 => Stop::Refused(format!(
+                "the API server does not accept the agent's credentials (an expired token?): {}",
+                status.message
+            )),
+            403 => Stop::Failed(format!(
+                "the agent may not {verb} {resource}: its ClusterRole needs the verbs list and watch on {resource} in API group {group:?} ({})",
+                status.message
+            )),
+            429 | 503 => {
+                let asked = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+                let text =
+                    format!("the API server is busy ({verb} {resource}): {} {}", status.code, status.message);
+                Stop::Busy(text, Duration::from_secs(asked.min(MOST_ASKED).into()))
+            }
+            404 if self.kind == Kind::EgressGatewayPolicy => self.is_installed(client).await,
+            code => Stop::Failed(format!("cannot {verb} {resource}: {code} {}", status.message)),
+        }
+    }
+
+    /// Whether the kind is really not installed, or not served yet: a server that starts answers 404 for a moment as well, and that
+    /// must not take policies away.
+    async fn is_installed(&self, client: &Client) -> Stop {
+        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{DEFINITION}");
+        let Ok(request) = http::Request::get(path).body(Vec::new()) else { return Stop::NotInstalled };
+        match timeout(self.timing.answer, client.request_text(request)).await {
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Stop::NotInstalled,
+            Ok(Ok(_)) => Stop::Failed(format!("{DEFINITION} is installed, but not served yet")),
+            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Stop::Failed(format!(
+                "{DEFINITION} is not served, and the agent may not see whether it is installed: its ClusterRole needs the verb get on customresourcedefinitions in API group \"apiextensions.k8s.io\" ({})",
+                status.message
+            )),
+            Ok(Err(error)) => Stop::Failed(format!("cannot see whether {DEFINITION} is installed: {error}")),
+            Err(_) => self.silent("get"),
+        }
+    }
+}

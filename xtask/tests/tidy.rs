@@ -75,6 +75,15 @@ fn the_pure_crates_have_no_runtime() {
 }
 
 #[test]
+fn the_agent_has_nothing_of_the_tests() {
+    let agent = dependencies("egress-agent");
+    assert!(agent.contains("egress-policy"));
+    for forbidden in ["egress-fixture", "egress-topology", "egress-probe"] {
+        assert!(!agent.contains(forbidden), "egress-agent must not depend on {forbidden}");
+    }
+}
+
+#[test]
 fn files_are_short() {
     for path in all_sources() {
         let text = fs::read_to_string(&path).unwrap();

@@ -21,6 +21,8 @@ pub struct Agent {
     binary: PathBuf,
     bpffs: PathBuf,
     dir: PathBuf,
+    /// How the API server is reached, where objects come from one.
+    kubeconfig: Option<PathBuf>,
     arguments: Vec<String>,
     patience: Duration,
     process: Option<Process>,
@@ -31,13 +33,28 @@ impl Agent {
     #[must_use]
     pub fn new(binary: PathBuf, bpffs: &Path, dir: &Path) -> Self {
         let (bpffs, dir) = (bpffs.to_owned(), dir.to_owned());
-        Self { binary, bpffs, dir, arguments: Vec::new(), patience: PATIENCE, process: None }
+        Self {
+            binary,
+            bpffs,
+            dir,
+            kubeconfig: None,
+            arguments: Vec::new(),
+            patience: PATIENCE,
+            process: None,
+        }
     }
 
     /// Gives it more time to be ready, and to end: it may have much to read.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Has its objects come from an API server, from the next start on.
+    #[must_use]
+    pub fn kubeconfig(mut self, path: &Path) -> Self {
+        self.kubeconfig = Some(path.to_owned());
         self
     }
 
@@ -69,8 +86,12 @@ impl Agent {
     /// The command line of `run`.
     #[must_use]
     pub fn run(&self, topology: &Topology) -> Exec {
-        let exec = Exec::new(&self.binary, ["run", "--source"])
-            .argument(format!("file:{}", self.objects().display()))
+        let exec = Exec::new(&self.binary, ["run", "--source"]);
+        let exec = match &self.kubeconfig {
+            Some(path) => exec.argument("kube").argument("--kubeconfig").argument(path),
+            None => exec.argument(format!("file:{}", self.objects().display())),
+        };
+        let exec = exec
             .argument("--pod-root")
             .argument(topology.pod_root().path())
             .argument("--bpffs")

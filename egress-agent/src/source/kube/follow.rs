@@ -142,6 +142,7 @@ pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>
             Err(Stop::Gone) => {
                 tracing::info!(%kind, "listing anew: the API server does not keep the version that was read last");
                 follower.version = None;
+                follower.inbox.state(kind, State::Listing, None);
                 waits.next().unwrap_or_default()
             }
             Err(stop) => {
@@ -189,15 +190,13 @@ impl Follower {
     async fn run(&mut self, client: &Client) -> Result<(), Stop> {
         match self.version.clone() {
             Some(version) => self.watch(client, &version, None).await,
+            None if self.streaming && self.halves < HALVES => {
+                self.watch(client, "", Some(BTreeSet::new())).await
+            }
             None => {
-                self.inbox.state(self.kind, State::Listing, None);
-                if self.streaming && self.halves < HALVES {
-                    self.watch(client, "", Some(BTreeSet::new())).await
-                } else {
-                    self.pages(client).await?;
-                    let version = self.version.clone().unwrap_or_default();
-                    self.watch(client, &version, None).await
-                }
+                self.pages(client).await?;
+                let version = self.version.clone().unwrap_or_default();
+                self.watch(client, &version, None).await
             }
         }
     }

@@ -70,3 +70,6 @@ impl Cluster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,454 @@
+//! The watches against an API server that fails in every way it was taught.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use egress_fixture::{Failure, Fault, Fixture, Settings, StreamingLists, Verb};
+use egress_policy::index::Event;
+use egress_policy::object::{Kind, Object, ObjectRef};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, timeout};
+
+use super::follow::Timing;
+use super::{Cluster, Connector};
+use crate::source::Changes;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an agent would know.
+struct World {
+    cluster: Cluster,
+    objects: BTreeMap<ObjectRef, Object>,
+    last: Changes,
+    /// Deletions, in the order in which they were told.
+    gone: Vec<ObjectRef>,
+    dir: TempDir,
+}
+
+impl World {
+    fn new(fixture: &Fixture) -> Self {
+        Self::with(fixture, "")
+    }
+
+    fn with(fixture: &Fixture, token: &str) -> Self {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("config");
+        fs::write(&path, kubeconfig(&fixture.url(), token)).unwrap();
+        let timing = Timing {
+            silence: Duration::from_millis(1500),
+            answer: Duration::from_secs(2),
+            older: Duration::from_secs(3),
+            installed: Duration::from_millis(100),
+            wait: Duration::from_millis(500),
+            brief: Duration::from_millis(200),
+        };
+        let cluster = Cluster::watch_with(Connector::new(Some(path)), timing);
+        Self { cluster, objects: BTreeMap::new(), last: Changes::default(), gone: Vec::new(), dir }
+    }
+
+    /// Takes in what arrived, as the agent does.
+    fn look(&mut self) {
+        let mut changes = self.cluster.look();
+        for event in changes.events.drain(..) {
+            match event {
+                Event::Upsert(object) => drop(self.objects.insert(object.object_ref(), object)),
+                Event::Delete(name) => {
+                    self.objects.remove(&name);
+                    self.gone.push(name);
+                }
+            }
+        }
+        for (kind, listed) in changes.listed.drain(..) {
+            let gone = self.objects.keys().filter(|name| name.kind == kind && !listed.contains(name));
+            let gone: Vec<_> = gone.cloned().collect();
+            self.objects.retain(|name, _| !gone.contains(name));
+            self.gone.extend(gone);
+        }
+        self.last = changes;
+    }
+
+    /// Looks until something holds.
+    async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let changed = self.cluster.changed();
+        let start = Instant::now();
+        loop {
+            self.look();
+            if holds(self) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "waited in vain: {what}: {:?} {:?}", self.last, self.names());
+            let _ = timeout(Duration::from_millis(100), changed.notified()).await;
+        }
+    }
+
+    async fn complete(&mut self) {
+        self.until("everything was read", |world| !world.last.incomplete).await;
+    }
+
+    /// Looks for a while, in which something must hold all the time.
+    async fn meanwhile(&mut self, time: Duration, holds: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            self.look();
+            assert!(holds(self), "{:?} {:?}", self.last, self.names());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        self.objects.keys().map(ToString::to_string).collect()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.objects.keys().any(|one| one.to_string() == name)
+    }
+
+    fn pods(&self) -> usize {
+        self.objects.keys().filter(|name| name.kind == Kind::Pod).count()
+    }
+
+    fn label(&self, pod: &str) -> Option<String> {
+        self.objects.iter().find_map(|(name, object)| match object {
+            Object::Pod(one) if name.to_string() == pod => Some(one.labels.get("v")?.to_owned()),
+            _ => None,
+        })
+    }
+
+    fn watch(&self, kind: Kind) -> &crate::status::WatchStatus {
+        self.last.watches.iter().find(|watch| watch.kind == kind.name()).unwrap()
+    }
+
+    fn error(&self) -> String {
+        self.last.errors.iter().map(|error| format!("{error}\n")).collect()
+    }
+}
+
+pub(crate) fn kubeconfig(url: &str, token: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    })
+    .to_string()
+}
+
+fn pod(value: &str) -> Value {
+    json!({"metadata": {"labels": {"v": value}}, "spec": {"containers": [{"name": "app"}]}})
+}
+
+fn settings(streaming_lists: StreamingLists) -> Settings {
+    Settings { streaming_lists, ..Settings::default() }
+}
+
+fn fixture() -> Fixture {
+    let fixture = Fixture::start().unwrap();
+    for name in ["a", "b", "c"] {
+        fixture.apply("pods", "n", name, &pod("1"));
+    }
+    fixture
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_listed_and_followed_on_servers_of_every_age() {
+    for lists in [StreamingLists::On, StreamingLists::GateOff, StreamingLists::Unknown] {
+        let fixture = Fixture::start_with(settings(lists)).unwrap();
+        fixture.apply("pods", "n", "a", &pod("1"));
+        let mut world = World::new(&fixture);
+        world.complete().await;
+        assert!(world.has("Pod n/a") && world.has("Namespace kube-system"), "{:?}", world.names());
+        for of in ["pods", "namespaces", "services", "nodes", "endpointslices", "networkpolicies"] {
+            fixture.until_watches(of, 1).await;
+        }
+        fixture.apply("pods", "n", "a", &pod("2"));
+        fixture.apply("pods", "n", "b", &pod("1"));
+        fixture.delete("namespaces", "", "kube-system");
+        world
+            .until("changes arrive", |world| {
+                world.label("Pod n/a").as_deref() == Some("2")
+                    && world.has("Pod n/b")
+                    && !world.has("Namespace kube-system")
+            })
+            .await;
+        assert_eq!(fixture.requests_of("pods", Verb::List).is_empty(), lists == StreamingLists::On);
+        assert!(world.last.errors.is_empty(), "{}", world.error());
+        let watch = world.watch(Kind::Pod);
+        assert_eq!((watch.state.as_str(), watch.relists), ("Watching", 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_lists_come_in_pages() {
+    let fixture = Fixture::start_with(settings(StreamingLists::GateOff)).unwrap();
+    for i in 0..1234 {
+        fixture.apply("pods", "n", &format!("p{i}"), &pod("1"));
+    }
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    assert_eq!(world.pods(), 1234);
+    let lists = fixture.requests_of("pods", Verb::List);
+    assert_eq!(lists.len(), 3, "{lists:?}");
+    assert!(
+        lists.iter().all(|list| list.query["limit"] == "500" && !list.query.contains_key("resourceVersion"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_while_history_was_lost_is_gone_by_the_next_list() {
+    for gone_as_answer in [false, true] {
+        let mut fixture = Fixture::start_with(Settings { gone_as_answer, ..Settings::default() }).unwrap();
+        fixture.apply("pods", "n", "a", &pod("1"));
+        fixture.apply("pods", "n", "b", &pod("1"));
+        let mut world = World::new(&fixture);
+        world.complete().await;
+        fixture.stop().await.unwrap();
+        fixture.delete("pods", "n", "a");
+        fixture.apply("pods", "n", "c", &pod("1"));
+        world.until("it is said", |world| world.error().contains("cannot reach the API server")).await;
+        assert!(world.has("Pod n/a") && !world.last.incomplete, "what was read stays");
+        fixture.start_again().unwrap();
+        world.until("it was listed anew", |world| !world.has("Pod n/a") && world.has("Pod n/c")).await;
+        assert!(world.has("Pod n/b") && world.gone.len() == 1, "{:?}", world.gone);
+        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        assert_eq!(world.watch(Kind::Pod).relists, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_in_the_middle_of_a_line_loses_nothing_and_lists_nothing_anew() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    fixture.until_watches("pods", 1).await;
+    for round in 2..7 {
+        if round % 2 == 0 {
+            fixture.cut_watches_inside("pods")
+        } else {
+            fixture.cut_watches("pods")
+        };
+        fixture.apply("pods", "n", "a", &pod(&round.to_string()));
+        fixture.delete("pods", "n", "b");
+        fixture.apply("pods", "n", "b", &pod("1"));
+        let label = round.to_string();
+        world.until("it goes on", |world| world.label("Pod n/a").as_deref() == Some(&label)).await;
+    }
+    world.until("it came back", |world| world.has("Pod n/b")).await;
+    assert_eq!(world.watch(Kind::Pod).relists, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_no_event_and_no_end_of_events() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    fixture.until_watches("pods", 1).await;
+    for garbage in [
+        "\u{0}\u{1}\n",
+        "{\"type\":\"MODIFIED\",\"object\":{\n",
+        "{\"type\":\"DELETED\",\"object\":{}}\n",
+        "[]\n",
+    ] {
+        fixture.say_in_watches("pods", garbage);
+        fixture.apply("pods", "n", "a", &pod(garbage.len().to_string().as_str()));
+        let label = garbage.len().to_string();
+        world.until("the next event", |world| world.label("Pod n/a").as_deref() == Some(&label)).await;
+        assert_eq!(world.pods(), 3);
+    }
+    assert!(world.gone.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_parse_stays_what_it_was_and_can_be_deleted() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    fixture.apply("pods", "n", "a", &json!({"metadata": {"labels": ["x"]}, "spec": 7}));
+    world.until("it is said", |world| world.error().contains("Pod n/a")).await;
+    assert_eq!(world.label("Pod n/a").as_deref(), Some("1"));
+    fixture.delete("pods", "n", "a");
+    world.until("it is gone", |world| !world.has("Pod n/a")).await;
+    assert!(world.last.errors.is_empty(), "{}", world.error());
+    // A policy that cannot be read is still a policy.
+    fixture.apply("egressgatewaypolicies", "", "mesh", &json!({"spec": {"subjects": 7}}));
+    world.until("it is there", |world| world.has("EgressGatewayPolicy mesh")).await;
+    assert!(world.error().contains("EgressGatewayPolicy mesh"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lacking_rights_are_named_and_recovered_from() {
+    let fixture = fixture();
+    let fault = fixture.fault("networkpolicies", &Verb::READ, Fault::Forbidden);
+    let mut world = World::new(&fixture);
+    world.until("it is said", |world| world.error().contains("list and watch on networkpolicies")).await;
+    assert!(world.last.incomplete && world.error().contains("networking.k8s.io"));
+    assert_eq!(world.watch(Kind::NetworkPolicy).state, "Failing");
+    world.meanwhile(Duration::from_secs(1), |world| world.last.incomplete).await;
+    fault.lift();
+    world.complete().await;
+    world.until("all is well", |world| world.last.errors.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_that_is_not_installed_is_empty_and_is_picked_up_when_it_comes() {
+    for newer_not_found in [false, true] {
+        let fixture = Fixture::start_with(Settings { newer_not_found, ..Settings::default() }).unwrap();
+        fixture.remove_definition();
+        let mut world = World::new(&fixture);
+        world.complete().await;
+        world
+            .until("it is known", |world| world.watch(Kind::EgressGatewayPolicy).state == "NotInstalled")
+            .await;
+        assert!(world.error().contains("deploy/crd"), "{}", world.error());
+        fixture.install_definition();
+        fixture.apply("egressgatewaypolicies", "", "mesh", &json!({"spec": {"subjects": [{}]}}));
+        world.until("it is picked up", |world| world.has("EgressGatewayPolicy mesh")).await;
+        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        fixture.remove_definition();
+        world.until("it goes", |world| !world.has("EgressGatewayPolicy mesh")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_serve_a_kind_yet_takes_nothing_away() {
+    let fixture = fixture();
+    fixture.apply("egressgatewaypolicies", "", "mesh", &json!({"spec": {"subjects": [{}]}}));
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    let fault = fixture.fault("egressgatewaypolicies", &Verb::READ, Fault::NothingHere);
+    fixture.cut_watches("egressgatewaypolicies");
+    world.until("it is said", |world| world.error().contains("not served yet")).await;
+    world.meanwhile(Duration::from_secs(1), |world| world.has("EgressGatewayPolicy mesh")).await;
+    fault.lift();
+    world.until("all is well", |world| world.last.errors.is_empty()).await;
+    assert!(world.has("EgressGatewayPolicy mesh"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_token_is_replaced_by_the_kubeconfigs_next_one() {
+    let token = |token: &str| Some(token.to_owned());
+    let fixture = Fixture::start_with(Settings { token: token("old"), ..Settings::default() }).unwrap();
+    fixture.apply("pods", "n", "a", &pod("1"));
+    let mut world = World::with(&fixture, "old");
+    world.complete().await;
+    fixture.set(|settings| settings.token = token("new"));
+    fixture.cut_watches("pods");
+    world.until("it is said", |world| world.error().contains("credentials")).await;
+    assert!(world.has("Pod n/a"));
+    fs::write(world.dir.path().join("config"), kubeconfig(&fixture.url(), "new")).unwrap();
+    fixture.apply("pods", "n", "a", &pod("2"));
+    world.until("it goes on", |world| world.label("Pod n/a").as_deref() == Some("2")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubeconfig_that_is_missing_is_waited_for() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    let path = world.dir.path().join("later");
+    world.cluster = Cluster::watch(Connector::new(Some(path.clone())));
+    world.until("it is said", |world| world.error().contains("cannot read the kubeconfig")).await;
+    assert!(world.last.incomplete);
+    fs::write(&path, kubeconfig(&fixture.url(), "")).unwrap();
+    world.complete().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_state_than_what_is_known_is_refused_for_a_while() {
+    for lists in [StreamingLists::On, StreamingLists::GateOff] {
+        let fixture = Fixture::start_with(settings(lists)).unwrap();
+        fixture.apply("pods", "n", "a", &pod("1"));
+        let before = fixture.version();
+        fixture.apply("pods", "n", "b", &pod("1"));
+        let mut world = World::new(&fixture);
+        world.complete().await;
+        let fault = fixture.fault("pods", &Verb::READ, Fault::Stale(before));
+        fixture.until_watches("pods", 1).await;
+        fixture.fail_watches("pods", &Failure::too_old(1, 2));
+        world.until("it is said", |world| world.error().contains("older state")).await;
+        assert!(world.has("Pod n/b"));
+        fault.lift();
+        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        assert!(world.has("Pod n/b") && world.gone.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_says_nothing_is_asked_again() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    fixture.until_watches("pods", 1).await;
+    fixture.stall_watches("pods");
+    fixture.apply("pods", "n", "a", &pod("2"));
+    world.until("it goes on", |world| world.label("Pod n/a").as_deref() == Some("2")).await;
+    assert_eq!(world.watch(Kind::Pod).relists, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_list_never_counts() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    let halves = fixture.fault("pods", &Verb::READ, Fault::CutAfter(1));
+    fixture.until_watches("pods", 1).await;
+    fixture.fail_watches("pods", &Failure::too_old(1, 2));
+    world.until("it is said", |world| !world.last.errors.is_empty()).await;
+    world.meanwhile(Duration::from_secs(2), |world| world.pods() == 3).await;
+    halves.lift();
+    world.until("all is well", |world| world.last.errors.is_empty()).await;
+    assert_eq!((world.pods(), world.gone.len()), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_every_kind_are_waited_out() {
+    let faults = [
+        Fault::Internal,
+        Fault::Unavailable,
+        Fault::TooManyRequests(1),
+        Fault::Initializing,
+        Fault::Refused,
+        Fault::Garbage,
+        Fault::Silent,
+        Fault::Stalled,
+        Fault::Expired,
+        Fault::Dribble(7, Duration::from_millis(1)),
+    ];
+    for fault in faults {
+        let fixture = fixture();
+        fixture.fault_times("pods", &Verb::READ, fault.clone(), 2);
+        let mut world = World::new(&fixture);
+        world.until(&format!("{fault:?} is over"), |world| !world.last.incomplete).await;
+        assert_eq!(world.pods(), 3, "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_come_twice_count_once_and_floods_are_one_change() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    fixture.until_watches("pods", 1).await;
+    fixture.fault("pods", &[Verb::Watch], Fault::Duplicate);
+    fixture.cut_watches("pods");
+    fixture.until_watches("pods", 1).await;
+    for i in 0..3000 {
+        fixture.apply("pods", "n", "a", &pod(&format!("f{i}")));
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.until("the last one counts", |world| world.label("Pod n/a").as_deref() == Some("f2999")).await;
+    assert_eq!(world.pods(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_a_mebibyte_are_read() {
+    let fixture = fixture();
+    let mut world = World::new(&fixture);
+    world.complete().await;
+    let mut large = pod("large");
+    large["metadata"]["annotations"] = json!({"x": "y".repeat(1 << 20)});
+    fixture.apply("pods", "n", "a", &large);
+    world.until("it is read", |world| world.label("Pod n/a").as_deref() == Some("large")).await;
+}

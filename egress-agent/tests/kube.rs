@@ -1,0 +1,279 @@
+//! From the API server to the packet: objects are written to an API server, and real pods find out what they may send.
+
+mod common;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{Stand, denied, eventually, outside, passes, pod_object, policy, udp};
+use egress_fixture::{Fault, Fixture, Verb};
+use egress_probe::Outcome;
+use egress_topology::{CgroupDriver, Container, PodSpec, kubernetes};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+/// A node whose agent follows an API server.
+struct World {
+    stand: Stand,
+    fixture: Fixture,
+    runtime: Runtime,
+}
+
+impl World {
+    fn new() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let mut stand = Stand::new(CgroupDriver::Systemd);
+        // Its sockets are the node's.
+        let fixture = stand.topology.node().run(|| {
+            let _context = runtime.enter();
+            Fixture::start()
+        });
+        let fixture = fixture.unwrap();
+        let path = stand.dir.path().join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": fixture.url()}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        });
+        fs::write(&path, config.to_string()).unwrap();
+        stand.agent = stand.agent.kubeconfig(&path);
+        let world = Self { stand, fixture, runtime };
+        world.apply(&kubernetes::node(&world.stand.topology));
+        for name in ["a", "b"] {
+            world.apply(&kubernetes::namespace(name, &[].into()));
+        }
+        world
+    }
+
+    fn apply(&self, object: &Value) {
+        self.fixture.apply_manifest(plural(object), object);
+    }
+
+    fn delete(&self, object: &Value) {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        assert!(self.fixture.delete(plural(object), text("namespace"), text("name")));
+    }
+
+    fn pod(&self, spec: PodSpec) -> Container {
+        let container = self.stand.topology.add_pod(spec).unwrap().add_container("app").unwrap();
+        self.apply(&pod_object(&self.stand, container.pod()));
+        container
+    }
+
+    /// Takes the API server down.
+    fn stop(&mut self) {
+        let (fixture, runtime) = (&mut self.fixture, &self.runtime);
+        self.stand.topology.node().run(|| runtime.block_on(fixture.stop())).unwrap();
+    }
+
+    /// Has it come back, on the same port, with what is there now.
+    fn start_again(&mut self) {
+        let (fixture, runtime) = (&mut self.fixture, &self.runtime);
+        let again = self.stand.topology.node().run(|| {
+            let _context = runtime.enter();
+            fixture.start_again()
+        });
+        again.unwrap();
+    }
+
+    fn status(&self) -> Value {
+        self.stand.agent.status().unwrap()
+    }
+
+    fn watch(&self, kind: &str) -> Value {
+        let status = self.status();
+        status["source"]["watches"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|one| one["kind"] == kind)
+            .unwrap()
+            .clone()
+    }
+}
+
+fn plural(object: &Value) -> &'static str {
+    match object["kind"].as_str().unwrap() {
+        "Pod" => "pods",
+        "Namespace" => "namespaces",
+        "Node" => "nodes",
+        "NetworkPolicy" => "networkpolicies",
+        "EgressGatewayPolicy" => "egressgatewaypolicies",
+        other => panic!("{other}"),
+    }
+}
+
+fn deny_all(namespace: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": namespace, "name": "deny"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"]},
+    })
+}
+
+#[track_caller]
+fn becomes(outcome: Outcome, container: &Container) {
+    eventually(&format!("{outcome:?}"), || udp(container, &outside()[0]).outcome == outcome);
+}
+
+#[test]
+fn what_is_written_to_the_api_server_is_enforced() {
+    let mut world = World::new();
+    let (pod, free) = (world.pod(PodSpec::new("a", "pod")), world.pod(PodSpec::new("b", "free")));
+    world.stand.start();
+    passes(&pod, &outside()[0]);
+    world.apply(&policy(json!({})));
+    becomes(Outcome::Denied, &pod);
+    passes(&free, &outside()[0]);
+    // A policy that does not parse is still a policy.
+    let mut broken = policy(json!({}));
+    broken["spec"]["allow"] = json!(7);
+    world.apply(&broken);
+    eventually("it is shown", || world.status()["source"]["errors"].to_string().contains("spec.allow"));
+    denied(&pod, &outside()[0]);
+    world.apply(&policy(json!({"allow": {"to": [{"cidr": "198.51.100.0/24"}]}})));
+    becomes(Outcome::Ok, &pod);
+    world.apply(&deny_all("b"));
+    becomes(Outcome::Denied, &free);
+    world.delete(&deny_all("b"));
+    becomes(Outcome::Ok, &free);
+    assert_eq!(world.watch("NetworkPolicy")["state"], "Watching");
+    assert_eq!(world.watch("Pod")["objects"], 2);
+}
+
+#[test]
+fn on_a_node_without_pins_nothing_is_cut_before_everything_was_read() {
+    let mut world = World::new();
+    let pod = world.pod(PodSpec::new("a", "pod"));
+    world.apply(&policy(json!({})));
+    let fault = world.fixture.fault("networkpolicies", &Verb::READ, Fault::Forbidden);
+    world.stand.agent.spawn(&world.stand.topology).unwrap();
+    let waits = |status: &Value| status["pending"].to_string().contains("may not watch networkpolicies");
+    world.stand.agent.wait("it says what it may not", waits).unwrap();
+    passes(&pod, &outside()[0]);
+    assert_eq!(world.status()["hooks"], json!([]));
+    fault.lift();
+    world.stand.agent.wait("it is ready", |status| status["ready"] == true).unwrap();
+    denied(&pod, &outside()[0]);
+}
+
+#[test]
+fn the_api_server_may_go_and_come_back() {
+    let mut world = World::new();
+    let (pod, free) = (world.pod(PodSpec::new("a", "pod")), world.pod(PodSpec::new("b", "free")));
+    world.apply(&policy(json!({})));
+    world.stand.start();
+    denied(&pod, &outside()[0]);
+    world.stop();
+    eventually("it is said", || {
+        world.status()["source"]["errors"].to_string().contains("cannot reach the API server")
+    });
+    denied(&pod, &outside()[0]);
+    passes(&free, &outside()[0]);
+    // What is pinned rules, also for a new agent.
+    world.stand.agent.kill().unwrap();
+    world.stand.agent.spawn(&world.stand.topology).unwrap();
+    let waits = |status: &Value| status["pending"].to_string().contains("first complete list of Pod");
+    world.stand.agent.wait("it waits for the API server", waits).unwrap();
+    denied(&pod, &outside()[0]);
+    passes(&free, &outside()[0]);
+    // A pod that is born now is not known: it reaches nothing outside.
+    let new = world.pod(PodSpec::new("b", "new"));
+    denied(&new, &outside()[0]);
+    world.delete(&policy(json!({})));
+    world.apply(&deny_all("b"));
+    world.start_again();
+    world.stand.agent.wait("it is ready", |status| status["ready"] == true).unwrap();
+    becomes(Outcome::Ok, &pod);
+    denied(&free, &outside()[0]);
+    denied(&new, &outside()[0]);
+    assert_eq!(world.status()["source"]["errors"], json!([]));
+}
+
+#[test]
+fn a_pod_that_a_list_does_not_have_any_more_keeps_its_policy_until_its_processes_are_gone() {
+    let mut world = World::new();
+    let pod = world.pod(PodSpec::new("a", "pod"));
+    world.apply(&policy(json!({"allow": {"inCluster": false}})));
+    world.stand.start();
+    let peer = world.pod(PodSpec::new("b", "peer"));
+    denied(&pod, peer.pod().v4());
+    let revision = world.status()["revision"].clone();
+    // The deletion is seen by a list alone.
+    world.stop();
+    world.delete(&pod_object(&world.stand, pod.pod()));
+    world.start_again();
+    let other = world.pod(PodSpec::new("b", "other"));
+    eventually("the other pod is known", || world.status()["revision"] != revision);
+    eventually("all was listed anew", || world.watch("Pod")["relists"] == 1);
+    becomes(Outcome::Ok, &other);
+    denied(&pod, peer.pod().v4());
+    pod.pod().remove().unwrap();
+    eventually("its entry is gone", || common::entries(&world.stand.agent, "egress_endpoint") == 2);
+}
+
+#[test]
+fn without_the_definition_network_policies_count_and_lock_downs_from_when_it_comes() {
+    let mut world = World::new();
+    let (pod, other) = (world.pod(PodSpec::new("a", "pod")), world.pod(PodSpec::new("b", "other")));
+    world.fixture.remove_definition();
+    world.apply(&deny_all("b"));
+    world.stand.start();
+    denied(&other, &outside()[0]);
+    passes(&pod, &outside()[0]);
+    assert_eq!(world.watch("EgressGatewayPolicy")["state"], "NotInstalled");
+    world.fixture.install_definition();
+    world.apply(&policy(json!({})));
+    becomes(Outcome::Denied, &pod);
+}
+
+#[test]
+fn a_flood_of_updates_of_one_pod_delays_nobody() {
+    let mut world = World::new();
+    let (pod, noisy) = (world.pod(PodSpec::new("a", "pod")), world.pod(PodSpec::new("b", "noisy")));
+    world.stand.start();
+    passes(&pod, &outside()[0]);
+    let object = pod_object(&world.stand, noisy.pod());
+    let mut number = 0;
+    let mut flood = || {
+        for _ in 0..500 {
+            number += 1;
+            let mut object = object.clone();
+            object["metadata"]["labels"] = json!({"n": number.to_string()});
+            world.apply(&object);
+        }
+    };
+    for _ in 0..10 {
+        flood();
+    }
+    let start = Instant::now();
+    world.apply(&policy(json!({})));
+    flood();
+    becomes(Outcome::Denied, &pod);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    eventually("the last state is there", || world.watch("Pod")["events"].as_u64().unwrap() > 2000);
+    passes(&noisy, &outside()[0]);
+}
+
+#[test]
+fn commands_that_judge_from_objects_read_the_cluster() {
+    let world = World::new();
+    let pod = world.pod(PodSpec::new("a", "pod"));
+    world.apply(&policy(json!({})));
+    let config = world.stand.dir.path().join("kubeconfig");
+    let run = |words: &[&str]| {
+        let exec = egress_topology::Exec::new(world.stand.agent.binary(), words);
+        let exec = exec.argument("--source").argument("kube").argument("--kubeconfig").argument(&config);
+        world.stand.topology.node_exec(&exec).unwrap().finish(Duration::from_secs(20)).unwrap()
+    };
+    let from = format!("a/{}", pod.pod().name());
+    let denied = run(&["explain", "--from", &from, "--to", "198.51.100.10:443/TCP", "-o", "json"]);
+    assert_eq!(denied.status.code(), Some(1), "{denied:?}");
+    assert!(denied.stdout.contains("EgressGatewayPolicy lock"), "{denied:?}");
+    let found = run(&["lint"]);
+    assert_eq!(found.status.code(), Some(1), "{found:?}");
+    world.delete(&policy(json!({})));
+    let allowed = run(&["explain", "--from", &from, "--to", "198.51.100.10:443/TCP"]);
+    assert_eq!(allowed.status.code(), Some(0), "{allowed:?}");
+}

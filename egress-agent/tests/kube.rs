@@ -1,4 +1,5 @@
 //! From the API server to the packet: objects are written to an API server, and real pods find out what they may send.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! The watches against an API server that fails in every way it was taught.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a number in docs/performance.md comes from a run that names its machine.
 
+mod agent;
 mod aims;
 mod datapath;
 mod estimate;
@@ -27,6 +28,9 @@ pub(crate) enum What {
     /// Packets and traffic under the hooks, under other filters and under none, for 10 to 100,000 allowed destinations. Needs
     /// root.
     Datapath,
+    /// How soon what is written to an API server is felt by packets, and what the agent costs, in clusters of 1,000 to 100,000 pods.
+    /// Needs root.
+    Agent,
 }
 
 /// Arguments of `bench`.
@@ -55,6 +59,7 @@ pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
     match args.what {
         What::Policy => policy(args),
         What::Datapath => datapath::datapath(args),
+        What::Agent => agent::agent(args),
     }
 }
 
@@ -152,6 +157,37 @@ fn table(rows: &Rows) -> anyhow::Result<String> {
         writeln!(out)?;
     }
     Ok(out)
+}
+
+/// Builds a benchmark of the agent; gives where it is.
+fn benchmark(name: &str) -> anyhow::Result<PathBuf> {
+    /// What cargo says of an artifact.
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    let mut build = cargo();
+    build.args(["build", "--release", "--locked", "-p", "egress-agent", "--bench", name]);
+    build.args(["--message-format", "json-render-diagnostics"]);
+    eprintln!("==> build the benchmark");
+    let output =
+        build.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {}", line(&build)))?;
+    if !output.status.success() {
+        bail!("{} failed ({})", line(&build), output.status);
+    }
+    let messages = output.stdout.split(|&byte| byte == b'\n');
+    let made =
+        messages.filter_map(|message| serde_json::from_slice::<Message>(message).ok()).find_map(|message| {
+            let target = message.target?;
+            (target.name == name && target.kind == ["bench"]).then_some(message.executable)?
+        });
+    made.context("cargo does not say where the benchmark is")
 }
 
 /// The machine, in one line.

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
-use super::{Args, machine, record, report};
+use super::{Args, benchmark, machine, record, report};
 use crate::build::build_object;
 use crate::command::{cargo, line, run, target, which};
 use crate::setup::{self, Need};
@@ -115,7 +114,7 @@ pub(super) fn datapath(args: &Args) -> anyhow::Result<()> {
     let mut build = cargo();
     build.args(["build", "--release", "--locked", "-p", "egress-probe"]);
     run("build the probe", &mut build)?;
-    let mut command = Command::new(benchmark()?);
+    let mut command = Command::new(benchmark("datapath")?);
     command.arg("--baseline").arg(baseline);
     command.arg("--probe").arg(target().join("release/egress-probe"));
     command.args(args.quick.then_some("--quick"));
@@ -146,35 +145,4 @@ pub(super) fn datapath(args: &Args) -> anyhow::Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.record { record("docs/performance.md", "datapath", &table) } else { Ok(()) }
-}
-
-/// Builds the benchmark; gives where it is.
-fn benchmark() -> anyhow::Result<PathBuf> {
-    /// What cargo says of an artifact.
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-        target: Option<Target>,
-    }
-    #[derive(Deserialize)]
-    struct Target {
-        name: String,
-        kind: Vec<String>,
-    }
-    let mut build = cargo();
-    build.args(["build", "--release", "--locked", "-p", "egress-agent", "--bench", "datapath"]);
-    build.args(["--message-format", "json-render-diagnostics"]);
-    eprintln!("==> build the agent and the benchmark");
-    let output =
-        build.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {}", line(&build)))?;
-    if !output.status.success() {
-        bail!("{} failed ({})", line(&build), output.status);
-    }
-    let messages = output.stdout.split(|&byte| byte == b'\n');
-    let made =
-        messages.filter_map(|message| serde_json::from_slice::<Message>(message).ok()).find_map(|message| {
-            let target = message.target?;
-            (target.name == "datapath" && target.kind == ["bench"]).then_some(message.executable)?
-        });
-    made.context("cargo does not say where the benchmark is")
 }

@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use egress_common::{Action, Reason};
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::Target;
+use serde::{Deserialize, Serialize};
 
 use crate::offline;
 use crate::offline::Sender;
@@ -31,6 +34,18 @@ pub struct Cli {
     /// What to log on stderr, as in `info,egress_agent=debug`.
     #[arg(long, global = true, env = "EGRESS_LOG", default_value = "info")]
     pub log: String,
+    /// How to log on stderr.
+    #[arg(long, global = true, env = "EGRESS_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object per line.
+    Json,
 }
 
 /// The commands.
@@ -44,11 +59,12 @@ pub enum Command {
     Endpoints(ReadArgs),
     /// Show denied and audited packets, newest last.
     Flows(FlowsArgs),
-    /// Tell the verdict of one flow and everything that leads to it, from objects alone.
+    /// Tell the verdict of one flow and everything that leads to it: of a running agent with what the kernel's maps say, or from objects
+    /// alone.
     Explain(ExplainArgs),
     /// Tell the verdict of each of many flows, and what a policy that is not applied yet would change.
     Simulate(SimulateArgs),
-    /// Print the map writes that would bring a node from nothing to the desired state.
+    /// Print the map writes that would bring this node to the desired state, or a node of objects from nothing.
     Plan(PlanArgs),
     /// List what weakens the mesh's exit: pods that get round their sidecar, gateways without a policy, policies that do not do what they seem to.
     #[command(after_help = offline::checks())]
@@ -101,6 +117,14 @@ pub struct RunArgs {
     /// for a time-out. Connections that came in are left alone.
     #[arg(long, env = "EGRESS_SEVER")]
     pub sever: bool,
+    /// Serve /metrics, /healthz and /readyz at this address and port, unencrypted and to everybody who can reach it; no port is open
+    /// when absent. An IPv6 address needs no brackets.
+    #[arg(long, env = "EGRESS_LISTEN", value_name = "ADDR:PORT", value_parser = listen_address)]
+    pub listen: Option<SocketAddr>,
+    /// Write denied and audited packets to this file as JSON lines, with names; `-` for standard output. The file is opened anew when it
+    /// was renamed or removed.
+    #[arg(long, env = "EGRESS_FLOW_LOG", value_name = "FILE")]
+    pub flow_log: Option<PathBuf>,
     /// Load this BPF object, built by `cargo xtask build-ebpf --trace`, and log each of its verdicts.
     #[cfg(feature = "trace")]
     #[arg(long, env = "EGRESS_TRACE_OBJECT", value_name = "FILE")]
@@ -114,6 +138,18 @@ pub struct RunArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub socket: SocketArgs,
+}
+
+/// Reads `ADDR:PORT`, also where whoever puts the two together did not know that the address is an IPv6 one.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let bare = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse()
+        .ok()
+        .or_else(bare)
+        .ok_or_else(|| "expected ADDR:PORT, with an address of this node".to_owned())
 }
 
 fn map_entries(text: &str) -> Result<(String, u32), String> {
@@ -141,6 +177,9 @@ pub struct ReadArgs {
     pub socket: SocketArgs,
 }
 
+/// The actions that flows are reported of.
+const REPORTED: [&str; 2] = [Action::Deny.name(), Action::Audit.name()];
+
 /// Arguments of `flows`.
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
@@ -150,9 +189,18 @@ pub struct FlowsArgs {
     /// Only flows of this pod.
     #[arg(long, env = "EGRESS_POD", value_name = "NS/POD")]
     pub pod: Option<String>,
+    /// Only flows of this container.
+    #[arg(long, env = "EGRESS_CONTAINER", value_name = "NAME")]
+    pub container: Option<String>,
     /// Only flows to this address and port.
     #[arg(long, env = "EGRESS_TO", value_name = "ADDR:PORT")]
     pub to: Option<SocketAddr>,
+    /// Only flows with this verdict.
+    #[arg(long, env = "EGRESS_ACTION", value_name = "ACTION", value_parser = REPORTED)]
+    pub action: Option<String>,
+    /// Only flows for this reason, as in `SidecarBypass`.
+    #[arg(long, env = "EGRESS_REASON", value_name = "REASON", value_parser = PossibleValuesParser::new(Reason::ALL.iter().filter(|one| one.action() == Action::Deny).map(|one| one.name())), hide_possible_values = true)]
+    pub reason: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub read: ReadArgs,
@@ -178,15 +226,18 @@ pub struct ExplainArgs {
     /// The destination: ADDR:PORT/PROTO, or ADDR/ICMP.
     #[arg(long, env = "EGRESS_TO", value_name = "ADDR:PORT/PROTO", value_parser = offline::target)]
     pub to: Target,
-    /// Where the objects are: `file:DIR`.
+    /// Where the objects are: `file:DIR`; when absent, those of the running agent.
     #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
-    /// What pods may send that the objects do not have.
+    pub source: Option<Source>,
+    /// What pods may send that the objects do not have; with --source, else as the agent was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// Arguments of `simulate`.
@@ -199,47 +250,56 @@ pub struct SimulateArgs {
     /// A file of objects that are not applied yet: prints the flows whose verdict would change.
     #[arg(long, env = "EGRESS_WITH", value_name = "FILE")]
     pub with: Option<PathBuf>,
-    /// Where the objects are: `file:DIR`.
+    /// Where the objects are: `file:DIR`; when absent, those of the running agent.
     #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
-    /// What pods may send that the objects do not have.
+    pub source: Option<Source>,
+    /// What pods may send that the objects do not have; with --source, else as the agent was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// Arguments of `plan`.
 #[derive(Clone, Debug, Args)]
 pub struct PlanArgs {
-    /// Where the objects are: `file:DIR`.
-    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
-    /// The node; its pods are numbered from 1 by name, in place of their cgroups.
+    /// Where the objects are: `file:DIR`; when absent, those of the running agent.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE", requires = "node_name")]
+    pub source: Option<Source>,
+    /// The node, with --source; its pods are numbered from 1 by name, in place of their cgroups.
     #[arg(long, env = "EGRESS_NODE_NAME", value_name = "NAME")]
-    pub node_name: String,
-    /// What pods may send that the agent does not know.
+    pub node_name: Option<String>,
+    /// What pods may send that the agent does not know; with --source, else as it was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// Arguments of `lint`.
 #[derive(Clone, Debug, Args)]
 pub struct LintArgs {
-    /// Where the objects are: `file:DIR`.
+    /// Where the objects are: `file:DIR`; when absent, those of the running agent.
     #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
-    pub source: Source,
+    pub source: Option<Source>,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// How read commands print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Output {
     /// For people.
     Table,

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use crate::cli::{Cli, Command};
+use crate::admin::Question;
+use crate::cli::{Cli, Command, LogFormat, SocketArgs};
 use crate::{admin, cleanup, lock, offline, preflight, run};
 
 /// Runs a parsed command line and maps its end to an exit code.
@@ -21,7 +22,13 @@ pub fn main(cli: Cli) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => {
+            log.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+        }
+    }
     match dispatch(cli.command) {
         Ok(code) => code,
         // Such as `egress-agent flows | head`: the reader has seen enough.
@@ -49,6 +56,11 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// Prints what a command says that judges by objects: those of a source, or those of the running agent.
+fn say(told: anyhow::Result<offline::Told>) -> anyhow::Result<ExitCode> {
+    Ok(if told?.print()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread()
@@ -57,20 +69,35 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             .build()
             .context("cannot start the async runtime")
     };
+    let ask = |socket: &SocketArgs, question| runtime()?.block_on(admin::client::told(socket, question));
     match command {
         Command::Run(args) => runtime()?.block_on(run::run(args))?,
         Command::Status(args) => runtime()?.block_on(admin::client::status(&args))?,
         Command::Endpoints(args) => runtime()?.block_on(admin::client::endpoints(&args))?,
         Command::Flows(args) => runtime()?.block_on(admin::client::flows(&args))?,
         Command::Explain(args) => {
-            let passes = offline::explain(&args)?;
-            return Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return say(match &args.source.named() {
+                Some(source) => offline::explain(&args, source),
+                None => ask(&args.socket, Question::explain(&args)),
+            });
         }
-        Command::Simulate(args) => offline::simulate(&args)?,
-        Command::Plan(args) => offline::plan(&args)?,
+        Command::Simulate(args) => {
+            return say(match &args.source.named() {
+                Some(source) => offline::simulate(&args, source),
+                None => Question::simulate(&args).and_then(|question| ask(&args.socket, question)),
+            });
+        }
+        Command::Plan(args) => {
+            return say(match &args.source.named() {
+                Some(source) => offline::plan(&args, source),
+                None => ask(&args.socket, Question::Plan { output: args.output }),
+            });
+        }
         Command::Lint(args) => {
-            let clean = offline::lint(&args)?;
-            return Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return say(match &args.source.named() {
+                Some(source) => offline::lint(&args, source),
+                None => ask(&args.socket, Question::Lint { output: args.output }),
+            });
         }
         Command::Cleanup(args) => {
             let lock = lock::Lock::bpffs(&args.bpffs.bpffs)?;

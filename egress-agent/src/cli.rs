@@ -7,9 +7,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use egress_common::{Action, Reason};
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::Target;
+use serde::{Deserialize, Serialize};
 
 use crate::offline;
 use crate::offline::Sender;
@@ -32,6 +35,18 @@ pub struct Cli {
     /// What to log on stderr, as in `info,egress_agent=debug`.
     #[arg(long, global = true, env = "EGRESS_LOG", default_value = "info")]
     pub log: String,
+    /// How to log on stderr.
+    #[arg(long, global = true, env = "EGRESS_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object per line.
+    Json,
 }
 
 /// The commands.
@@ -45,11 +60,12 @@ pub enum Command {
     Endpoints(ReadArgs),
     /// Show denied and audited packets, newest last.
     Flows(FlowsArgs),
-    /// Tell the verdict of one flow and everything that leads to it, from objects alone.
+    /// Tell the verdict of one flow and everything that leads to it: of a running agent with what the kernel's maps say, or from objects
+    /// alone.
     Explain(ExplainArgs),
     /// Tell the verdict of each of many flows, and what a policy that is not applied yet would change.
     Simulate(SimulateArgs),
-    /// Print the map writes that would bring a node from nothing to the desired state.
+    /// Print the map writes that would bring this node to the desired state, or a node of objects from nothing.
     Plan(PlanArgs),
     /// List what weakens the mesh's exit: pods that get round their sidecar, gateways without a policy, policies that do not do what they seem to.
     #[command(after_help = offline::checks())]
@@ -91,6 +107,27 @@ pub struct SourceArgs {
     pub kubeconfig: Option<PathBuf>,
 }
 
+/// Which objects are judged from.
+#[derive(Clone, Debug, Args)]
+pub struct JudgedArgs {
+    /// Where the objects are: `kube`, the API server of a cluster, or `file:DIR`; when absent, those of the running agent.
+    #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
+    pub source: Option<Source>,
+    /// How the API server is reached, for `--source kube`; found by itself when absent: KUBECONFIG, ~/.kube/config, the
+    /// ServiceAccount of the pod.
+    #[arg(long, env = "EGRESS_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl JudgedArgs {
+    /// The source, where one is named.
+    #[must_use]
+    pub fn named(&self) -> Option<SourceArgs> {
+        let source = self.source.clone()?;
+        Some(SourceArgs { source, kubeconfig: self.kubeconfig.clone() })
+    }
+}
+
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -114,6 +151,14 @@ pub struct RunArgs {
     /// for a time-out. Connections that came in are left alone.
     #[arg(long, env = "EGRESS_SEVER")]
     pub sever: bool,
+    /// Serve /metrics, /healthz and /readyz at this address and port, unencrypted and to everybody who can reach it; no port is open
+    /// when absent. An IPv6 address needs no brackets.
+    #[arg(long, env = "EGRESS_LISTEN", value_name = "ADDR:PORT", value_parser = listen_address)]
+    pub listen: Option<SocketAddr>,
+    /// Write denied and audited packets to this file as JSON lines, with names; `-` for standard output. The file is opened anew when it
+    /// was renamed or removed.
+    #[arg(long, env = "EGRESS_FLOW_LOG", value_name = "FILE")]
+    pub flow_log: Option<PathBuf>,
     /// Load this BPF object, built by `cargo xtask build-ebpf --trace`, and log each of its verdicts.
     #[cfg(feature = "trace")]
     #[arg(long, env = "EGRESS_TRACE_OBJECT", value_name = "FILE")]
@@ -127,6 +172,18 @@ pub struct RunArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub socket: SocketArgs,
+}
+
+/// Reads `ADDR:PORT`, also where whoever puts the two together did not know that the address is an IPv6 one.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let bare = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse()
+        .ok()
+        .or_else(bare)
+        .ok_or_else(|| "expected ADDR:PORT, with an address of this node".to_owned())
 }
 
 fn map_entries(text: &str) -> Result<(String, u32), String> {
@@ -154,6 +211,9 @@ pub struct ReadArgs {
     pub socket: SocketArgs,
 }
 
+/// The actions that flows are reported of.
+const REPORTED: [&str; 2] = [Action::Deny.name(), Action::Audit.name()];
+
 /// Arguments of `flows`.
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
@@ -163,9 +223,18 @@ pub struct FlowsArgs {
     /// Only flows of this pod.
     #[arg(long, env = "EGRESS_POD", value_name = "NS/POD")]
     pub pod: Option<String>,
+    /// Only flows of this container.
+    #[arg(long, env = "EGRESS_CONTAINER", value_name = "NAME")]
+    pub container: Option<String>,
     /// Only flows to this address and port.
     #[arg(long, env = "EGRESS_TO", value_name = "ADDR:PORT")]
     pub to: Option<SocketAddr>,
+    /// Only flows with this verdict.
+    #[arg(long, env = "EGRESS_ACTION", value_name = "ACTION", value_parser = REPORTED)]
+    pub action: Option<String>,
+    /// Only flows for this reason, as in `SidecarBypass`.
+    #[arg(long, env = "EGRESS_REASON", value_name = "REASON", value_parser = PossibleValuesParser::new(Reason::ALL.iter().filter(|one| one.action() == Action::Deny).map(|one| one.name())), hide_possible_values = true)]
+    pub reason: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub read: ReadArgs,
@@ -193,13 +262,16 @@ pub struct ExplainArgs {
     pub to: Target,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub source: SourceArgs,
-    /// What pods may send that the objects do not have.
+    pub source: JudgedArgs,
+    /// What pods may send that the objects do not have; with --source, else as the agent was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// Arguments of `simulate`.
@@ -214,30 +286,37 @@ pub struct SimulateArgs {
     pub with: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub source: SourceArgs,
-    /// What pods may send that the objects do not have.
+    pub source: JudgedArgs,
+    /// What pods may send that the objects do not have; with --source, else as the agent was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// Arguments of `plan`.
 #[derive(Clone, Debug, Args)]
+#[command(group = clap::ArgGroup::new("of-objects").args(["source"]).requires("node_name"))]
 pub struct PlanArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub source: SourceArgs,
-    /// The node; its pods are numbered from 1 by name, in place of their cgroups.
+    pub source: JudgedArgs,
+    /// The node, with --source; its pods are numbered from 1 by name, in place of their cgroups.
     #[arg(long, env = "EGRESS_NODE_NAME", value_name = "NAME")]
-    pub node_name: String,
-    /// What pods may send that the agent does not know.
+    pub node_name: Option<String>,
+    /// What pods may send that the agent does not know; with --source, else as it was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// Arguments of `lint`.
@@ -245,14 +324,17 @@ pub struct PlanArgs {
 pub struct LintArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub source: SourceArgs,
+    pub source: JudgedArgs,
     /// How to print.
     #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
 }
 
 /// How read commands print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Output {
     /// For people.
     Table,

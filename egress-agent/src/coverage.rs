@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use egress_common::wire::{Endpoint, STATE_UNSELECTED};
 
 use crate::datapath::Datapath;
+use crate::metrics::Coverage as Covered;
 use crate::network::{self, Network, OnNode};
 use crate::pods::{PodCgroup, Scan};
 
@@ -128,19 +129,19 @@ impl Coverage {
         self.pods.values().filter_map(|pod| pod.error.as_deref())
     }
 
-    /// The hooks that judge a pod, and what they do not see.
-    pub(crate) fn of(&self, cgroup: u64, datapath: &Datapath) -> String {
+    /// The hooks that judge a pod, in one word, and what they do not see.
+    pub(crate) fn of(&self, cgroup: u64, datapath: &Datapath) -> (Covered, String) {
         let Some(pod) = self.pods.get(&cgroup) else {
-            return "socket (not looked at yet)".to_owned();
+            return (Covered::Pending, "socket (not looked at yet)".to_owned());
         };
         let Some(network) = &pod.network else {
-            return "socket (no process yet)".to_owned();
+            return (Covered::Pending, "socket (no process yet)".to_owned());
         };
         if network.host {
-            return "socket (the node's network)".to_owned();
+            return (Covered::HostNetwork, "socket (the node's network)".to_owned());
         }
         if self.sockets_only {
-            return "socket (as told)".to_owned();
+            return (Covered::Socket, "socket (as told)".to_owned());
         }
         let bare: Vec<_> = network
             .veths
@@ -151,10 +152,10 @@ impl Coverage {
             .collect();
         let covered = network.veths.iter().any(|veth| datapath.covers(veth.index));
         match (covered, bare.is_empty()) {
-            (true, true) => "socket+veth".to_owned(),
-            (true, false) => format!("socket+veth, not {}", bare.join(", ")),
-            (false, false) => format!("socket, not {}", bare.join(", ")),
-            (false, true) => "socket (no veth)".to_owned(),
+            (true, true) => (Covered::Both, "socket+veth".to_owned()),
+            (true, false) => (Covered::Partial, format!("socket+veth, not {}", bare.join(", "))),
+            (false, false) => (Covered::Partial, format!("socket, not {}", bare.join(", "))),
+            (false, true) => (Covered::NoVeth, "socket (no veth)".to_owned()),
         }
     }
 

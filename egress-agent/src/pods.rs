@@ -151,6 +151,13 @@ impl Scan {
     }
 }
 
+/// The runtime's id of the container that a process is in, by the name of its cgroup, while the process lives.
+pub(crate) fn container_of(pid: u32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    path.rsplit('/').find_map(container_id)
+}
+
 /// Collects what kubelet may have named as its pod root, down to `depth` levels below `dir`.
 fn search(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let is_root =

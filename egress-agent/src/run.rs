@@ -5,20 +5,23 @@
 //! `tests/lifecycle.rs`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::admin::server::{FlowLog, Server};
+use crate::admin::server::{FlowLog, Published, Server};
 use crate::agent::Agent;
 use crate::cli::{Hooks, RunArgs};
 use crate::coverage::Look;
 use crate::datapath::events::Events;
 use crate::datapath::{Datapath, Loading};
+use crate::flow_file::FlowFile;
+use crate::http::Http;
 use crate::lock::Lock;
+use crate::metrics::Meters;
 use crate::network::Monitor;
 use crate::pods::PodRoot;
 use crate::preflight;
@@ -32,6 +35,8 @@ const TICK: Duration = Duration::from_secs(5);
 const PUBLISH: Duration = Duration::from_secs(1);
 /// How often a new pod is looked at until it has a process, whose network is the pod's.
 const PROCESSES: Duration = Duration::from_millis(10);
+/// How long the end waits for the flow log.
+const FLOW_LOG_END: Duration = Duration::from_secs(1);
 /// Events handled before other work has its turn.
 const EVENT_BATCH: usize = 256;
 
@@ -51,7 +56,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    let meters = Arc::new(Meters::default());
+    let (publish, published) = watch::channel(Arc::new(Published::starting(name.clone())));
+    let mut flow_file =
+        args.flow_log.as_deref().map(|path| FlowFile::open(path, meters.clone())).transpose()?;
+    if let Some(address) = args.listen {
+        let http = Http::bind(address).await?;
+        tokio::spawn(http.serve(published.clone(), meters.clone()));
+    }
     let server = Server::bind(&args.socket.socket)?;
+    let flows = FlowLog::default();
+    let (ask, mut asked) = mpsc::channel(1);
+    tokio::spawn(server.serve(published, flows.clone(), ask));
     let mut datapath = open(&args)?;
     let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;
@@ -59,6 +75,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut devices = Monitor::new().context("cannot watch the node's devices")?;
 
     let mut agent = Agent::new(name, root, args.unknown_pods.into(), datapath, objects);
+    agent.measure_by(meters.clone());
     if args.hooks == Hooks::Socket {
         agent.leave_veths_alone();
     }
@@ -72,9 +89,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.sever {
         agent.sever_from_now_on();
     }
-    let flows = FlowLog::default();
-    let (publish, published) = watch::channel(Arc::new(agent.published()));
-    tokio::spawn(server.serve(published, flows.clone()));
+    publish.send_replace(Arc::new(agent.published()));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut counters = tokio::time::interval(PUBLISH);
@@ -87,8 +102,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            () = pod_watcher.changed() => agent.look_at_pods(&mut pod_watcher),
+            () = pod_watcher.changed() => {
+                meters.arrived(Instant::now());
+                agent.look_at_pods(&mut pod_watcher);
+            }
             () = source.changed() => {
+                meters.arrived(Instant::now());
                 source.settle().await;
                 agent.look_at_source();
             }
@@ -103,8 +122,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 look = Look::Devices;
             }
             _ = processes.tick(), if agent.waits_for_processes() => {}
-            result = events.read(EVENT_BATCH, |event| flows.push(agent.flow(&event))) => result?,
+            result = events.read(EVENT_BATCH, |event| {
+                let flow = flows.push(agent.flow(&event));
+                flow_file.iter_mut().for_each(|file| file.write(Arc::clone(&flow)));
+            }) => result?,
             turn = severing.turn() => agent.sever(&mut severing, turn),
+            Some(asked) = asked.recv() => agent.answer(asked),
             _ = counters.tick() => {
                 publish.send_replace(Arc::new(agent.published()));
             }
@@ -117,6 +140,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         if applied || covered {
             publish.send_replace(Arc::new(agent.published()));
         }
+    }
+    if let Some(file) = flow_file {
+        file.finish(FLOW_LOG_END);
     }
     tracing::info!("ending; enforcement stays in place (`egress-agent cleanup` removes it)");
     Ok(())

@@ -37,7 +37,8 @@ fn wrong_usage_is_2() {
         &["run", "--source", "nonsense"],
         &["nonsense"],
         &["status", "--output", "xml"],
-        &["lint"],
+        &["explain"],
+        &["plan", "--source", "file:x"],
         &["lint", "--source", "nonsense"],
     ] {
         assert_eq!(agent(words).status.code(), Some(2), "{words:?}");
@@ -46,10 +47,11 @@ fn wrong_usage_is_2() {
 
 #[test]
 fn no_agent_is_3_and_says_what_to_do() {
-    for command in ["status", "endpoints", "flows"] {
-        let output = agent(&[command, "--socket", "/nonexistent/socket"]);
-        assert_eq!(output.status.code(), Some(3), "{command}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("egress-agent run"), "{command}");
+    let explain = ["explain", "--from", "a/b", "--to", "192.0.2.1:1/TCP"];
+    for command in [&["status"][..], &["endpoints"], &["flows"], &explain, &["plan"], &["lint"]] {
+        let output = agent(&[command, &["--socket", "/nonexistent/socket"]].concat());
+        assert_eq!(output.status.code(), Some(3), "{command:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("egress-agent run"), "{command:?}");
     }
 }
 

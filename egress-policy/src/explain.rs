@@ -3,6 +3,7 @@
 //! Invariant: it is [`decide()`] that judges, over the compiled state, with a packet made for the purpose; nothing here
 //! decides anything. Tested by `tests/explain.rs`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -54,11 +55,11 @@ pub struct Judged<'a> {
     pub destination: Option<String>,
 }
 
-/// Judges flows of pods in the objects, each as on its own node.
+/// Judges flows of pods: in the objects, each as on its own node, or on one node as it was compiled.
 #[derive(Debug)]
 pub struct Judge<'a> {
     index: &'a Index,
-    compiled: Compiled,
+    compiled: Cow<'a, Compiled>,
     /// Cgroup ids by namespace and name.
     cgroups: BTreeMap<(String, String), u64>,
 }
@@ -154,28 +155,51 @@ impl<'a> Judge<'a> {
             Some((pod, containers.into_iter().map(str::to_owned).collect()))
         });
         let pods = pods.collect();
-        let compiled = compile_pods(index, "", unknown_pods, pods);
+        Self::over(index, Cow::Owned(compile_pods(index, "", unknown_pods, pods)))
+    }
+
+    /// A judge of the pods of a node, as they were compiled. A pod that is not on it is an unknown pod, and so is a container that is
+    /// not known there.
+    #[must_use]
+    pub fn of_node(index: &'a Index, compiled: &'a Compiled) -> Self {
+        Self::over(index, Cow::Borrowed(compiled))
+    }
+
+    fn over(index: &'a Index, compiled: Cow<'a, Compiled>) -> Self {
         let cgroups = compiled.endpoints.iter();
         let cgroups =
             cgroups.map(|(cgroup, info)| ((info.namespace.clone(), info.name.clone()), *cgroup)).collect();
         Self { index, compiled, cgroups }
     }
 
+    /// The cgroup of a pod.
+    #[must_use]
+    pub fn cgroup(&self, (namespace, name): (&str, &str)) -> Option<u64> {
+        self.cgroups.get(&(namespace.to_owned(), name.to_owned())).copied()
+    }
+
     /// Judges flows of one of the senders, in their order: those of a container, or of one that is no proxy.
     #[must_use]
-    pub fn judge(
+    pub fn judge(&self, pod: (&str, &str), container: Option<&str>, targets: &[Target]) -> Vec<Judged<'_>> {
+        self.judge_by(&self.compiled.desired, pod, container, targets)
+    }
+
+    /// As [`Self::judge`], but by what these maps hold instead of what was compiled.
+    #[must_use]
+    pub fn judge_by(
         &self,
-        (namespace, name): (&str, &str),
+        state: &State,
+        pod: (&str, &str),
         container: Option<&str>,
         targets: &[Target],
     ) -> Vec<Judged<'_>> {
-        let cgroup = self.cgroups.get(&(namespace.to_owned(), name.to_owned())).copied();
+        let cgroup = self.cgroup(pod);
         let endpoint = cgroup.and_then(|cgroup| self.compiled.endpoints.get(&cgroup));
         let proxies = endpoint.into_iter().flat_map(|endpoint| &endpoint.proxies);
         let proxy = proxies.into_iter().find(|proxy| Some(&*proxy.name) == container);
         let container = proxy.map_or(u64::MAX, |proxy| proxy.cgroup);
-        let sender = Sender { root: 0, pod: cgroup.unwrap_or(0), container, kept: None };
-        let state = &self.compiled.desired;
+        let root = state.config.pod_root_level;
+        let sender = Sender { root, pod: cgroup.unwrap_or(0), container, kept: None };
         let maps = Maps::new(state);
         targets.iter().map(|target| self.one(&maps, &sender, endpoint, target)).collect()
     }

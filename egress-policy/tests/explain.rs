@@ -6,7 +6,7 @@ mod common;
 use std::net::IpAddr;
 
 use common::{json, lock, mesh};
-use egress_common::{Action, Reason};
+use egress_common::{Action, Addr, Reason};
 use egress_policy::compile::{UnknownPods, chain};
 use egress_policy::explain::{Judge, Target};
 
@@ -85,4 +85,42 @@ fn a_container_is_taken_at_its_word() {
     assert!(
         chain(&world.index, ("other", "free"), None, "10.0.2.1".parse().unwrap(), (6, 1)).proxies.is_empty()
     );
+}
+
+#[test]
+fn the_part_of_a_state_that_counts_judges_as_the_whole_and_its_differences_are_found() {
+    let to = json!([{"cidr": "198.51.100.0/24", "ports": [{"protocol": "TCP", "port": 443}]}]);
+    let world = mesh().with(lock(json!({"allow": {"to": to}})));
+    let compiled = world.compile();
+    let judge = Judge::of_node(&world.index, &compiled);
+    let flows = [("10.0.1.2", 80), ("10.96.0.9", 443), ("198.51.100.10", 443), ("203.0.113.1", 443)];
+    for name in &world.names {
+        let pod = name.split_once('/').unwrap();
+        let cgroup = judge.cgroup(pod);
+        assert_eq!(cgroup, Some(world.cgroup(name)));
+        for (to, port) in flows {
+            let to = target(to, port);
+            let IpAddr::V4(v4) = to.address else { panic!("{to}") };
+            let part = compiled.desired.narrowed(cgroup, &[Addr::v4(v4.octets())]);
+            assert!(part.endpoints.len() == 1 && part.rows.len() < compiled.desired.rows.len());
+            assert_eq!(judge.judge_by(&part, pod, None, &[to]), judge.judge(pod, None, &[to]), "{name} {to}");
+
+            let mut kernel = part.clone();
+            kernel.config.revision = 7;
+            assert_eq!(part.differences(&kernel), []);
+            kernel.endpoints.clear();
+            assert_eq!(judge.judge_by(&kernel, pod, None, &[to])[0].reason.name()[..10], *"UnknownPod");
+            let [difference] = &part.differences(&kernel)[..] else { panic!("{kernel:?}") };
+            assert!(difference.kernel.is_none(), "{difference:?}");
+            assert!(difference.compiled.as_ref().unwrap().starts_with("endpoint "), "{difference:?}");
+            let mut kernel = part.clone();
+            kernel.addresses.values_mut().for_each(|identity| *identity ^= 1);
+            let differences = part.differences(&kernel);
+            assert_eq!(differences.len(), part.addresses.len());
+            assert!(
+                differences.iter().all(|one| one.kernel.is_some() && one.compiled.is_some()),
+                "{differences:?}"
+            );
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! The commands' end of the admin socket: asks, and prints tables or JSON.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use comfy_table::Table;
@@ -11,11 +12,15 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
-use super::{Request, Unreachable};
-use crate::cli::{FlowsArgs, Output, ReadArgs};
+use super::{FlowLine, Question, Request, Unreachable};
+use crate::cli::{FlowsArgs, Output, ReadArgs, SocketArgs};
 use crate::flow::Flow;
+use crate::offline::Told;
 use crate::status::{EndpointStatus, Status};
 use crate::table::{print, table};
+
+/// How often who follows tries to reach an agent that went away.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Lines of answer to a request.
 struct Answer {
@@ -47,6 +52,17 @@ fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     serde_json::to_writer(&mut out, value)?;
     out.write_all(b"\n")?;
     Ok(())
+}
+
+/// `explain`, `simulate`, `plan` and `lint`, of a running agent.
+///
+/// # Errors
+/// The agent cannot be reached, or says why it has no answer.
+pub async fn told(socket: &SocketArgs, question: Question) -> anyhow::Result<Told> {
+    let mut answer = ask(&socket.socket, &Request::Ask(question)).await?;
+    let told: Result<Told, String> =
+        answer.next().await?.context("the agent gave no answer; it may be of another version")?;
+    told.map_err(anyhow::Error::msg)
 }
 
 /// `status`.
@@ -145,26 +161,73 @@ pub async fn endpoints(args: &ReadArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `flows`.
+/// `flows`. Following goes on with the agent that comes after the one that went.
 ///
 /// # Errors
-/// The agent cannot be reached.
+/// The agent cannot be reached at the start.
 pub async fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
-    let mut answer = ask(&args.read.socket.socket, &Request::Flows { follow: args.follow }).await?;
-    while let Some(flow) = answer.next::<Flow>().await? {
-        let pod = args.pod.as_ref().is_none_or(|pod| flow.pod.as_ref() == Some(pod));
-        let to = args.to.is_none_or(|to| flow.destination == to);
-        if !(pod && to) {
-            continue;
-        }
-        match args.read.output {
-            Output::Json => json(&flow)?,
-            // One line as it comes: a table would have to wait for the last row.
-            Output::Table => writeln!(std::io::stdout(), "{}", line(&flow))?,
-        }
+    let request = Request::Flows { follow: args.follow };
+    let mut answer = ask(&args.read.socket.socket, &request).await?;
+    if args.read.output == Output::Table && std::io::stdout().is_terminal() {
+        writeln!(std::io::stdout(), "{HEAD}")?;
     }
-    Ok(())
+    // Of what an agent remembers, what was shown before is not shown again.
+    let mut last = None;
+    loop {
+        let shown = last;
+        loop {
+            let line = match answer.next().await {
+                Ok(Some(line)) => line,
+                Ok(None) => break,
+                // Such as half of a line, of an agent that was killed.
+                Err(_) if args.follow && last.is_some() => break,
+                Err(error) => return Err(error),
+            };
+            match line {
+                FlowLine::Missed { missed } => {
+                    eprintln!(
+                        "egress-agent: {missed} flows were missed: they came faster than they were read"
+                    );
+                }
+                FlowLine::Flow(flow) if shown.is_some_and(|shown| flow.time <= shown) => {}
+                FlowLine::Flow(flow) => {
+                    last = Some(flow.time);
+                    show(args, &flow)?;
+                }
+            }
+        }
+        if !args.follow {
+            return Ok(());
+        }
+        eprintln!("egress-agent: the agent went away; waiting for it to come back");
+        answer = loop {
+            tokio::time::sleep(AGAIN).await;
+            if let Ok(answer) = ask(&args.read.socket.socket, &request).await {
+                break answer;
+            }
+        };
+    }
 }
+
+/// Prints a flow, if it is one that was asked for.
+fn show(args: &FlowsArgs, flow: &Flow) -> anyhow::Result<()> {
+    let pod = args.pod.as_ref().is_none_or(|pod| flow.pod.as_ref() == Some(pod));
+    let to = args.to.is_none_or(|to| flow.destination == to);
+    let container = args.container.as_ref().is_none_or(|name| flow.container.as_ref() == Some(name));
+    let action = args.action.as_ref().is_none_or(|action| flow.action == *action);
+    let reason = args.reason.as_ref().is_none_or(|reason| flow.reason == *reason);
+    if !(pod && to && container && action && reason) {
+        return Ok(());
+    }
+    match args.read.output {
+        Output::Json => json(flow),
+        // One line as it comes: a table would have to wait for the last row.
+        Output::Table => Ok(writeln!(std::io::stdout(), "{}", line(flow))?),
+    }
+}
+
+/// The head of the lines of flows, for a screen.
+const HEAD: &str = "TIME                     VERDICT REASON        FROM -> TO, BY WHOM";
 
 fn line(flow: &Flow) -> String {
     let from = flow.pod.clone().unwrap_or_else(|| format!("cgroup {}", flow.cgroup));
@@ -177,7 +240,7 @@ fn line(flow: &Flow) -> String {
     let more = if flow.suppressed > 0 { format!(" (and {} more)", flow.suppressed) } else { String::new() };
     let by = flow.rule.clone().unwrap_or_else(|| flow.policies.join(", "));
     format!(
-        "{} {} {} {} {} -> {}{to} {}{process}{more} {by}",
+        "{:.3} {:7} {:13} {} {} -> {}{to} {}{process}{more} {by}",
         flow.time, flow.action, flow.reason, from, flow.source, flow.destination, flow.protocol
     )
     .trim_end()

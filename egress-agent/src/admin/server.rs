@@ -13,11 +13,13 @@ use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::Request;
+use super::{FlowLine, Question, Request};
 use crate::flow::Flow;
+use crate::metrics::Measured;
+use crate::offline::Told;
 use crate::status::{EndpointStatus, Status};
 
 /// Flows kept for those who ask later.
@@ -26,8 +28,10 @@ const REMEMBERED: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Readers at a time; more wait until one has gone.
 const READERS: usize = 64;
-/// Longest request.
-const REQUEST_BYTES: u64 = 4096;
+/// Longest request: `simulate` brings its flows along.
+const REQUEST_BYTES: u64 = 16 << 20;
+/// How long an answer may take that has to be thought about.
+const THOUGHT: Duration = Duration::from_secs(60);
 
 /// What is published for readers: replaced as a whole, never changed.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +40,26 @@ pub struct Published {
     pub status: Status,
     /// Answer to [`Request::Endpoints`].
     pub endpoints: Vec<EndpointStatus>,
+    /// What only metrics tell.
+    pub measured: Measured,
+}
+
+impl Published {
+    /// What there is to say before the first look.
+    #[must_use]
+    pub fn starting(node: String) -> Self {
+        let pending = vec!["the agent is starting: its first look is not done".to_owned()];
+        Self { status: Status { node, pending, ..Status::default() }, ..Self::default() }
+    }
+}
+
+/// A question to the owner task.
+#[derive(Debug)]
+pub struct Asked {
+    /// The question.
+    pub question: Question,
+    /// Where the answer goes: what there is to tell, or why there is nothing.
+    pub reply: oneshot::Sender<Result<Told, String>>,
 }
 
 /// Flows on their way to whoever asked.
@@ -52,8 +76,8 @@ impl Default for FlowLog {
 }
 
 impl FlowLog {
-    /// Remembers a flow and hands it to those who follow.
-    pub fn push(&self, flow: Flow) {
+    /// Remembers a flow and hands it to those who follow, and back.
+    pub fn push(&self, flow: Flow) -> Arc<Flow> {
         let flow = Arc::new(flow);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == REMEMBERED {
@@ -61,7 +85,8 @@ impl FlowLog {
         }
         recent.push_back(Arc::clone(&flow));
         // Without followers nobody takes it; sent under the lock, so that a new follower misses none and sees none twice.
-        let _ = self.live.send(flow);
+        let _ = self.live.send(Arc::clone(&flow));
+        flow
     }
 
     fn subscribe(&self) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {
@@ -105,17 +130,23 @@ impl Server {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Answers until dropped.
-    pub async fn serve(self, published: watch::Receiver<Arc<Published>>, flows: FlowLog) {
+    /// Answers until dropped. What only the owner task can answer is handed to it, one question at a time.
+    pub async fn serve(
+        self,
+        published: watch::Receiver<Arc<Published>>,
+        flows: FlowLog,
+        owner: mpsc::Sender<Asked>,
+    ) {
+        let owner = Arc::new(tokio::sync::Mutex::new(owner));
         let places = Arc::new(Semaphore::new(READERS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (published, flows) = (published.clone(), flows.clone());
+                    let (published, flows, owner) = (published.clone(), flows.clone(), owner.clone());
                     tokio::spawn(async move {
                         let _place = place;
-                        if let Err(error) = answer(stream, &published, &flows).await {
+                        if let Err(error) = answer(stream, &published, &flows, &owner).await {
                             tracing::debug!(%error, "a reader of the admin socket went away");
                         }
                     });
@@ -133,6 +164,7 @@ async fn answer(
     stream: UnixStream,
     published: &watch::Receiver<Arc<Published>>,
     flows: &FlowLog,
+    owner: &tokio::sync::Mutex<mpsc::Sender<Asked>>,
 ) -> anyhow::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
@@ -146,6 +178,11 @@ async fn answer(
             for endpoint in &now.endpoints {
                 send(&mut writer, endpoint).await?;
             }
+        }
+        Request::Ask(question) => {
+            let told = timeout(THOUGHT, ask(owner, question)).await;
+            let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", THOUGHT.as_secs())));
+            send(&mut writer, &told).await?;
         }
         Request::Flows { follow } => {
             let (recent, mut live) = flows.subscribe();
@@ -164,7 +201,7 @@ async fn answer(
                 match next {
                     Ok(flow) => send(&mut writer, &*flow).await?,
                     Err(broadcast::error::RecvError::Lagged(missed)) => {
-                        tracing::warn!(missed, "a follower of flows is too slow");
+                        send(&mut writer, &FlowLine::Missed { missed }).await?;
                     }
                     Err(broadcast::error::RecvError::Closed) => break,
                 }
@@ -172,6 +209,14 @@ async fn answer(
         }
     }
     Ok(())
+}
+
+async fn ask(owner: &tokio::sync::Mutex<mpsc::Sender<Asked>>, question: Question) -> Result<Told, String> {
+    let owner = owner.lock().await;
+    let (reply, told) = oneshot::channel();
+    let gone = |_| "the agent is ending".to_owned();
+    owner.send(Asked { question, reply }).await.map_err(|_| gone(()))?;
+    told.await.map_err(|_| gone(()))?
 }
 
 async fn send<T: Serialize + Sync>(writer: &mut OwnedWriteHalf, value: &T) -> anyhow::Result<()> {

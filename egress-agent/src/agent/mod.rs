@@ -4,8 +4,12 @@
 //! pods that no policy selects stay unknown; a Pod object that goes before its cgroup is kept until the cgroup is gone.
 //! Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
 
+mod answer;
 mod report;
 mod sever;
+
+use std::sync::Arc;
+use std::time::Instant;
 
 use egress_common::wire::ABI;
 use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, UnknownPods};
@@ -15,6 +19,7 @@ use egress_policy::plan::{self, Keys, Plan};
 
 use crate::coverage::{Coverage, Look};
 use crate::datapath::Datapath;
+use crate::metrics::{Meters, Tally};
 use crate::pods::{PodRoot, Scan};
 use crate::source::{Changes, Objects};
 use crate::watch::Watcher;
@@ -56,6 +61,10 @@ pub(crate) struct Agent {
     severed: Option<u64>,
     /// Why connections cannot be ended.
     severs_not: Option<String>,
+    /// How long things take.
+    meters: Arc<Meters>,
+    /// Denials by policy.
+    tally: Tally,
 }
 
 impl Agent {
@@ -90,7 +99,14 @@ impl Agent {
             applied: false,
             severed: None,
             severs_not: None,
+            meters: Arc::default(),
+            tally: Tally::default(),
         }
+    }
+
+    /// Records what it measures here from now on.
+    pub(crate) fn measure_by(&mut self, meters: Arc<Meters>) {
+        self.meters = meters;
     }
 
     /// Does without the hook on the veths.
@@ -236,7 +252,12 @@ impl Agent {
 
     /// Brings the kernel to the desired state; tells whether there was anything to do.
     pub(crate) fn enforce(&mut self) -> bool {
-        if self.waits_for_source() || !std::mem::take(&mut self.dirty) {
+        self.meters.turned();
+        if self.waits_for_source() {
+            return false;
+        }
+        if !std::mem::take(&mut self.dirty) {
+            self.meters.in_step(!self.retry && !self.held);
             return false;
         }
         let pods = self.local_pods();
@@ -274,6 +295,7 @@ impl Agent {
             self.datapath.retire_other_versions();
         }
         self.retry = !self.errors.is_empty();
+        self.meters.in_step(!self.retry && !self.held);
         true
     }
 
@@ -290,8 +312,12 @@ impl Agent {
     }
 
     fn apply(&mut self, plan: &Plan) {
+        let begun = Instant::now();
         let result = self.datapath.apply(plan);
         if !plan.steps.is_empty() {
+            if result.is_ok() {
+                self.meters.applied(begun);
+            }
             let revision = self.datapath.observed().config.revision;
             tracing::info!(steps = plan.steps.len(), revision, "applied");
         }

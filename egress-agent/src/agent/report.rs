@@ -1,34 +1,40 @@
 //! What the agent tells about itself and about packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::wire::{ABI, FlowEvent};
-use egress_policy::compile::{EndpointInfo, PodState};
+use egress_policy::compile::{Compiled, EndpointInfo, PodState, Severity};
 use egress_policy::object::Kind;
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
 use super::Agent;
 use crate::admin::server::Published;
-use crate::datapath::Attached;
-use crate::flow::Flow;
-use crate::pods::PodCgroup;
+use crate::datapath::{Attached, DenialTotal, Denied};
+use crate::flow::{Flow, Sender};
+use crate::metrics::{Coverage, Measured, Tally};
+use crate::pods::{self, PodCgroup};
 use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status, WatchStatus};
 
 impl Agent {
     pub(crate) fn flow(&self, event: &FlowEvent) -> Flow {
-        let pod = self.scan.pods.iter().find(|pod| event.container != 0 && pod.cgroup == event.cgroup);
-        let id =
-            |pod: &PodCgroup| Some(pod.containers.iter().find(|(_, id)| *id == event.container)?.0.clone());
-        let container = pod.and_then(|pod| self.index.container_name(&pod.uid, &id(pod)?));
+        let pod = self.scan.pods.iter().find(|pod| pod.cgroup == event.cgroup);
+        let container = pod.and_then(|pod| self.index.container_name(&pod.uid, &container_id(pod, event)?));
+        let sender = Sender { uid: pod.map(|pod| &*pod.uid), container };
         let objects = (self.compiler.compiled(), &self.index);
         let now = (Timestamp::now(), monotonic());
-        let flow = crate::flow::enrich(event, objects, container, &self.node, now);
+        let flow = crate::flow::enrich(event, objects, sender, &self.node, now);
         tracing::debug!(pod = flow.pod, to = %flow.destination, protocol = flow.protocol, reason = flow.reason, "{}", flow.action);
         flow
     }
 
-    pub(crate) fn published(&self) -> Published {
+    pub(crate) fn published(&mut self) -> Published {
+        let denied = self.datapath.counted().denied();
+        let compiled = self.compiler.compiled();
+        self.tally.take(&denied, |cgroup| {
+            let names = compiled.endpoints.get(&cgroup)?.policies.iter().map(ToString::to_string);
+            Some(names.collect::<Vec<_>>().join(", "))
+        });
         let attached = self.datapath.attached();
         let mut errors = self.errors.clone();
         errors.extend(self.coverage.errors().map(str::to_owned));
@@ -41,33 +47,15 @@ impl Agent {
             0
         });
         errors.extend(self.scan_error.clone());
-        let mut pending = Vec::new();
-        if self.held {
-            let watches = &self.source_state.watches;
-            let missing: Vec<_> = watches.iter().filter(|watch| !watch.synced).collect();
-            if watches.is_empty() {
-                pending.push(
-                    "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
-                );
-            }
-            pending.extend(missing.into_iter().map(|watch| {
-                let error = watch.error.as_deref().unwrap_or("no answer yet");
-                format!("the first complete list of {}: {error}", watch.kind)
-            }));
-        }
-        pending.extend(self.scan_error.clone());
-        if attached.is_none() {
-            pending.push("the socket hook is not attached".to_owned());
-        }
-        if !self.errors.is_empty() {
-            pending.push(format!("{} errors", self.errors.len()));
-        }
-        let compiled = self.compiler.compiled();
-        let endpoints: Vec<_> =
-            compiled.endpoints.iter().map(|(cgroup, info)| self.endpoint(*cgroup, info)).collect();
+        let pending = self.pending();
+        let mut measured = measured(compiled, &self.tally);
+        let mut endpoints = Vec::with_capacity(compiled.endpoints.len());
         let mut by_state = BTreeMap::new();
-        for endpoint in &endpoints {
+        for (cgroup, info) in &compiled.endpoints {
+            let (covered, endpoint) = self.endpoint(*cgroup, info, &denied);
+            *measured.coverage.entry(covered).or_default() += 1;
             *by_state.entry(endpoint.state.clone()).or_default() += 1;
+            endpoints.push(endpoint);
         }
         let status = Status {
             ready: pending.is_empty(),
@@ -94,7 +82,7 @@ impl Agent {
             diagnostics: compiled.diagnostics.iter().map(ToString::to_string).collect(),
             errors,
         };
-        Published { status, endpoints }
+        Published { status, endpoints, measured }
     }
 
     fn watches(&self) -> Vec<WatchStatus> {
@@ -106,8 +94,36 @@ impl Agent {
         watches
     }
 
-    fn endpoint(&self, cgroup: u64, info: &EndpointInfo) -> EndpointStatus {
-        EndpointStatus {
+    /// What keeps the agent from being ready.
+    pub(super) fn pending(&self) -> Vec<String> {
+        let mut pending = Vec::new();
+        if self.held {
+            let watches = &self.source_state.watches;
+            if watches.is_empty() {
+                pending.push(
+                    "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
+                );
+            }
+            pending.extend(watches.iter().filter(|watch| !watch.synced).map(|watch| {
+                let error = watch.error.as_deref().unwrap_or("no answer yet");
+                format!("the first complete list of {}: {error}", watch.kind)
+            }));
+        }
+        pending.extend(self.scan_error.clone());
+        if self.datapath.attached().is_none() {
+            pending.push("the socket hook is not attached".to_owned());
+        }
+        if !self.errors.is_empty() {
+            pending.push(format!("{} errors", self.errors.len()));
+        }
+        pending
+    }
+
+    fn endpoint(&self, cgroup: u64, info: &EndpointInfo, denied: &[Denied]) -> (Coverage, EndpointStatus) {
+        let (covered, coverage) = self.coverage.of(cgroup, &self.datapath);
+        let own = denied.partition_point(|one| one.cgroup < cgroup);
+        let own = denied[own..].iter().take_while(|one| one.cgroup == cgroup);
+        let status = EndpointStatus {
             namespace: info.namespace.clone(),
             name: info.name.clone(),
             uid: info.uid.clone(),
@@ -119,15 +135,42 @@ impl Agent {
                 PodState::Invalid { .. } => "Invalid".to_owned(),
             },
             addresses: info.addresses.iter().map(ToString::to_string).collect(),
-            coverage: self.coverage.of(cgroup, &self.datapath),
+            coverage,
             veths: self.coverage.veths(cgroup),
-            denials: self.datapath.counted().denials(cgroup),
+            denials: own.map(DenialTotal::from).collect(),
             policies: info.policies.iter().map(ToString::to_string).collect(),
             policy: format!("{:016x}", info.policy),
             proxies: info.proxies.iter().map(|proxy| proxy.name.clone()).collect(),
             lock: info.lock != 0,
-        }
+        };
+        (covered, status)
     }
+}
+
+/// The runtime's id of the container that sent a packet: as the kernel saw it under a proxy lock, else that of the process.
+fn container_id(pod: &PodCgroup, event: &FlowEvent) -> Option<String> {
+    if event.container != 0 {
+        return Some(pod.containers.iter().find(|(_, cgroup)| *cgroup == event.container)?.0.clone());
+    }
+    let id = (event.process.pid != 0).then(|| pods::container_of(event.process.pid))??;
+    // The process may be another one by now.
+    pod.containers.iter().any(|(known, _)| *known == id).then_some(id)
+}
+
+/// What only metrics tell, but for the coverage.
+fn measured(compiled: &Compiled, tally: &Tally) -> Measured {
+    let mut measured = Measured { by_policy: tally.totals(), ..Measured::default() };
+    let mut invalid = BTreeSet::new();
+    for diagnostic in &compiled.diagnostics {
+        *measured.diagnostics.entry(diagnostic.severity).or_default() += 1;
+        let policy = diagnostic
+            .object
+            .as_ref()
+            .filter(|object| matches!(object.kind, Kind::NetworkPolicy | Kind::EgressGatewayPolicy));
+        invalid.extend(policy.filter(|_| diagnostic.severity == Severity::Error));
+    }
+    measured.invalid_policies = invalid.len();
+    measured
 }
 
 fn hooks(attached: &Attached) -> Vec<HookStatus> {

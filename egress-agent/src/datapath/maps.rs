@@ -3,15 +3,13 @@
 //! Invariant: [`Maps::observed`] is what the kernel's maps hold: read once, then kept in step by every write that
 //! succeeded. Tested by `tests/verdicts.rs`, which reads the maps again after many plans.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
-use egress_common::wire::{
-    ABI, Addr, Cidr, Config, Endpoint, IDENTITY_WORLD, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
-};
+use egress_common::wire::{ABI, Addr, Cidr, Config, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED};
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +20,9 @@ const ENDPOINTS: &str = "egress_endpoint";
 const IPCACHE: &str = "egress_ipcache";
 const CIDRS: &str = "egress_cidrs";
 const ROWS: &str = "egress_rows";
+
+/// Those of them that can be full.
+pub(super) const FILLED: [&str; 4] = [ENDPOINTS, IPCACHE, CIDRS, ROWS];
 
 /// The maps that say what is allowed; each is pinned under its name.
 pub(super) const NAMES: [&str; 5] = [CONFIG, ENDPOINTS, IPCACHE, CIDRS, ROWS];
@@ -113,7 +114,7 @@ impl Maps {
         Ok(maps)
     }
 
-    fn read(&self) -> Result<State, MapError> {
+    pub(super) fn read(&self) -> Result<State, MapError> {
         let cidr = |key: Key<Addr>| Cidr { bits: key.prefix_len(), addr: key.data() };
         Ok(State {
             config: self.config.get(&0, 0)?,
@@ -126,6 +127,35 @@ impl Maps {
 
     pub(super) fn observed(&self) -> &State {
         &self.observed
+    }
+
+    /// What the kernel's maps hold now of a pod, of the identities of addresses, and of the rows that these lead to: of prefixes the
+    /// longest one, as a prefix of the address alone.
+    pub(super) fn read_of(&self, cgroup: Option<u64>, addresses: &[Addr]) -> Result<State, MapError> {
+        let mut state = State { config: self.config.get(&0, 0)?, ..State::default() };
+        if let Some(cgroup) = cgroup
+            && let Some(endpoint) = found(self.endpoints.get(&cgroup, 0))?
+        {
+            state.endpoints.insert(cgroup, endpoint);
+        }
+        for addr in addresses {
+            if let Some(identity) = found(self.ipcache.get(addr, 0))? {
+                state.addresses.insert(*addr, identity);
+            }
+            if let Some(identity) = found(self.cidrs.get(&Key::new(128, *addr), 0))? {
+                state.cidrs.insert(Cidr { bits: 128, addr: *addr }, identity);
+            }
+        }
+        let (policies, identities) = state.in_use();
+        for policy in policies {
+            for identity in &identities {
+                let key = RowKey { policy, identity: *identity };
+                if let Some(row) = found(self.rows.get(&key, 0))? {
+                    state.rows.insert(key, row);
+                }
+            }
+        }
+        Ok(state)
     }
 
     /// A row that does not fit is left out, which denies; a pod that does not fit stays unknown. Anything else that fails stops
@@ -190,7 +220,7 @@ impl Maps {
                 let _not_yet = self.step(step);
             }
         }
-        let (policies, identities) = self.in_use();
+        let (policies, identities) = self.observed.in_use();
         for step in rest {
             if let Step::DeleteRow(key) = step
                 && !(policies.contains(&key.policy) && identities.contains(&key.identity))
@@ -198,17 +228,6 @@ impl Maps {
                 let _not_yet = self.step(step);
             }
         }
-    }
-
-    /// The policies and identities that pods, the configuration and addresses lead to.
-    fn in_use(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
-        let State { config, endpoints, addresses, cidrs, .. } = &self.observed;
-        let of = |endpoint: &Endpoint| {
-            endpoint.proxies.map(|proxy| proxy.policy).into_iter().chain([endpoint.policy, endpoint.lock])
-        };
-        let policies = endpoints.values().flat_map(of).chain([config.unknown_policy]).collect();
-        let identities = addresses.values().chain(cidrs.values()).copied().chain([IDENTITY_WORLD]).collect();
-        (policies, identities)
     }
 
     /// A pod that was free or unknown, and is not to be any more, is closed altogether, where the plan that would have said what
@@ -268,13 +287,23 @@ impl Maps {
     pub(super) fn fill(&self) -> Vec<Fill> {
         let observed = &self.observed;
         let maps = [
-            (ENDPOINTS, observed.endpoints.len(), "pods that do not fit stay unknown"),
-            (IPCACHE, observed.addresses.len(), PLANS_WAIT),
-            (CIDRS, observed.cidrs.len(), PLANS_WAIT),
-            (ROWS, observed.rows.len(), "what the rows that do not fit allow is denied"),
+            (observed.endpoints.len(), "pods that do not fit stay unknown"),
+            (observed.addresses.len(), PLANS_WAIT),
+            (observed.cidrs.len(), PLANS_WAIT),
+            (observed.rows.len(), "what the rows that do not fit allow is denied"),
         ];
         let capacity = |name| self.capacity.get(name).copied().unwrap_or(0);
-        maps.map(|(map, entries, meaning)| Fill::new(map, entries, capacity(map), meaning)).to_vec()
+        let fill = |(map, (entries, meaning))| Fill::new(map, entries, capacity(map), meaning);
+        FILLED.into_iter().zip(maps).map(fill).collect()
+    }
+}
+
+/// What a lookup found; that there is no such key is no error.
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -20,12 +20,12 @@ use anyhow::{Context as _, bail};
 use aya::maps::{MapData, RingBuf};
 use aya::programs::{CgroupSkb, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfLoader};
-use egress_common::wire::ABI;
+use egress_common::wire::{ABI, Addr};
 use egress_policy::plan::{Plan, State};
 
 pub use maps::{Fill, StepError};
 pub use programs::SOCKET_PROGRAM;
-pub use seen::{CounterTotal, DenialTotal, Seen};
+pub use seen::{CounterTotal, DenialTotal, Denied, Seen};
 pub use veth::{DEVICES, VETH_PROGRAM, WITNESS_PROGRAM, detach_filters};
 
 use crate::pods::PodRoot;
@@ -34,6 +34,12 @@ use veth::Veths;
 
 /// The BPF object, as `cargo xtask build-ebpf` made it.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EGRESS_EBPF_OBJECT"));
+
+/// The maps whose fill is told.
+pub const FILLED: [&str; 5] = {
+    let [endpoints, ipcache, cidrs, rows] = maps::FILLED;
+    [endpoints, ipcache, cidrs, rows, seen::INBOUND]
+};
 
 /// The kernel's description of its own types.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
@@ -158,6 +164,22 @@ impl Datapath {
     #[must_use]
     pub fn observed(&self) -> &State {
         self.maps.observed()
+    }
+
+    /// What the kernel's maps say now, all of it.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn read(&self) -> anyhow::Result<State> {
+        self.maps.read().context("cannot read the maps")
+    }
+
+    /// What the kernel's maps say now of a pod and of addresses, with the rows that these lead to.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn read_of(&self, cgroup: Option<u64>, addresses: &[Addr]) -> anyhow::Result<State> {
+        self.maps.read_of(cgroup, addresses).context("cannot read the maps")
     }
 
     /// Carries out a plan, step by step. Stops where going on would not be safe; what was done stands.

@@ -1,6 +1,6 @@
 //! What the programs write: verdicts counted, denials of each pod, events, witnesses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use aya::Ebpf;
@@ -17,7 +17,8 @@ const COUNTERS: &str = "egress_counters";
 const LOST: &str = "egress_lost";
 const EVENTS: &str = "egress_events";
 const DENIALS: &str = "egress_denials";
-const INBOUND: &str = "egress_inbound";
+/// What came in.
+pub(super) const INBOUND: &str = "egress_inbound";
 
 /// The maps that programs write; each is pinned under its name, so that what was seen outlives the agent.
 pub(super) const NAMES: [&str; 7] = [COUNTERS, LOST, EVENTS, DENIALS, INBOUND, APPROVALS, "egress_process"];
@@ -62,6 +63,34 @@ pub struct DenialTotal {
     pub suppressed: u64,
 }
 
+/// What one pod was denied, or audited, by one hook for one reason, in the kernel's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Id of the pod's cgroup.
+    pub cgroup: u64,
+    /// [`counter_slot`] of the next three.
+    pub slot: u32,
+    /// The hook.
+    pub hook: Hook,
+    /// Deny or audit.
+    pub action: Action,
+    /// The reason.
+    pub reason: Reason,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes from the IP header on.
+    pub bytes: u64,
+    /// Packets of these that no event told of.
+    pub suppressed: u64,
+}
+
+impl From<&Denied> for DenialTotal {
+    fn from(one: &Denied) -> Self {
+        let total = total(one.hook, one.action, one.reason, one.packets, one.bytes);
+        Self { total, suppressed: one.suppressed }
+    }
+}
+
 impl Seen {
     pub(super) fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let mut take = |name: &str| -> anyhow::Result<Map> {
@@ -99,17 +128,21 @@ impl Seen {
         Ok(totals)
     }
 
-    /// What the pod of `cgroup` was denied or audited, by hook and reason.
+    /// What pods were denied or audited, by pod, hook and reason: a look at each entry there is, not at each that could be.
     #[must_use]
-    pub fn denials(&self, cgroup: u64) -> Vec<DenialTotal> {
-        let mut totals = Vec::new();
-        for (slot, hook, action, reason) in slots().filter(|(_, _, action, _)| *action != Action::Allow) {
-            let Ok(cpus) = self.denials.get(&DenialKey { cgroup, slot, reserved: 0 }, 0) else { continue };
+    pub fn denied(&self) -> Vec<Denied> {
+        let names: BTreeMap<u32, _> =
+            slots().map(|(slot, hook, action, reason)| (slot, (hook, action, reason))).collect();
+        let mut denied = Vec::new();
+        // An entry that goes meanwhile is one of a pod that went.
+        for (DenialKey { cgroup, slot, .. }, cpus) in self.denials.iter().flatten() {
+            let Some(&(hook, action, reason)) = names.get(&slot) else { continue };
             let sum = |of: fn(&Denial) -> u64| cpus.iter().map(of).sum();
-            let total = total(hook, action, reason, sum(|d| d.packets), sum(|d| d.bytes));
-            totals.push(DenialTotal { total, suppressed: sum(|d| d.suppressed) });
+            let (packets, bytes, suppressed) = (sum(|d| d.packets), sum(|d| d.bytes), sum(|d| d.suppressed));
+            denied.push(Denied { cgroup, slot, hook, action, reason, packets, bytes, suppressed });
         }
-        totals
+        denied.sort_by_key(|one| (one.cgroup, one.slot));
+        denied
     }
 
     /// Events that found no room, in the ring buffer or in the map that counts them.

@@ -3,14 +3,13 @@
 //! Invariant: "no findings" is said only of objects that were all read. Tested by `tests/lint.rs`.
 
 use std::collections::BTreeSet;
-use std::io::{BufWriter, Write as _};
 
 use egress_policy::Index;
 use egress_policy::lint::{Check, Finding, Severity, lint as findings};
 
-use super::load_what_can_be;
-use crate::cli::{LintArgs, Output};
-use crate::table::{print, table};
+use super::{Told, load_what_can_be};
+use crate::cli::{LintArgs, Output, SourceArgs};
+use crate::table::table;
 
 /// The checks, as `lint --help` shows them.
 #[must_use]
@@ -22,53 +21,54 @@ pub fn checks() -> String {
     format!("Checks:{}", Check::ALL.into_iter().map(line).collect::<String>())
 }
 
-/// Prints what weakens the exit; tells whether nothing does.
+/// What weakens the exit; it is fine that nothing does.
 ///
 /// # Errors
 /// The source cannot be read.
-pub fn lint(args: &LintArgs) -> anyhow::Result<bool> {
-    let (index, unread) = load_what_can_be(&args.source)?;
-    let found = findings(&index);
-    match args.output {
+pub fn lint(args: &LintArgs, source: &SourceArgs) -> anyhow::Result<Told> {
+    let (index, unread) = load_what_can_be(source)?;
+    tell(&index, unread, args.output)
+}
+
+/// What weakens the exit, of these objects; some things could not be read, which was said.
+pub(crate) fn tell(index: &Index, unread: usize, output: Output) -> anyhow::Result<Told> {
+    let found = findings(index);
+    let out = match output {
         Output::Json => {
-            let mut out = BufWriter::new(std::io::stdout().lock());
-            for finding in &found {
-                serde_json::to_writer(&mut out, finding)?;
-                out.write_all(b"\n")?;
-            }
-            out.flush()?;
+            let lines = found.iter().map(|finding| Ok(serde_json::to_string(finding)? + "\n"));
+            lines.collect::<anyhow::Result<String>>()?
         }
-        Output::Table => text(&index, &found)?,
-    }
+        Output::Table => text(index, &found),
+    };
+    let mut notes = Vec::new();
     if index.pods().next().is_none() {
-        eprintln!("egress-agent: there are no pods among the objects: only policies were looked at");
+        notes.push("there are no pods among the objects: only policies were looked at".to_owned());
     }
     if index.gateway_policies().next().is_none() {
-        eprintln!("egress-agent: there is no EgressGatewayPolicy among the objects: no pod is a subject");
+        notes.push("there is no EgressGatewayPolicy among the objects: no pod is a subject".to_owned());
     }
     if unread > 0 {
-        eprintln!("egress-agent: what could not be read was not looked at ({unread} above)");
+        notes.push(format!("what could not be read was not looked at ({unread} above)"));
     }
-    Ok(found.is_empty() && unread == 0)
+    Ok(Told { fine: found.is_empty() && unread == 0, out, notes })
 }
 
 /// The findings, what to do about each kind of them, and how many there are.
-fn text(index: &Index, found: &[Finding]) -> anyhow::Result<()> {
+fn text(index: &Index, found: &[Finding]) -> String {
+    let mut out = String::new();
     if !found.is_empty() {
         let mut rows = table(&["SEVERITY", "CHECK", "OBJECT", "FINDING"]);
         for Finding { check, object, detail } in found {
             rows.add_row([check.severity().name(), check.name(), &object.to_string(), detail]);
         }
-        print(&rows)?;
+        out += &format!("{}\n\n", rows.trim_fmt());
         let mut advice = table(&["CHECK", "WHAT TO DO"]);
         let checks: BTreeSet<(Severity, Check)> =
             found.iter().map(|f| (f.check.severity(), f.check)).collect();
         for (_, check) in checks {
             advice.add_row([check.name(), check.advice()]);
         }
-        writeln!(std::io::stdout())?;
-        print(&advice)?;
-        writeln!(std::io::stdout())?;
+        out += &format!("{}\n\n", advice.trim_fmt());
     }
     let number = |severity| found.iter().filter(|finding| finding.check.severity() == severity).count();
     let of = [(number(Severity::Error), "error"), (number(Severity::Warning), "warning")];
@@ -79,7 +79,7 @@ fn text(index: &Index, found: &[Finding]) -> anyhow::Result<()> {
         1 => "1 policy".to_owned(),
         number => format!("{number} policies"),
     };
-    Ok(writeln!(std::io::stdout(), "{what} in {pods}, {policies}")?)
+    out + &format!("{what} in {pods}, {policies}\n")
 }
 
 fn count(number: usize, thing: &str) -> String {

@@ -1,7 +1,8 @@
-//! Commands that judge from objects alone: `explain`, `simulate`, `plan`, `lint`.
+//! Commands that judge from objects: `explain`, `simulate`, `plan`, `lint`; by themselves, or in the words of a running agent that was
+//! asked for the same.
 //!
-//! Invariant: they touch neither kernel nor agent, and verdicts are given by the code that the kernel runs. Tested by
-//! `tests/offline.rs` and `tests/lint.rs`.
+//! Invariant: with `--source` they touch neither kernel nor agent, and verdicts are given by the code that the kernel runs. Tested by
+//! `tests/offline.rs`, `tests/lint.rs` and, of a running agent, `tests/operate.rs`.
 
 mod explain;
 mod lint;
@@ -9,11 +10,16 @@ mod plan;
 mod simulate;
 
 pub use explain::explain;
+pub(crate) use explain::{Kernel, Place, in_maps, tell as tell_flow};
+pub(crate) use lint::tell as tell_findings;
 pub use lint::{checks, lint};
 pub use plan::plan;
-pub use simulate::simulate;
+pub(crate) use plan::tell as tell_plan;
+pub(crate) use simulate::tell as tell_flows;
+pub use simulate::{SimulatedFlow, flows, simulate};
 
 use std::fmt;
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -22,10 +28,37 @@ use anyhow::{Context as _, bail};
 use egress_common::packet::protocol;
 use egress_policy::explain::{Judged, Target};
 use egress_policy::index::Index;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cli::SourceArgs;
 use crate::source::Objects;
+
+/// What a command says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// The flow passes; there are no findings.
+    pub fine: bool,
+    /// For standard output.
+    pub out: String,
+    /// For standard error, a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Told {
+    /// Prints it; tells whether all is fine.
+    ///
+    /// # Errors
+    /// Nobody reads.
+    pub fn print(&self) -> anyhow::Result<bool> {
+        for note in &self.notes {
+            eprintln!("egress-agent: {note}");
+        }
+        let mut out = std::io::stdout().lock();
+        out.write_all(self.out.as_bytes())?;
+        out.flush()?;
+        Ok(self.fine)
+    }
+}
 
 /// A sender, as in `NS/POD` or `NS/POD/CONTAINER`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

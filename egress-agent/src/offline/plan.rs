@@ -1,28 +1,34 @@
-//! `plan`: the map writes that bring a node from nothing to the desired state.
-
-use std::io::Write as _;
+//! `plan`: the map writes that bring a node to the desired state: from nothing, or from what its maps hold.
 
 use egress_policy::compile::compile_every_pod;
 use egress_policy::plan::{State, diff};
 
-use super::load;
-use crate::cli::{Output, PlanArgs};
+use super::{Told, load};
+use crate::cli::{Output, PlanArgs, SourceArgs};
 
-/// Prints the steps in their order. Without a node there are no cgroups, so pods are numbered from 1 by name.
+/// The steps in their order. Without a node there are no cgroups, so pods are numbered from 1 by name.
 ///
 /// # Errors
 /// The source cannot be read.
-pub fn plan(args: &PlanArgs) -> anyhow::Result<()> {
-    let index = load(&args.source)?;
-    let compiled = compile_every_pod(&index, &args.node_name, args.unknown_pods.into());
-    for diagnostic in &compiled.diagnostics {
-        eprintln!("egress-agent: {diagnostic}");
-    }
-    let plan = diff(&compiled.desired, &State::default());
-    let mut out = std::io::stdout().lock();
-    match args.output {
-        Output::Json => writeln!(out, "{}", serde_json::to_string(&plan)?)?,
-        Output::Table => write!(out, "{plan}")?,
-    }
-    Ok(())
+pub fn plan(args: &PlanArgs, source: &SourceArgs) -> anyhow::Result<Told> {
+    let index = load(source)?;
+    let node = args.node_name.as_deref().unwrap_or_default();
+    let compiled = compile_every_pod(&index, node, args.unknown_pods.into());
+    let notes = compiled.diagnostics.iter().map(ToString::to_string).collect();
+    tell(&compiled.desired, &State::default(), notes, args.output)
+}
+
+/// The steps from one state to another.
+pub(crate) fn tell(
+    desired: &State,
+    observed: &State,
+    notes: Vec<String>,
+    output: Output,
+) -> anyhow::Result<Told> {
+    let plan = diff(desired, observed);
+    let out = match output {
+        Output::Json => serde_json::to_string(&plan)? + "\n",
+        Output::Table => plan.to_string(),
+    };
+    Ok(Told { fine: true, out, notes })
 }

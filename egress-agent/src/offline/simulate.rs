@@ -2,39 +2,40 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use egress_common::packet::protocol;
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::{Judge, Target};
-use egress_policy::index::Index;
+use egress_policy::index::{Event, Index};
 use serde::{Deserialize, Serialize};
 
-use super::{Sender, Verdict, load, protocol_number};
-use crate::cli::{Output, SimulateArgs};
+use super::{Sender, Told, Verdict, load, protocol_number};
+use crate::cli::{Output, SimulateArgs, SourceArgs};
 use crate::source::read_file;
 
 /// A flow as it is written: a row of CSV or a line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Flow {
+pub struct SimulatedFlow {
     /// NS/POD or NS/POD/CONTAINER.
-    from: String,
+    pub from: String,
     /// An address, NS/POD or svc:NS/NAME.
-    to: String,
+    pub to: String,
     /// Empty or absent for protocols without ports.
     #[serde(default)]
-    port: Option<u16>,
-    protocol: String,
+    pub port: Option<u16>,
+    /// TCP, UDP, SCTP or ICMP.
+    pub protocol: String,
 }
 
 /// A flow with its verdict, as it is printed.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
-    flow: &'a Flow,
+    flow: &'a SimulatedFlow,
     #[serde(flatten)]
     verdict: &'a Verdict,
     /// The action without the objects of `--with`.
@@ -42,65 +43,72 @@ struct Line<'a> {
     was: Option<&'static str>,
 }
 
-/// Prints one line per flow, in their order; with `--with`, only those whose verdict would change.
+/// One line per flow, in their order; with `--with`, only those whose verdict would change.
 ///
 /// # Errors
 /// The source or the flows cannot be read; the line is named.
-pub fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
-    let mut index = load(&args.source)?;
-    let flows = read(&args.flows)?;
-    let unknown: UnknownPods = args.unknown_pods.into();
-    let before = verdicts(&index, unknown, &flows)?;
-    let mut out = BufWriter::new(io::stdout().lock());
-    let Some(with) = &args.with else {
+pub fn simulate(args: &SimulateArgs, source: &SourceArgs) -> anyhow::Result<Told> {
+    let index = load(source)?;
+    let flows = flows(&args.flows)?;
+    let with = args.with.as_deref().map(read_file).transpose()?;
+    tell(index, args.unknown_pods.into(), &flows, with, args.output)
+}
+
+/// Judges flows by these objects, and by what they would be with others.
+pub(crate) fn tell(
+    mut index: Index,
+    unknown: UnknownPods,
+    flows: &[SimulatedFlow],
+    with: Option<Vec<Event>>,
+    output: Output,
+) -> anyhow::Result<Told> {
+    let before = verdicts(&index, unknown, flows)?;
+    let mut out = String::new();
+    let Some(with) = with else {
         for (flow, verdict) in flows.iter().zip(&before) {
-            print(&mut out, args.output, &Line { flow, verdict, was: None })?;
+            print(&mut out, output, &Line { flow, verdict, was: None })?;
         }
-        return Ok(out.flush()?);
+        return Ok(Told { fine: true, out, notes: Vec::new() });
     };
-    for event in read_file(with)? {
+    for event in with {
         index.apply(event);
     }
-    let after = verdicts(&index, unknown, &flows)?;
+    let after = verdicts(&index, unknown, flows)?;
     let mut changed = 0;
     for ((flow, before), after) in
         flows.iter().zip(&before).zip(&after).filter(|((_, a), b)| a.action != b.action)
     {
-        print(&mut out, args.output, &Line { flow, verdict: after, was: Some(before.action) })?;
+        print(&mut out, output, &Line { flow, verdict: after, was: Some(before.action) })?;
         changed += 1;
     }
-    out.flush()?;
-    eprintln!("egress-agent: {changed} of {} flows would change", flows.len());
-    Ok(())
+    Ok(Told { fine: true, out, notes: vec![format!("{changed} of {} flows would change", flows.len())] })
 }
 
-fn print(out: &mut impl io::Write, output: Output, line: &Line<'_>) -> anyhow::Result<()> {
+fn print(out: &mut String, output: Output, line: &Line<'_>) -> anyhow::Result<()> {
     match output {
-        Output::Json => {
-            serde_json::to_writer(&mut *out, line)?;
-            out.write_all(b"\n")?;
-        }
+        Output::Json => *out += &serde_json::to_string(line)?,
         Output::Table => {
             let Line { flow, verdict, was } = line;
             let port = flow.port.map_or_else(String::new, |port| format!(" {port}"));
             let was = was.map_or_else(String::new, |was| format!(" (was {was})"));
             let by = [verdict.policy.as_deref(), verdict.rule.as_deref()].into_iter().flatten();
             let by: Vec<_> = by.collect();
-            let Flow { from, to, protocol, .. } = flow;
+            let SimulatedFlow { from, to, protocol, .. } = flow;
             let text = format!(
                 "{:5} {:10}{was} {from} -> {to}{port}/{protocol} {}",
                 verdict.action,
                 verdict.reason,
                 by.join(" ")
             );
-            writeln!(out, "{}", text.trim_end())?;
+            out.push_str(text.trim_end());
         }
     }
+    out.push('\n');
     Ok(())
 }
 
 /// Judges all flows, each sender's together.
-fn verdicts(index: &Index, unknown: UnknownPods, flows: &[Flow]) -> anyhow::Result<Vec<Verdict>> {
+fn verdicts(index: &Index, unknown: UnknownPods, flows: &[SimulatedFlow]) -> anyhow::Result<Vec<Verdict>> {
     let mut by_sender: BTreeMap<Sender, Vec<(usize, Target)>> = BTreeMap::new();
     for (number, flow) in flows.iter().enumerate() {
         let place = || format!("flow {}", number + 1);
@@ -124,7 +132,7 @@ fn verdicts(index: &Index, unknown: UnknownPods, flows: &[Flow]) -> anyhow::Resu
 }
 
 /// Where a flow goes: of a pod or a service, the first address.
-fn target(index: &Index, flow: &Flow) -> Result<Target, String> {
+fn target(index: &Index, flow: &SimulatedFlow) -> Result<Target, String> {
     let to = &flow.to;
     let name =
         |text: &str| text.split_once('/').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
@@ -149,7 +157,10 @@ fn target(index: &Index, flow: &Flow) -> Result<Target, String> {
 }
 
 /// Reads flows from a file, or from standard input for `-`: JSON lines where the first byte is `{`, else CSV.
-fn read(path: &Path) -> anyhow::Result<Vec<Flow>> {
+///
+/// # Errors
+/// The file or a line cannot be read, which is named; or there are none.
+pub fn flows(path: &Path) -> anyhow::Result<Vec<SimulatedFlow>> {
     let input: Box<dyn Read> = if path == Path::new("-") {
         Box::new(io::stdin())
     } else {

@@ -20,7 +20,7 @@ use crate::cli::{Source, SourceArgs};
 use crate::status::WatchStatus;
 use crate::watch::{Interest, Watcher};
 
-pub use file::{FileSource, read_file};
+pub use file::{FileSource, read_file, read_text};
 
 /// Changes of a directory come in bursts: it is read once nothing has changed for this long,
 const SETTLE: Duration = Duration::from_millis(30);

@@ -12,6 +12,17 @@ use crate::object::{
     ObjectRef, Pod, Service, address,
 };
 
+/// Whose an address is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressNames {
+    /// The pod, as in `ns/name`.
+    pub pod: Option<String>,
+    /// The node whose own address it is, or the one that the pod is on.
+    pub node: Option<String>,
+    /// The service in front, as in `ns/name`.
+    pub service: Option<String>,
+}
+
 /// The last address of a prefix.
 fn last_of(cidr: &Cidr) -> Addr {
     let rest = u128::MAX.checked_shr(cidr.bits).unwrap_or(0);
@@ -225,6 +236,24 @@ impl Index {
     /// The static pods that say they have this hash.
     pub(crate) fn by_hash(&self, hash: &str) -> &[Arc<Pod>] {
         self.by_hash.get(hash).map_or(&[], SmallVec::as_slice)
+    }
+
+    /// Whose address this is, with the node of a pod, and the service that has this protocol and port there, or else the first one.
+    #[must_use]
+    pub fn address_names(&self, ip: std::net::IpAddr, (protocol, port): (u8, u16)) -> AddressNames {
+        let addr = address(ip.to_canonical());
+        let pod = self.owners(&addr).iter().min_by_key(|pod| (&pod.namespace, &pod.name));
+        let node = self.nodes_at(&addr).iter().min().or_else(|| pod.and_then(|pod| pod.node.as_ref()));
+        let other = |service: &&Service| {
+            !service.ports.iter().any(|one| (one.protocol, one.port) == (protocol, port))
+        };
+        let service =
+            self.services_at(&addr).min_by_key(|one| (other(one), one.namespace.clone(), one.name.clone()));
+        AddressNames {
+            pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            node: node.map(ToString::to_string),
+            service: service.map(|one| format!("{}/{}", one.namespace, one.name)),
+        }
     }
 
     /// Whose address this is: `pod ns/name`, `node name` or `service ns/name`, in this order.

@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 
 pub use dirty::Dirty;
 use intern::Interner;
+pub use lookup::AddressNames;
 
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,

@@ -17,11 +17,13 @@
 mod bridge;
 mod judge;
 mod keys;
+mod narrow;
 mod order;
 mod prefix;
 mod view;
 
 pub use keys::Keys;
+pub use narrow::Difference;
 pub(crate) use prefix::Prefixes;
 
 use std::collections::BTreeMap;

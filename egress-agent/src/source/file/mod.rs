@@ -114,7 +114,18 @@ fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// # Errors
 /// Anything in it cannot be read; the first such place is named.
 pub fn read_file(path: &Path) -> anyhow::Result<Vec<Event>> {
-    let read = read::file(path);
+    whole(read::file(path))
+}
+
+/// As [`read_file`], of a file whose text was read by somebody else.
+///
+/// # Errors
+/// As [`read_file`].
+pub fn read_text(path: &Path, text: &str) -> anyhow::Result<Vec<Event>> {
+    whole(read::text(path, text))
+}
+
+fn whole(read: FileRead) -> anyhow::Result<Vec<Event>> {
     match read.unread.first().or(read.invalid.first()) {
         Some(error) => Err(anyhow::Error::msg(error.to_string())),
         None => Ok(read.objects.into_values().map(Event::Upsert).collect()),

@@ -55,8 +55,15 @@ pub(super) fn file(path: &Path) -> FileRead {
             return out;
         }
     };
+    self::text(path, &text)
+}
+
+/// Reads the text of a file.
+pub(super) fn text(path: &Path, text: &str) -> FileRead {
+    let mut out = FileRead::default();
+    let name = path.display().to_string();
     let json = path.extension().is_some_and(|ending| ending == "json");
-    let documents = if json { vec![(1, text.as_str())] } else { documents(&text) };
+    let documents = if json { vec![(1, text)] } else { documents(text) };
     for (first_line, document) in documents {
         let value = if json { read_json(document) } else { read_yaml(document) };
         match value {

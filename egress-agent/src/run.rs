@@ -71,6 +71,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.hooks == Hooks::Socket {
         agent.leave_veths_alone();
     }
+    if args.pod_root.is_none() {
+        agent.search_for_pods();
+    }
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();

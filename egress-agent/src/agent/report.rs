@@ -39,14 +39,14 @@ impl Agent {
             errors.push(format!("{error:#}"));
             0
         });
-        errors.extend(self.scan_error.clone());
+        errors.extend(self.scan_error.iter().chain(&self.elsewhere).cloned());
         let mut pending = Vec::new();
         if self.held {
             pending.push(
                 "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
             );
         }
-        pending.extend(self.scan_error.clone());
+        pending.extend(self.scan_error.iter().chain(&self.elsewhere).cloned());
         if attached.is_none() {
             pending.push("the socket hook is not attached".to_owned());
         }

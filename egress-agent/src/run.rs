@@ -16,6 +16,7 @@ use crate::admin::server::{FlowLog, Server};
 use crate::agent::Agent;
 use crate::cli::{Hooks, RunArgs, Source};
 use crate::coverage::Look;
+use crate::cri::Runtimes;
 use crate::datapath::events::Events;
 use crate::datapath::{Datapath, Loading};
 use crate::lock::Lock;
@@ -74,6 +75,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.pod_root.is_none() {
         agent.search_for_pods();
     }
+    let (mut runtimes, wants) = Runtimes::ask(args.cri_socket.as_deref());
+    agent.ask_runtimes(&runtimes.places, wants);
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();
@@ -110,6 +113,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 agent.check();
                 look = Look::Whole;
             }
+            heard = runtimes.heard() => agent.heard(heard),
             result = devices.changed() => {
                 result?;
                 look = Look::Devices;

@@ -4,11 +4,12 @@
 //! pods that no policy selects stay unknown; a Pod object that goes before its cgroup is kept until the cgroup is gone.
 //! Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
 
+mod names;
 mod report;
 mod sever;
 
 use egress_common::wire::ABI;
-use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, UnknownPods};
+use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef, Pod};
 use egress_policy::plan::{self, Keys, Plan};
@@ -36,6 +37,8 @@ pub(crate) struct Agent {
     elsewhere: Option<String>,
     /// The pod root was found, not named: then it is looked whether it still is the only one.
     searches: bool,
+    /// What runtimes said of containers.
+    names: names::Names,
     /// Which hooks judge each pod.
     coverage: Coverage,
     /// Pod objects that went while their cgroup, named by the UID, still stands.
@@ -84,6 +87,7 @@ impl Agent {
             scan_error: None,
             elsewhere: None,
             searches: false,
+            names: names::Names::default(),
             coverage: Coverage::default(),
             lingering: Vec::new(),
             held: true,
@@ -293,18 +297,6 @@ impl Agent {
         }
         self.retry = !self.errors.is_empty();
         true
-    }
-
-    /// The pods found on this node, with the names of their containers as far as their objects tell.
-    fn local_pods(&self) -> Vec<LocalPod> {
-        let pods = self.scan.pods.iter().map(|pod| {
-            let named = pod.containers.iter().filter_map(|(id, cgroup)| {
-                let name = self.index.container_name(&pod.uid, id)?.to_owned();
-                Some(LocalContainer { name, cgroup: *cgroup })
-            });
-            LocalPod { uid: pod.uid.clone(), cgroup: pod.cgroup, containers: named.collect() }
-        });
-        pods.collect()
     }
 
     fn apply(&mut self, plan: &Plan) {

@@ -19,7 +19,7 @@ impl Agent {
         let pod = self.scan.pods.iter().find(|pod| event.container != 0 && pod.cgroup == event.cgroup);
         let id =
             |pod: &PodCgroup| Some(pod.containers.iter().find(|(_, id)| *id == event.container)?.0.clone());
-        let container = pod.and_then(|pod| self.index.container_name(&pod.uid, &id(pod)?));
+        let container = pod.and_then(|pod| self.container_name(&pod.uid, &id(pod)?));
         let objects = (self.compiler.compiled(), &self.index);
         let now = (Timestamp::now(), monotonic());
         let flow = crate::flow::enrich(event, objects, container, &self.node, now);
@@ -75,6 +75,7 @@ impl Agent {
             verdicts,
             lost_events,
             severed: self.severed,
+            containers: self.names(),
             source: SourceStatus {
                 name: format!("file:{}", self.source.dir().display()),
                 objects: self.index.len(),

@@ -123,7 +123,12 @@ impl Names {
     fn answers(&mut self, socket: PathBuf, runtime: Option<String>, error: Option<String>) {
         let now = RuntimeStatus { socket: socket.display().to_string(), runtime, error };
         self.missing.insert(socket.clone(), false);
-        if self.sockets.insert(socket, now.clone()).as_ref() == Some(&now) {
+        let before = self.sockets.insert(socket, now.clone());
+        // Who gives no answer may do so in many words.
+        let alike = |old: RuntimeStatus| {
+            (old.runtime, old.error.is_some()) == (now.runtime.clone(), now.error.is_some())
+        };
+        if before.is_some_and(alike) {
             return;
         }
         let RuntimeStatus { socket, runtime, error } = now;

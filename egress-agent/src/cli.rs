@@ -137,6 +137,10 @@ pub struct RunArgs {
     /// The cgroup below which kubelet makes its pods; found by itself when absent.
     #[arg(long, env = "EGRESS_POD_ROOT", value_name = "DIR")]
     pub pod_root: Option<PathBuf>,
+    /// The container runtime's CRI socket (containerd, CRI-O, cri-dockerd), which tells at once which container is the proxy; found
+    /// by itself when absent. Without one, containers are known once their pod's status names them.
+    #[arg(long, env = "EGRESS_CRI_SOCKET", value_name = "FILE")]
+    pub cri_socket: Option<PathBuf>,
     /// Name of this node; NODE_NAME, then the host name, when absent.
     #[arg(long, env = "EGRESS_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,

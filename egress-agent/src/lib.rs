@@ -11,6 +11,7 @@ pub mod app;
 pub mod cleanup;
 pub mod cli;
 mod coverage;
+pub mod cri;
 pub mod datapath;
 pub mod flow;
 mod flow_file;

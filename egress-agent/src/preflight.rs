@@ -57,11 +57,19 @@ pub enum Missing {
         /// The path that should be.
         path: PathBuf,
     },
-    /// The mounted hierarchy starts below the real root.
-    #[error("{} shows only a part of the cgroup v2 hierarchy: run the agent in the host's cgroup namespace", path.display())]
+    /// What is mounted starts below the real root, and kubelet's pods are not in it.
+    #[error("{} shows only a part of the cgroup v2 hierarchy, without a pod cgroup of kubelet: mount the node's /sys/fs/cgroup into the container, or run the agent in the host's cgroup namespace", path.display())]
     CgroupNamespace {
         /// The mount point.
         path: PathBuf,
+    },
+    /// Where the pod root is in the hierarchy is not known.
+    #[error("the level of {} in the cgroup v2 hierarchy cannot be found ({reason}): mount the whole hierarchy, or run the agent in the host's cgroup namespace", path.display())]
+    Level {
+        /// The pod root.
+        path: PathBuf,
+        /// What the kernel said.
+        reason: String,
     },
     /// Several cgroups may be the pod root.
     #[error("several cgroups may be kubelet's pod root: {}; name the right one with --pod-root", paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]

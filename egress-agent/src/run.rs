@@ -16,6 +16,7 @@ use crate::admin::server::{FlowLog, Published, Server};
 use crate::agent::Agent;
 use crate::cli::{Hooks, RunArgs};
 use crate::coverage::Look;
+use crate::cri::Runtimes;
 use crate::datapath::events::Events;
 use crate::datapath::{Datapath, Loading};
 use crate::flow_file::FlowFile;
@@ -79,6 +80,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.hooks == Hooks::Socket {
         agent.leave_veths_alone();
     }
+    if args.pod_root.is_none() {
+        agent.search_for_pods();
+    }
+    let (mut runtimes, wants) = Runtimes::ask(args.cri_socket.as_deref());
+    agent.ask_runtimes(&runtimes.places, wants);
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();
@@ -117,6 +123,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 agent.check();
                 look = Look::Whole;
             }
+            heard = runtimes.heard() => agent.heard(heard),
             result = devices.changed() => {
                 result?;
                 look = Look::Devices;

@@ -42,6 +42,9 @@ pub struct Status {
     /// Connections that were ended since the agent was started, where it was told to end what policies deny.
     #[serde(default)]
     pub severed: Option<u64>,
+    /// Who says which container of its pod a cgroup is.
+    #[serde(default)]
+    pub containers: NamesStatus,
     /// Where objects come from.
     pub source: SourceStatus,
     /// What the policy engine rejected or left out.
@@ -59,6 +62,32 @@ pub struct HookStatus {
     pub id: u32,
     /// What it is attached to.
     pub target: String,
+}
+
+/// Who names containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesStatus {
+    /// Containers that their pod's status names.
+    pub by_status: usize,
+    /// Containers that only the runtime names, as their pod's status does not yet.
+    pub by_runtime: usize,
+    /// Containers that nobody names, which are no proxies; pods' sandboxes are among them where no runtime tells.
+    pub unnamed: usize,
+    /// The runtimes whose sockets are there.
+    pub runtimes: Vec<RuntimeStatus>,
+    /// Where none is there, where one was looked for.
+    pub no_runtime: Option<String>,
+}
+
+/// A container runtime.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeStatus {
+    /// Its socket.
+    pub socket: String,
+    /// Its name and version, where it answers.
+    pub runtime: Option<String>,
+    /// Why it does not.
+    pub error: Option<String>,
 }
 
 /// Where objects come from.

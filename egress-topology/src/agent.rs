@@ -2,6 +2,7 @@
 //!
 //! Invariant: everything is said to it and learnt from it the way a person would, by its command line.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::{Exec, Finished, Process, Topology};
+use crate::{Capabilities, Container, Exec, Finished, Process, Topology};
 
 /// How long the agent may take to enforce, and to end, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,6 +25,8 @@ pub struct Agent {
     /// How the API server is reached, where objects come from one.
     kubeconfig: Option<PathBuf>,
     arguments: Vec<String>,
+    launcher: Vec<OsString>,
+    finds_pod_root: bool,
     patience: Duration,
     process: Option<Process>,
 }
@@ -33,15 +36,32 @@ impl Agent {
     #[must_use]
     pub fn new(binary: PathBuf, bpffs: &Path, dir: &Path) -> Self {
         let (bpffs, dir) = (bpffs.to_owned(), dir.to_owned());
+        let (arguments, launcher) = (Vec::new(), Vec::new());
         Self {
             binary,
             bpffs,
             dir,
             kubeconfig: None,
-            arguments: Vec::new(),
+            arguments,
+            launcher,
+            finds_pod_root: false,
             patience: PATIENCE,
             process: None,
         }
+    }
+
+    /// Has `run` started by a program that ends in becoming what it is given as its last words.
+    #[must_use]
+    pub fn launched_by<W: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = W>) -> Self {
+        self.launcher = words.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// Leaves it to the agent to find the pod root.
+    #[must_use]
+    pub fn finds_pod_root(mut self) -> Self {
+        self.finds_pod_root = true;
+        self
     }
 
     /// Gives it more time to be ready, and to end: it may have much to read.
@@ -86,14 +106,21 @@ impl Agent {
     /// The command line of `run`.
     #[must_use]
     pub fn run(&self, topology: &Topology) -> Exec {
-        let exec = Exec::new(&self.binary, ["run", "--source"]);
+        let exec = match self.launcher.split_first() {
+            Some((program, words)) => Exec::new(program, words).argument(&self.binary),
+            None => Exec::new::<&str>(&self.binary, []),
+        };
+        let exec = exec.argument("run").argument("--source");
         let exec = match &self.kubeconfig {
             Some(path) => exec.argument("kube").argument("--kubeconfig").argument(path),
             None => exec.argument(format!("file:{}", self.objects().display())),
         };
+        let exec = if self.finds_pod_root {
+            exec
+        } else {
+            exec.argument("--pod-root").argument(topology.pod_root().path())
+        };
         let exec = exec
-            .argument("--pod-root")
-            .argument(topology.pod_root().path())
             .argument("--bpffs")
             .argument(&self.bpffs)
             .argument("--socket")
@@ -107,6 +134,12 @@ impl Agent {
     pub fn spawn(&mut self, topology: &Topology) -> Result<()> {
         self.process = Some(topology.node_exec(&self.run(topology))?);
         Ok(())
+    }
+
+    /// Starts it in a container of a pod, with all capabilities, and waits until it says that it is ready.
+    pub fn start_in(&mut self, topology: &Topology, container: &Container) -> Result<()> {
+        self.process = Some(container.spawn(&self.run(topology).capabilities(Capabilities::ALL))?);
+        self.wait("the agent is ready", |status| status["ready"] == true)
     }
 
     /// Its process id, while it runs.

@@ -105,6 +105,8 @@ impl Qos {
 #[derive(Debug)]
 pub struct PodRoot {
     driver: CgroupDriver,
+    /// How the names of the systemd driver begin.
+    prefix: String,
     top: PathBuf,
     path: PathBuf,
 }
@@ -112,15 +114,34 @@ pub struct PodRoot {
 impl PodRoot {
     /// Makes `PREFIX-PID-STARTTIME.slice` with the pod root and its two quality-of-service levels.
     pub fn create(root: &CgroupRoot, prefix: &str, driver: CgroupDriver) -> Result<Self> {
+        Self::create_below(root, prefix, driver, None)
+    }
+
+    /// As [`Self::create`], with the pod root where kubelet makes it that runs with `--cgroup-root /KUBELET`, as kind's does.
+    pub fn create_below(
+        root: &CgroupRoot,
+        prefix: &str,
+        driver: CgroupDriver,
+        kubelet: Option<&str>,
+    ) -> Result<Self> {
         ensure!(!prefix.is_empty() && !prefix.contains('/'), "{prefix:?} is no prefix for a cgroup's name");
         let pid = std::process::id();
         let start = start_time(pid).context("our own start time")?;
         let unique = make_unused(root.path(), &format!("{prefix}-{pid}-{start}"))?;
-        let path = unique.join(match driver {
-            CgroupDriver::Systemd => "kubepods.slice",
-            CgroupDriver::Cgroupfs => "kubepods",
+        let (above, name) = match (driver, kubelet) {
+            (CgroupDriver::Systemd, None) => (None, "kubepods".to_owned()),
+            (CgroupDriver::Systemd, Some(root)) => {
+                (Some(format!("{root}.slice")), format!("{root}-kubepods"))
+            }
+            (CgroupDriver::Cgroupfs, root) => (root.map(str::to_owned), "kubepods".to_owned()),
+        };
+        let above = above.map(|above| unique.join(above));
+        let path = above.as_ref().unwrap_or(&unique).join(match driver {
+            CgroupDriver::Systemd => format!("{name}.slice"),
+            CgroupDriver::Cgroupfs => name.clone(),
         });
-        let tree = Self { driver, top: unique, path };
+        let tree = Self { driver, prefix: name, top: unique, path };
+        above.iter().try_for_each(|above| make(above))?;
         make(&tree.path)?;
         for qos in [Qos::Burstable, Qos::BestEffort] {
             make(&tree.level(qos))?;
@@ -149,7 +170,7 @@ impl PodRoot {
     fn level(&self, qos: Qos) -> PathBuf {
         match (qos.level(), self.driver) {
             (None, _) => self.path.clone(),
-            (Some(level), CgroupDriver::Systemd) => self.path.join(format!("kubepods-{level}.slice")),
+            (Some(level), CgroupDriver::Systemd) => self.path.join(format!("{}-{level}.slice", self.prefix)),
             (Some(level), CgroupDriver::Cgroupfs) => self.path.join(level),
         }
     }
@@ -159,9 +180,9 @@ impl PodRoot {
     pub fn pod_directory(&self, qos: Qos, uid: &str) -> PathBuf {
         let name = match (self.driver, qos.level()) {
             (CgroupDriver::Systemd, Some(level)) => {
-                format!("kubepods-{level}-pod{}.slice", uid.replace('-', "_"))
+                format!("{}-{level}-pod{}.slice", self.prefix, uid.replace('-', "_"))
             }
-            (CgroupDriver::Systemd, None) => format!("kubepods-pod{}.slice", uid.replace('-', "_")),
+            (CgroupDriver::Systemd, None) => format!("{}-pod{}.slice", self.prefix, uid.replace('-', "_")),
             (CgroupDriver::Cgroupfs, _) => format!("pod{uid}"),
         };
         self.level(qos).join(name)

@@ -48,7 +48,18 @@ pub struct Container {
 
 impl Container {
     pub(crate) fn create(pod: &Pod, name: &str, kind: ContainerKind) -> Result<Self> {
+        Self::create_known(pod, name, kind, |_| ())
+    }
+
+    /// Tells the container's id before its cgroup is made.
+    pub(crate) fn create_known(
+        pod: &Pod,
+        name: &str,
+        kind: ContainerKind,
+        before: impl FnOnce(&str),
+    ) -> Result<Self> {
         let id = random::container_id()?;
+        before(&id);
         let cgroup = pod.shared().tree.container_directory(pod.cgroup(), &id);
         cgroup::make(&cgroup)?;
         pod.containers().push(ContainerRecord { name: name.to_owned(), id: id.clone(), kind });

@@ -271,6 +271,16 @@ impl Pod {
         Container::create(self, name, kind)
     }
 
+    /// As [`Self::add_container_of_kind`], where somebody is told the container's id before its cgroup is made, as a runtime knows it.
+    pub fn add_container_known(
+        &self,
+        name: &str,
+        kind: ContainerKind,
+        before: impl FnOnce(&str),
+    ) -> Result<Container> {
+        Container::create_known(self, name, kind, before)
+    }
+
     /// Gives it one interface more, joined to the node's bridge as the first is, with addresses of its own that the
     /// pod's object does not name. No route leads there.
     pub fn add_interface(&self, name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {

@@ -36,6 +36,8 @@ pub struct Options {
     pub prefix: String,
     /// How cgroups are named.
     pub driver: CgroupDriver,
+    /// kubelet's `--cgroup-root`, without the slash; none for the root of the tree.
+    pub kubelet_root: Option<String>,
     /// The node's name in the objects.
     pub node_name: String,
 }
@@ -45,6 +47,7 @@ impl Default for Options {
         Self {
             prefix: "egress-demo".to_owned(),
             driver: CgroupDriver::default(),
+            kubelet_root: None,
             node_name: "node-1".to_owned(),
         }
     }
@@ -92,7 +95,8 @@ impl Topology {
         let probe = probe.canonicalize().with_context(|| format!("probe {}", probe.display()))?;
         let root = CgroupRoot::find_or_mount()?;
         sweep(&root, &options.prefix)?;
-        let tree = PodRoot::create(&root, &options.prefix, options.driver)?;
+        let tree =
+            PodRoot::create_below(&root, &options.prefix, options.driver, options.kubelet_root.as_deref())?;
         tree.make_beside("system.slice")?;
         let node_cgroup = tree.make_beside("system.slice/node.scope")?;
         let outside_cgroup = tree.make_beside("system.slice/outside.scope")?;

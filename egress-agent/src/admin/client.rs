@@ -113,6 +113,21 @@ fn status_table(status: &Status) -> Table {
     if let Some(severed) = status.severed {
         row("severed", format!("{severed} connections"));
     }
+    let names = &status.containers;
+    row(
+        "containers",
+        format!(
+            "{} named by pod status, {} by the runtime, {} by nobody",
+            names.by_status, names.by_runtime, names.unnamed
+        ),
+    );
+    if let Some(none) = &names.no_runtime {
+        row("runtime", none.clone());
+    }
+    for runtime in &names.runtimes {
+        let what = runtime.runtime.as_deref().or(runtime.error.as_deref()).unwrap_or_default();
+        row("runtime", format!("{} at {}", what, runtime.socket));
+    }
     row("source", format!("{}, {} objects", status.source.name, status.source.objects));
     for (kind, number) in &status.source.ignored {
         row("ignored", format!("{number} {kind}"));

@@ -5,6 +5,7 @@
 //! Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
 
 mod answer;
+mod names;
 mod report;
 mod sever;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use egress_common::wire::ABI;
-use egress_policy::compile::{Compiler, LocalContainer, LocalPod, Node, UnknownPods};
+use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef, Pod};
 use egress_policy::plan::{self, Keys, Plan};
@@ -21,6 +22,7 @@ use crate::coverage::{Coverage, Look};
 use crate::datapath::Datapath;
 use crate::metrics::{Meters, Tally};
 use crate::pods::{PodRoot, Scan};
+use crate::preflight::Missing;
 use crate::source::{Changes, Objects};
 use crate::watch::Watcher;
 
@@ -36,6 +38,12 @@ pub(crate) struct Agent {
     scan: Scan,
     /// Why the pod root could not be read at the last look.
     scan_error: Option<String>,
+    /// Where else pods run, which nothing judges.
+    elsewhere: Option<String>,
+    /// The pod root was found, not named: then it is looked whether it still is the only one.
+    searches: bool,
+    /// What runtimes said of containers.
+    names: names::Names,
     /// Which hooks judge each pod.
     coverage: Coverage,
     /// Pod objects that went while their cgroup, named by the UID, still stands.
@@ -86,6 +94,9 @@ impl Agent {
             node,
             scan: Scan::default(),
             scan_error: None,
+            elsewhere: None,
+            searches: false,
+            names: names::Names::default(),
             coverage: Coverage::default(),
             lingering: Vec::new(),
             held: true,
@@ -112,6 +123,11 @@ impl Agent {
     /// Does without the hook on the veths.
     pub(crate) fn leave_veths_alone(&mut self) {
         self.coverage.leave_veths_alone();
+    }
+
+    /// Looks for pods elsewhere from now on: nobody has said where they are.
+    pub(crate) fn search_for_pods(&mut self) {
+        self.searches = true;
     }
 
     pub(crate) fn look_at_source(&mut self) {
@@ -202,7 +218,7 @@ impl Agent {
 
     pub(crate) fn look_at_pods(&mut self, watcher: &mut Watcher) {
         if !self.root.stands()
-            && let Ok(root) = PodRoot::find(Some(&self.root.path))
+            && let Ok(root) = self.find_again()
         {
             tracing::warn!(pod_root = %root.path.display(), "the pod root was made anew; attaching to it");
             watcher.forget();
@@ -225,8 +241,35 @@ impl Agent {
         }
     }
 
+    /// The pod root after it was removed: made anew in its place, or where kubelet makes it now.
+    fn find_again(&self) -> Result<PodRoot, Missing> {
+        let same = PodRoot::find(Some(&self.root.path));
+        if self.searches { same.or_else(|_| PodRoot::find(None)) } else { same }
+    }
+
+    /// Looks whether pods run outside of the pod root.
+    fn look_elsewhere(&mut self) {
+        let found = if self.searches { self.root.elsewhere() } else { Vec::new() };
+        let found: Vec<_> = found.iter().map(|path| path.display().to_string()).collect();
+        let now = (!found.is_empty()).then(|| {
+            format!(
+                "pods run outside of {}, and nothing judges them: {}; name kubelet's pod root with --pod-root, \
+                 and give kubelet and the runtime the same cgroup driver",
+                self.root.path.display(),
+                found.join(", ")
+            )
+        });
+        if now != self.elsewhere {
+            if let Some(error) = &now {
+                tracing::error!("{error}");
+            }
+            self.elsewhere = now;
+        }
+    }
+
     /// Looks whether what was done still stands, and has what failed done again.
     pub(crate) fn check(&mut self) {
+        self.look_elsewhere();
         self.dirty |= self.retry;
         if let Err(error) = self.datapath.check() {
             tracing::error!("{error:#}; attaching again");
@@ -297,18 +340,6 @@ impl Agent {
         self.retry = !self.errors.is_empty();
         self.meters.in_step(!self.retry && !self.held);
         true
-    }
-
-    /// The pods found on this node, with the names of their containers as far as their objects tell.
-    fn local_pods(&self) -> Vec<LocalPod> {
-        let pods = self.scan.pods.iter().map(|pod| {
-            let named = pod.containers.iter().filter_map(|(id, cgroup)| {
-                let name = self.index.container_name(&pod.uid, id)?.to_owned();
-                Some(LocalContainer { name, cgroup: *cgroup })
-            });
-            LocalPod { uid: pod.uid.clone(), cgroup: pod.cgroup, containers: named.collect() }
-        });
-        pods.collect()
     }
 
     fn apply(&mut self, plan: &Plan) {

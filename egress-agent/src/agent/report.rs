@@ -19,7 +19,7 @@ use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status, WatchStatu
 impl Agent {
     pub(crate) fn flow(&self, event: &FlowEvent) -> Flow {
         let pod = self.scan.pods.iter().find(|pod| pod.cgroup == event.cgroup);
-        let container = pod.and_then(|pod| self.index.container_name(&pod.uid, &container_id(pod, event)?));
+        let container = pod.and_then(|pod| self.container_name(&pod.uid, &container_id(pod, event)?));
         let sender = Sender { uid: pod.map(|pod| &*pod.uid), container };
         let objects = (self.compiler.compiled(), &self.index);
         let now = (Timestamp::now(), monotonic());
@@ -46,7 +46,7 @@ impl Agent {
             errors.push(format!("{error:#}"));
             0
         });
-        errors.extend(self.scan_error.clone());
+        errors.extend(self.scan_error.iter().chain(&self.elsewhere).cloned());
         let pending = self.pending();
         let mut measured = measured(compiled, &self.tally);
         let mut endpoints = Vec::with_capacity(compiled.endpoints.len());
@@ -72,6 +72,7 @@ impl Agent {
             verdicts,
             lost_events,
             severed: self.severed,
+            containers: self.names(),
             source: SourceStatus {
                 name: self.source.name(),
                 objects: self.index.len(),
@@ -109,7 +110,7 @@ impl Agent {
                 format!("the first complete list of {}: {error}", watch.kind)
             }));
         }
-        pending.extend(self.scan_error.clone());
+        pending.extend(self.scan_error.iter().chain(&self.elsewhere).cloned());
         if self.datapath.attached().is_none() {
             pending.push("the socket hook is not attached".to_owned());
         }

@@ -59,13 +59,17 @@ pub fn probe_binary() -> PathBuf {
 impl Stand {
     /// A node without pods, with an echo of UDP outside.
     pub fn new(driver: CgroupDriver) -> Self {
+        Self::with(Options { prefix: "egress-test".to_owned(), driver, ..Options::default() })
+    }
+
+    /// As [`Self::new`], of another kind.
+    pub fn with(options: Options) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test loads BPF and makes network namespaces: run it as root"
         );
         let dir = TempDir::with_prefix("egress-test-").unwrap();
         let bpffs = mount_bpffs(&dir.path().join("bpf")).unwrap();
-        let options = Options { prefix: "egress-test".to_owned(), driver, ..Options::default() };
         let topology = Topology::with_options(probe_binary(), options).unwrap();
         let agent = Agent::new(agent_binary(), bpffs.path(), dir.path());
         fs::create_dir_all(agent.objects()).unwrap();

@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 
 use super::{Index, Name, of_namespace};
 use crate::object::{
-    EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node, Object,
-    ObjectRef, Pod, Service, address,
+    ContainerKind, EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node,
+    Object, ObjectRef, Pod, Service, address,
 };
 
 /// Whose an address is.
@@ -228,9 +228,24 @@ impl Index {
     /// The name of a container of this node, by the UID of its pod (or the hash of a static pod) and its own id.
     #[must_use]
     pub fn container_name(&self, uid: &str, id: &str) -> Option<&str> {
+        let pod = self.claimed(uid)?;
+        pod.container_ids.iter().find(|(known, _)| **known == *id).map(|(_, name)| &**name)
+    }
+
+    /// Whether a pod, by its UID (or the hash of a static pod), has a container of this name that is there from its start to its end:
+    /// one of `spec.containers`, or a sidecar.
+    #[must_use]
+    pub fn is_lasting(&self, uid: &str, name: &str) -> bool {
+        let lasts = |kind| matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar);
+        let containers = self.claimed(uid).into_iter().flat_map(|pod| &pod.spec.containers);
+        containers.filter(|one| *one.name == *name).any(|one| lasts(one.kind))
+    }
+
+    /// The one pod that says it has this UID, or hash.
+    fn claimed(&self, uid: &str) -> Option<&Arc<Pod>> {
         let by_uid = self.by_uid(uid);
         let [pod] = (if by_uid.is_empty() { self.by_hash(uid) } else { by_uid }) else { return None };
-        pod.container_ids.iter().find(|(known, _)| **known == *id).map(|(_, name)| &**name)
+        Some(pod)
     }
 
     /// The static pods that say they have this hash.

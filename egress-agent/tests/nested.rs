@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use common::{Stand, denied, endpoints, eventually, outside, passes};
 use egress_topology::{
-    CgroupDriver, Container, ContainerKind, Exec, Options, PodSpec, Process, Qos, cgroup_id,
+    Capabilities, CgroupDriver, Container, ContainerKind, Exec, Options, PodSpec, Process, Qos, cgroup_id,
 };
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
 /// A node whose kubelet has a cgroup root of its own or not.
@@ -146,9 +147,41 @@ fn a_part_of_the_hierarchy_that_is_beside_our_own_has_a_level_too() {
     enforced(&stand, &pod, &twin);
 }
 
+#[test]
+fn the_level_needs_no_more_capabilities_than_the_hooks() {
+    let mut stand = node(CgroupDriver::Systemd, Some("kubelet"));
+    let [pod, twin] = pair(&stand);
+    let at = stand.dir.path().join("cgroup");
+    let _volume = bind(stand.topology.pod_root().top(), &at);
+    let root = at.join("kubelet.slice/kubelet-kubepods.slice");
+    stand.agent = stand.agent.finds_pod_root().arguments(&["--pod-root", root.to_str().unwrap()]);
+    let few = Capabilities::BPF.with(Capabilities::PERFMON).with(Capabilities::NET_ADMIN);
+    let exec = stand.agent.run(&stand.topology).capabilities(few);
+    let _process = stand.topology.node_exec(&exec).unwrap();
+    eventually("it is ready", || stand.agent.status().is_some_and(|status| status["ready"] == true));
+    assert_eq!(target(&stand), root);
+    enforced(&stand, &pod, &twin);
+}
+
+/// Shows a directory at another place, until it is dropped.
+fn bind(shown: &Path, at: &Path) -> Unmount {
+    let none: Option<&str> = None;
+    fs::create_dir(at).unwrap();
+    mount(Some(shown), at, none, MsFlags::MS_BIND, none).unwrap();
+    Unmount(at.to_owned())
+}
+
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
 /// What the agent says before it ends because the node lacks something.
 fn refused(stand: &Stand, container: &Container) -> String {
-    let exec = stand.agent.run(&stand.topology).capabilities(egress_topology::Capabilities::ALL);
+    let exec = stand.agent.run(&stand.topology).capabilities(Capabilities::ALL);
     let finished = container.spawn(&exec).unwrap().finish(Duration::from_secs(10)).unwrap();
     assert_eq!(finished.status.code(), Some(77), "{finished:?}");
     assert_eq!(finished.stderr.trim().lines().count(), 1, "one sentence: {finished:?}");
@@ -236,7 +269,7 @@ fn a_cgroup_namespace_is_what_these_tests_say() {
     let (shown, at) = (stand.topology.pod_root().top().to_owned(), stand.dir.path().join("cgroup"));
     let words = launcher(&volume(&shown, &at));
     let exec = Exec::new(&words[0], &words[1..]).argument("cat").argument("/proc/self/mountinfo");
-    let exec = exec.capabilities(egress_topology::Capabilities::ALL);
+    let exec = exec.capabilities(Capabilities::ALL);
     let finished = agents_pod(&stand).spawn(&exec).unwrap().finish(Duration::from_secs(10)).unwrap();
     let roots: Vec<(&str, &str)> = finished
         .stdout

@@ -18,6 +18,10 @@ impl Capabilities {
     pub const NET_ADMIN: Self = Self(1 << 12);
     /// `CAP_NET_RAW`, which the runtimes give by default.
     pub const NET_RAW: Self = Self(1 << 13);
+    /// `CAP_PERFMON`, without which a BPF program may not look into the kernel.
+    pub const PERFMON: Self = Self(1 << 38);
+    /// `CAP_BPF`.
+    pub const BPF: Self = Self(1 << 39);
     /// `CAP_SYS_ADMIN`, which a container has only if its pod asks for it.
     pub const SYS_ADMIN: Self = Self(1 << 21);
     /// What containerd and CRI-O (with `NET_RAW`) give by default: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID,

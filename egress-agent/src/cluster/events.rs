@@ -78,7 +78,7 @@ impl Recorder {
                 biased;
                 Some((write, result)) = ended(&mut underway) => {
                     underway = None;
-                    self.ended(&write, result);
+                    self.ended(&write, &result);
                 }
                 flow = self.flows.recv() => match flow {
                     Ok(flow) => self.take(&flow),
@@ -130,9 +130,9 @@ impl Recorder {
         })
     }
 
-    fn ended(&mut self, write: &Write, result: Result<(), Refusal>) {
+    fn ended(&mut self, write: &Write, result: &Result<(), Refusal>) {
         let now = Instant::now();
-        let done = match &result {
+        let done = match result {
             Ok(()) => Done::Written,
             // An answer to the first try was lost.
             Err(Refusal::Conflict) => Done::There,
@@ -143,7 +143,7 @@ impl Recorder {
         };
         self.tally.done(write, done, now);
         self.report.left_out(self.tally.left_out());
-        match (done, &result) {
+        match (done, result) {
             (Done::Later, Err(refusal)) => {
                 self.report.failed(if write.again { &PATCH } else { &CREATE }, refusal);
                 self.rests_until = now + self.pace.after(refusal);

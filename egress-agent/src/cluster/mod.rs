@@ -40,6 +40,21 @@ pub struct Settings {
     pub lift_taint: Option<String>,
 }
 
+impl Settings {
+    /// Settings from what was given on the command line; the namespace is `POD_NAMESPACE`, then `egress-enforcer`, where
+    /// none was given. An empty key lifts no taint, as an environment variable without a value.
+    #[must_use]
+    pub fn new(node: String, namespace: Option<String>, lift_taint: Option<String>) -> Self {
+        let given = |name: &String| !name.is_empty();
+        let namespace = namespace.filter(given).or_else(|| std::env::var("POD_NAMESPACE").ok().filter(given));
+        Self {
+            node,
+            namespace: namespace.unwrap_or_else(|| "egress-enforcer".to_owned()),
+            lift_taint: lift_taint.filter(given),
+        }
+    }
+}
+
 /// The services, as the owner of the objects sees them. They end when this is dropped, without a clean end.
 pub struct Cluster {
     reports: Vec<Report>,

@@ -163,7 +163,7 @@ impl Tally {
         }
         let fresh = || PodEvents { events: BTreeMap::new(), bucket: Bucket::new(OF_POD, now) };
         let events = &mut self.pods.entry(pod).or_insert_with(fresh).events;
-        let kind = if events.len() >= EVENTS && !events.contains_key(&kind) { rest(kind) } else { kind };
+        let kind = if events.len() >= EVENTS && !events.contains_key(&kind) { rest(&kind) } else { kind };
         let numbers = &mut self.numbers;
         let entry = events.entry(kind).or_insert_with(|| {
             *numbers = numbers.wrapping_add(1);
@@ -302,7 +302,7 @@ fn kind(flow: &Flow) -> Option<Kind> {
 }
 
 /// Flows of a pod that has too many events for one each.
-fn rest(kind: Kind) -> Kind {
+fn rest(kind: &Kind) -> Kind {
     let text = "egress to many more destinations: `egress-agent flows` on the node shows them".to_owned();
     Kind { reason: kind.reason, text, container: None }
 }

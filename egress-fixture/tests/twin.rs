@@ -483,7 +483,8 @@ fn compare(who: &str, answers: &Answers, expected: &Answers) {
         match answers.get(what) {
             Some(found) if found == answer => {}
             found => {
-                differ.push(format!("{what}:\n  real    {answer}\n  {who} {}", found.unwrap_or(&Value::Null)))
+                differ
+                    .push(format!("{what}:\n  real    {answer}\n  {who} {}", found.unwrap_or(&Value::Null)));
             }
         }
     }

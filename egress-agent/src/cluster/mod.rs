@@ -26,6 +26,8 @@ pub use lease::LEASE;
 use service::Report;
 pub use service::ServiceStatus;
 
+/// The taint that nodes may register with.
+pub const TAINT: &str = "egress-enforcer.io/agent-not-ready";
 /// How long a clean end may take.
 const END: Duration = Duration::from_secs(3);
 
@@ -42,7 +44,7 @@ pub struct Settings {
 
 impl Settings {
     /// Settings from what was given on the command line; the namespace is `POD_NAMESPACE`, then `egress-enforcer`, where
-    /// none was given. An empty key lifts no taint, as an environment variable without a value.
+    /// none was given. For the taint's key a plain yes means [`TAINT`], and a plain no, or nothing, that none is lifted.
     #[must_use]
     pub fn new(node: String, namespace: Option<String>, lift_taint: Option<String>) -> Self {
         let given = |name: &String| !name.is_empty();
@@ -50,7 +52,11 @@ impl Settings {
         Self {
             node,
             namespace: namespace.unwrap_or_else(|| "egress-enforcer".to_owned()),
-            lift_taint: lift_taint.filter(given),
+            lift_taint: lift_taint.and_then(|key| match key.as_str() {
+                "" | "0" | "false" => None,
+                "1" | "true" => Some(TAINT.to_owned()),
+                _ => Some(key),
+            }),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use egress_agent::admin::server::Published;
-use egress_agent::cluster::{Cluster, ServiceStatus, Settings, spawn};
+use egress_agent::cluster::{Cluster, ServiceStatus, Settings, TAINT, spawn};
 use egress_agent::flow::Flow;
 use egress_fixture::Fixture;
 use kube::Client;
@@ -20,7 +20,6 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep};
 
 const NODE: &str = "node-a";
-const TAINT: &str = "egress-enforcer.io/agent-not-ready";
 
 /// An agent's services, and the ends that feed them.
 struct Services {
@@ -83,4 +82,13 @@ async fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         assert!(begun.elapsed() < Duration::from_mins(30), "waited for: {what}");
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[test]
+fn a_plain_yes_is_the_usual_taint() {
+    let lifted = |key: &str| Settings::new(NODE.to_owned(), None, Some(key.to_owned())).lift_taint;
+    for (given, expected) in [("", None), ("false", None), ("true", Some(TAINT)), ("a/b", Some("a/b"))] {
+        assert_eq!(lifted(given).as_deref(), expected, "{given}");
+    }
+    assert_eq!(Settings::new(NODE.to_owned(), Some("own".to_owned()), None).namespace, "own");
 }

@@ -3,6 +3,7 @@
 //! Invariant: an error keeps its type up to here, so that [`EXIT_CODES`](crate::cli::EXIT_CODES) are true. Tested by
 //! `tests/cli.rs`, which provokes each.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -23,6 +24,8 @@ pub fn main(cli: Cli) -> ExitCode {
         }
     };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people.
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     match cli.log_format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => {

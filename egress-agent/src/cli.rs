@@ -163,6 +163,15 @@ pub struct RunArgs {
     /// was renamed or removed.
     #[arg(long, env = "EGRESS_FLOW_LOG", value_name = "FILE")]
     pub flow_log: Option<PathBuf>,
+    /// Take this taint from the own node once the agent enforces, so that nodes can keep pods away until then; with a source of
+    /// objects that is a cluster. Needs the right to patch nodes. No taint is ever added.
+    #[arg(long, env = "EGRESS_LIFT_TAINT", value_name = "KEY", num_args = 0..=1, require_equals = true,
+        default_missing_value = "egress-enforcer.io/agent-not-ready")]
+    pub lift_taint: Option<String>,
+    /// The agent's own namespace, where the agents of a cluster elect who writes the status of policies; POD_NAMESPACE, then
+    /// egress-enforcer, when absent.
+    #[arg(long, env = "EGRESS_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
     /// Load this BPF object, built by `cargo xtask build-ebpf --trace`, and log each of its verdicts.
     #[cfg(feature = "trace")]
     #[arg(long, env = "EGRESS_TRACE_OBJECT", value_name = "FILE")]

@@ -10,6 +10,7 @@ mod agent;
 pub mod app;
 pub mod cleanup;
 pub mod cli;
+pub mod cluster;
 mod coverage;
 pub mod cri;
 pub mod datapath;

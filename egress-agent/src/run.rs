@@ -15,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 use crate::admin::server::{FlowLog, Published, Server};
 use crate::agent::Agent;
 use crate::cli::{Hooks, RunArgs};
+use crate::cluster::{self, Settings};
 use crate::coverage::Look;
 use crate::cri::Runtimes;
 use crate::datapath::events::Events;
@@ -50,6 +51,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let root = PodRoot::find(args.pod_root.as_deref())?;
     let (objects, source) = Objects::open(&args.source)?;
     let name = node_name(args.node_name.as_deref())?;
+    let settings = Settings::new(name.clone(), args.namespace.clone(), args.lift_taint.clone());
     preflight::bpffs(&args.bpffs.bpffs)?;
     let _node_lock = Lock::pod_root(&root)?;
     let _pins_lock = Lock::bpffs(&args.bpffs.bpffs)?;
@@ -68,7 +70,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let server = Server::bind(&args.socket.socket)?;
     let flows = FlowLog::default();
     let (ask, mut asked) = mpsc::channel(1);
-    tokio::spawn(server.serve(published, flows.clone(), ask));
+    tokio::spawn(server.serve(published.clone(), flows.clone(), ask));
     let mut datapath = open(&args)?;
     let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;
@@ -141,6 +143,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         }
         let applied = agent.enforce();
         let covered = agent.cover(look);
+        agent.serve(|client| cluster::spawn(client, &settings, published.clone(), flows.live()));
         if agent.has_applied() {
             severing.want();
         }
@@ -151,6 +154,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(file) = flow_file {
         file.finish(FLOW_LOG_END);
     }
+    agent.end().await;
     tracing::info!("ending; enforcement stays in place (`egress-agent cleanup` removes it)");
     Ok(())
 }

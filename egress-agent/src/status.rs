@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ServiceStatus;
 use crate::datapath::{CounterTotal, DenialTotal, Fill};
 use crate::source::SourceError;
 
@@ -45,6 +46,9 @@ pub struct Status {
     /// Who says which container of its pod a cgroup is.
     #[serde(default)]
     pub containers: NamesStatus,
+    /// What is written to the API server, and how that goes.
+    #[serde(default)]
+    pub services: Vec<ServiceStatus>,
     /// Where objects come from.
     pub source: SourceStatus,
     /// What the policy engine rejected or left out.

@@ -51,10 +51,13 @@ impl Failure {
     /// A failure without details.
     #[must_use]
     pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
-        let status = json!({
+        let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": message.into(), "reason": reason, "code": code,
+            "message": message.into(), "code": code,
         });
+        if !reason.is_empty() {
+            status["reason"] = reason.into();
+        }
         Self { code, status }
     }
 

@@ -48,15 +48,21 @@ impl Filter {
     }
 }
 
-/// Reads `resourceVersion`: `None` where it is absent or empty.
+/// Reads `resourceVersion`: `None` where it is absent or empty. What is wrong with it is said in the real server's words
+/// for lists; a watch, other than they, fails with 500.
 pub(crate) fn version(query: &Query) -> Result<Option<u64>, Failure> {
     let text = query.get("resourceVersion").map_or("", String::as_str);
     if text.is_empty() {
         return Ok(None);
     }
-    let message =
-        || format!("Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax");
-    text.parse().map(Some).map_err(|_| Failure::bad_request(message()))
+    let wrong = format!(
+        "resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+    );
+    let failure = || match query.contains_key("watch") {
+        true => Failure::new(500, "", wrong.clone()),
+        false => Failure::bad_request(format!("invalid resource version: {wrong}")),
+    };
+    text.parse().map(Some).map_err(|_| failure())
 }
 
 /// Waits until a version is there.

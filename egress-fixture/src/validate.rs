@@ -71,9 +71,6 @@ fn lease(spec: &Value, errors: &mut Errors) {
         let message = format!("{count}: must be greater than or equal to 0");
         errors.push(("spec.leaseTransitions", "Invalid", message));
     }
-    if spec["holderIdentity"].as_str() == Some("") {
-        errors.push(("spec.holderIdentity", "Invalid", "\"\": must not be empty".to_owned()));
-    }
 }
 
 /// `ValidateEventCreate` and `ValidateEventUpdate` for `events.k8s.io/v1`: the messages name the internal fields.

@@ -184,9 +184,10 @@ pub(crate) fn error(failure: &Failure) -> Bytes {
     event("ERROR", failure.status.to_string().as_bytes())
 }
 
-/// A bookmark: an empty object of the kind, with a version. Fields that every object of a Go type has are there.
+/// A bookmark: an empty object of the kind, with a version. Fields that every object of a Go type has are there; up to 1.33
+/// `metadata` had a `creationTimestamp` of null, too.
 fn bookmark(resource: &Resource, version: u64, initial_events_end: bool) -> Bytes {
-    let mut metadata = json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
+    let mut metadata = json!({ "resourceVersion": version.to_string() });
     if initial_events_end {
         metadata["annotations"] = json!({ INITIAL_EVENTS_END: "true" });
     }
@@ -203,6 +204,21 @@ fn bookmark(resource: &Resource, version: u64, initial_events_end: bool) -> Byte
             object["ports"] = Value::Null;
         }
         "networkpolicies" => object["spec"] = json!({ "podSelector": {} }),
+        "services" => {
+            object["spec"] = json!({});
+            object["status"] = json!({ "loadBalancer": {} });
+        }
+        "nodes" => {
+            object["spec"] = json!({});
+            object["status"] = json!({
+                "daemonEndpoints": { "kubeletEndpoint": { "Port": 0 } },
+                "nodeInfo": {
+                    "machineID": "", "systemUUID": "", "bootID": "", "kernelVersion": "", "osImage": "",
+                    "containerRuntimeVersion": "", "kubeletVersion": "", "kubeProxyVersion": "",
+                    "operatingSystem": "", "architecture": "",
+                },
+            });
+        }
         _ if !resource.custom => object["spec"] = json!({}),
         _ => {}
     }

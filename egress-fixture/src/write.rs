@@ -97,8 +97,10 @@ pub(crate) fn update(shared: &Shared, path: &Path<'_>, name: &str, body: &[u8]) 
         let versioned =
             new["metadata"]["resourceVersion"].as_str().is_some_and(|version| !version.is_empty());
         if !versioned && !path.resource.unconditional {
-            let message = "0x0: must be specified for an update".to_owned();
-            return Err(invalid(path.resource, name, &[("metadata.resourceVersion", "Invalid", message)]));
+            // This error names the resource where others name the kind (`store.Update`).
+            let message = "0: must be specified for an update".to_owned();
+            let errors = [("metadata.resourceVersion", "Invalid", message)];
+            return Err(Failure::invalid(path.resource.plural, path.resource.group, name, &errors));
         }
         replace(state, path, name, &old, new)
     })

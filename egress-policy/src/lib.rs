@@ -6,6 +6,7 @@
 //! Tested by `tests/`, which judge packets with [`egress_common::decide()`] over the compiled state.
 #![forbid(unsafe_code)]
 
+pub mod census;
 pub mod compile;
 mod digest;
 pub mod explain;

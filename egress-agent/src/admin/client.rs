@@ -113,6 +113,15 @@ fn status_table(status: &Status) -> Table {
     if let Some(severed) = status.severed {
         row("severed", format!("{severed} connections"));
     }
+    for watch in &status.source.watches {
+        let relists =
+            if watch.relists == 0 { String::new() } else { format!(", listed anew {} times", watch.relists) };
+        row("watch", format!("{}: {}, {} objects{relists}", watch.kind, watch.state, watch.objects));
+    }
+    for service in &status.services {
+        let error = service.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        row("service", format!("{}: {}, {} written{error}", service.name, service.state, service.written));
+    }
     let names = &status.containers;
     row(
         "containers",

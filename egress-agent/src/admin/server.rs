@@ -89,6 +89,12 @@ impl FlowLog {
         flow
     }
 
+    /// The flows from now on, for readers inside the agent.
+    #[must_use]
+    pub fn live(&self) -> broadcast::Receiver<Arc<Flow>> {
+        self.live.subscribe()
+    }
+
     fn subscribe(&self) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         (recent.iter().cloned().collect(), self.live.subscribe())

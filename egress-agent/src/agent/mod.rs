@@ -7,6 +7,7 @@
 mod answer;
 mod names;
 mod report;
+mod services;
 mod sever;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef, Pod};
 use egress_policy::plan::{self, Keys, Plan};
 
+use crate::cluster::Cluster;
 use crate::coverage::{Coverage, Look};
 use crate::datapath::Datapath;
 use crate::metrics::{Meters, Tally};
@@ -34,6 +36,8 @@ pub(crate) struct Agent {
     datapath: Datapath,
     source: Objects,
     source_state: Changes,
+    /// What is written to the API server, once that was reached.
+    cluster: Option<Cluster>,
     index: Index,
     scan: Scan,
     /// Why the pod root could not be read at the last look.
@@ -90,6 +94,7 @@ impl Agent {
             datapath,
             source,
             source_state: Changes::default(),
+            cluster: None,
             index: Index::of_node(&node),
             node,
             scan: Scan::default(),

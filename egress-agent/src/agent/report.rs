@@ -73,6 +73,7 @@ impl Agent {
             lost_events,
             severed: self.severed,
             containers: self.names(),
+            services: self.services(),
             source: SourceStatus {
                 name: self.source.name(),
                 objects: self.index.len(),

@@ -143,8 +143,8 @@ fn load_what_can_be(source: &SourceArgs) -> anyhow::Result<(Index, usize)> {
         .context("cannot start the async runtime")?;
     let changes = runtime.block_on(async {
         let (mut objects, _) = Objects::open(source)?;
-        if let Objects::Cluster(cluster) = &objects {
-            cluster.complete(PATIENCE).await?;
+        if let Objects::Kube(watches) = &objects {
+            watches.complete(PATIENCE).await?;
         }
         anyhow::Ok(objects.look())
     })?;

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::kube::Client;
 use anyhow::Context as _;
 use egress_policy::index::Event;
 use egress_policy::object::{Kind, ObjectRef};
@@ -71,7 +72,7 @@ pub(crate) enum Objects {
     /// Files.
     Files(FileSource),
     /// The API server.
-    Cluster(kube::Cluster),
+    Kube(kube::Watches),
 }
 
 impl Objects {
@@ -90,9 +91,9 @@ impl Objects {
                 Ok((Self::Files(FileSource::new(dir.clone())), Notice::Files(watcher)))
             }
             Source::Kube => {
-                let cluster = kube::Cluster::watch(kube::Connector::new(args.kubeconfig.clone()));
-                let notice = Notice::Cluster(cluster.changed());
-                Ok((Self::Cluster(cluster), notice))
+                let watches = kube::Watches::start(kube::Connector::new(args.kubeconfig.clone()));
+                let notice = Notice::Kube(watches.changed());
+                Ok((Self::Kube(watches), notice))
             }
         }
     }
@@ -101,7 +102,7 @@ impl Objects {
     pub(crate) fn look(&mut self) -> Changes {
         match self {
             Self::Files(files) => files.look(),
-            Self::Cluster(cluster) => cluster.look(),
+            Self::Kube(watches) => watches.look(),
         }
     }
 
@@ -109,14 +110,22 @@ impl Objects {
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Files(files) => Source::File(files.dir().to_owned()).to_string(),
-            Self::Cluster(_) => Source::Kube.to_string(),
+            Self::Kube(_) => Source::Kube.to_string(),
+        }
+    }
+
+    /// The client of the API server, once there is one.
+    pub(crate) fn client(&self) -> Option<Client> {
+        match self {
+            Self::Files(_) => None,
+            Self::Kube(watches) => watches.client(),
         }
     }
 
     /// Whether nothing is to be attached before everything was read once: pods that are running would be cut from what policies
     /// allow them while the API server is slow.
     pub(crate) fn comes_first(&self) -> bool {
-        matches!(self, Self::Cluster(_))
+        matches!(self, Self::Kube(_))
     }
 }
 
@@ -126,7 +135,7 @@ pub(crate) enum Notice {
     /// The directory changed.
     Files(Watcher),
     /// Something arrived.
-    Cluster(Arc<Notify>),
+    Kube(Arc<Notify>),
 }
 
 impl Notice {
@@ -134,7 +143,7 @@ impl Notice {
     pub(crate) async fn changed(&self) {
         match self {
             Self::Files(watcher) => watcher.changed().await,
-            Self::Cluster(changed) => changed.notified().await,
+            Self::Kube(changed) => changed.notified().await,
         }
     }
 

@@ -149,6 +149,11 @@ impl Index {
         self.pods.values()
     }
 
+    /// Endpoint slices, by namespace and name.
+    pub(crate) fn shared_slices(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.endpoint_slices.values()
+    }
+
     /// The pods of a namespace, by name.
     pub(crate) fn pods_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
         of_namespace(&self.pods, namespace).map(|pod| &**pod)

@@ -15,6 +15,10 @@ pub const LIFELINE_NAMESPACES: [&str; 2] = ["kube-system", "egress-enforcer"];
 pub struct EgressGatewayPolicy {
     /// Its name.
     pub name: Arc<str>,
+    /// `metadata.uid`, empty where there is none.
+    pub uid: Arc<str>,
+    /// `metadata.generation`, which counts the versions of `spec`; 0 where there is none.
+    pub generation: i64,
     /// `enforcement: Audit`.
     pub audit: bool,
     /// Who is locked down.

@@ -117,6 +117,8 @@ struct RawServiceName {
 pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>) -> EgressGatewayPolicy {
     let mut policy = EgressGatewayPolicy {
         name: Arc::from(metadata.name.as_str()),
+        uid: Arc::from(metadata.uid.as_deref().unwrap_or_default()),
+        generation: metadata.generation.unwrap_or(0),
         audit: false,
         subjects: Vec::new(),
         unreadable_subjects: false,

@@ -242,6 +242,7 @@ pub(crate) struct Metadata {
     pub(crate) name: String,
     pub(crate) namespace: Option<String>,
     pub(crate) uid: Option<String>,
+    pub(crate) generation: Option<i64>,
     pub(crate) labels: Option<Labels>,
     pub(crate) annotations: Option<BTreeMap<String, String>>,
     #[serde(rename = "ownerReferences")]

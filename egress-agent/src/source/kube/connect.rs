@@ -46,6 +46,11 @@ impl Connector {
         Ok((client, place.1))
     }
 
+    /// The client, where it was made.
+    pub(crate) fn made(&self) -> Option<Client> {
+        self.client.try_lock().ok()?.0.clone()
+    }
+
     /// The server did not accept who we are: the configuration is read anew, once for all who were refused with it. The token of a
     /// ServiceAccount is read anew by the client itself.
     pub(crate) async fn refused(&self, number: u64) {

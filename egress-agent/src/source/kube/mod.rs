@@ -12,6 +12,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::kube::Client;
 use egress_policy::object::Kind;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -23,29 +24,35 @@ use super::Changes;
 
 /// The watches of a cluster; they end when dropped.
 #[derive(Debug)]
-pub(crate) struct Cluster {
+pub(crate) struct Watches {
+    connector: Arc<Connector>,
     inbox: Arc<Inbox>,
-    _watches: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
-impl Cluster {
+impl Watches {
     /// Starts to list and watch every kind.
-    pub(crate) fn watch(connector: Connector) -> Self {
-        Self::watch_with(connector, follow::Timing::default())
+    pub(crate) fn start(connector: Connector) -> Self {
+        Self::start_with(connector, follow::Timing::default())
     }
 
-    fn watch_with(connector: Connector, timing: follow::Timing) -> Self {
+    fn start_with(connector: Connector, timing: follow::Timing) -> Self {
         let (inbox, connector) = (Arc::new(Inbox::default()), Arc::new(connector));
-        let mut watches = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for kind in Kind::ALL {
-            watches.spawn(follow::follow(kind, timing, Arc::clone(&connector), Arc::clone(&inbox)));
+            tasks.spawn(follow::follow(kind, timing, Arc::clone(&connector), Arc::clone(&inbox)));
         }
-        Self { inbox, _watches: watches }
+        Self { connector, inbox, _tasks: tasks }
     }
 
     /// Notified whenever something arrived, or the state of a watch changed.
     pub(crate) fn changed(&self) -> Arc<Notify> {
         self.inbox.changed()
+    }
+
+    /// The client that the watches use, once there is one.
+    pub(crate) fn client(&self) -> Option<Client> {
+        self.connector.made()
     }
 
     /// What arrived since the last look.

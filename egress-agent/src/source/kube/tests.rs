@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 
 use super::follow::Timing;
-use super::{Cluster, Connector};
+use super::{Connector, Watches};
 use crate::source::Changes;
 
 /// How long a test waits for what must come.
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What an agent would know.
 struct World {
-    cluster: Cluster,
+    cluster: Watches,
     objects: BTreeMap<ObjectRef, Object>,
     last: Changes,
     /// Deletions, in the order in which they were told.
@@ -45,7 +45,7 @@ impl World {
             wait: Duration::from_millis(500),
             brief: Duration::from_millis(200),
         };
-        let cluster = Cluster::watch_with(Connector::new(Some(path)), timing);
+        let cluster = Watches::start_with(Connector::new(Some(path)), timing);
         Self { cluster, objects: BTreeMap::new(), last: Changes::default(), gone: Vec::new(), dir }
     }
 
@@ -347,7 +347,7 @@ async fn a_kubeconfig_that_is_missing_is_waited_for() {
     let fixture = fixture();
     let mut world = World::new(&fixture);
     let path = world.dir.path().join("later");
-    world.cluster = Cluster::watch(Connector::new(Some(path.clone())));
+    world.cluster = Watches::start(Connector::new(Some(path.clone())));
     world.until("it is said", |world| world.error().contains("cannot read the kubeconfig")).await;
     assert!(world.last.incomplete);
     fs::write(&path, kubeconfig(&fixture.url(), "")).unwrap();

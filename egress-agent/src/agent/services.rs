@@ -1,0 +1,32 @@
+//! What is written to the API server, as far as the owner of the objects has a part in it.
+//!
+//! Invariant: nothing here is waited for but at the end.
+
+use kube::Client;
+
+use super::Agent;
+use crate::cluster::{Cluster, ServiceStatus};
+
+impl Agent {
+    /// Starts what is written to the API server once that can be reached, and hands over what the status of policies is counted from
+    /// where that is asked for.
+    pub(crate) fn serve(&mut self, start: impl FnOnce(&Client) -> Cluster) {
+        if self.cluster.is_none() {
+            self.cluster = self.source.client().as_ref().map(start);
+        }
+        if let Some(cluster) = self.cluster.as_ref().filter(|cluster| cluster.wants_census() && !self.held) {
+            cluster.count(self.index.census());
+        }
+    }
+
+    pub(super) fn services(&self) -> Vec<ServiceStatus> {
+        self.cluster.as_ref().map(Cluster::services).unwrap_or_default()
+    }
+
+    /// Ends what is written to the API server; another agent leads soon.
+    pub(crate) async fn end(self) {
+        if let Some(cluster) = self.cluster {
+            cluster.end().await;
+        }
+    }
+}

@@ -208,6 +208,25 @@ async fn who_does_not_lead_writes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_leader_writes_nothing_that_stands() {
+    let fixture = cluster();
+    let one = leader(&fixture).await;
+    turns(&fixture, &[&one], Duration::from_secs(10)).await;
+    one.cluster.end().await;
+    let written = fixture.requests_of(POLICIES, Verb::Patch).len();
+    let next = services(&fixture, "node-b", false);
+    until("the lead", || next.cluster.leads().then_some(())).await;
+    let asked = fixture.requests_of(POLICIES, Verb::Get).len();
+    turns(&fixture, &[&next], Duration::from_secs(30)).await;
+    assert_eq!(fixture.requests_of(POLICIES, Verb::Get).len(), asked + 1, "it looks once");
+    assert_eq!(fixture.requests_of(POLICIES, Verb::Patch).len(), written);
+    // After a while it looks again, and puts right what somebody else has written.
+    fixture.edit(POLICIES, "", "mesh", |policy| policy["status"]["subjects"] = 77.into());
+    turns(&fixture, &[&next], Duration::from_mins(11)).await;
+    assert_eq!(status(&fixture, "mesh")["subjects"], 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missing_right_is_named_and_a_missing_definition_is_no_error() {
     let fixture = cluster();
     let fault = fixture.fault("egressgatewaypolicies/status", &[Verb::Patch], Fault::Forbidden);

@@ -258,6 +258,36 @@ fn a_flood_of_updates_of_one_pod_delays_nobody() {
 }
 
 #[test]
+fn the_api_server_is_told_what_became_of_policies_and_packets() {
+    let mut world = World::new();
+    let pod = world.pod(PodSpec::new("a", "pod"));
+    world.apply(&policy(json!({})));
+    world.stand.start();
+    denied(&pod, &outside()[0]);
+    let accepted = |world: &World| {
+        let policy = world.fixture.get("egressgatewaypolicies", "", "lock").unwrap();
+        (policy["status"]["conditions"][0]["status"].clone(), policy["status"]["subjects"].clone())
+    };
+    eventually("the policy is accepted", || accepted(&world) == (json!("True"), json!(1)));
+    let told = |world: &World| -> Vec<String> {
+        let events = world.fixture.all("corev1events");
+        let text = |event: Value| {
+            event["note"].as_str().or(event["message"].as_str()).unwrap_or_default().to_owned()
+        };
+        events.into_iter().map(text).collect()
+    };
+    eventually("the pod has an event", || {
+        told(&world).iter().any(|text| text.contains("denied by EgressGatewayPolicy lock"))
+    });
+    let mut broken = policy(json!({}));
+    broken["spec"]["allow"] = json!(7);
+    world.apply(&broken);
+    eventually("the policy is not accepted", || accepted(&world).0 == json!("False"));
+    let services = world.status()["services"].to_string();
+    assert!(services.contains("Leading") && !services.contains("NotAllowed"), "{services}");
+}
+
+#[test]
 fn commands_that_judge_from_objects_read_the_cluster() {
     let world = World::new();
     let pod = world.pod(PodSpec::new("a", "pod"));

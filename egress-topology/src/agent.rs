@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::{Exec, Finished, Process, Topology};
+use crate::{Capabilities, Exec, Finished, Process, Topology};
 
 /// How long the agent may take to enforce, and to end, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,6 +23,7 @@ pub struct Agent {
     dir: PathBuf,
     arguments: Vec<String>,
     patience: Duration,
+    capabilities: Option<Capabilities>,
     process: Option<Process>,
 }
 
@@ -31,7 +32,15 @@ impl Agent {
     #[must_use]
     pub fn new(binary: PathBuf, bpffs: &Path, dir: &Path) -> Self {
         let (bpffs, dir) = (bpffs.to_owned(), dir.to_owned());
-        Self { binary, bpffs, dir, arguments: Vec::new(), patience: PATIENCE, process: None }
+        Self {
+            binary,
+            bpffs,
+            dir,
+            arguments: Vec::new(),
+            patience: PATIENCE,
+            capabilities: None,
+            process: None,
+        }
     }
 
     /// Gives it more time to be ready, and to end: it may have much to read.
@@ -46,6 +55,20 @@ impl Agent {
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         self
+    }
+
+    /// Starts it, and its `cleanup`, with these capabilities alone, and unable to gain others.
+    #[must_use]
+    pub fn capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = Some(capabilities);
+        self
+    }
+
+    fn limited(&self, exec: Exec) -> Exec {
+        match self.capabilities {
+            Some(capabilities) => exec.capabilities(capabilities).no_new_privileges(),
+            None => exec,
+        }
     }
 
     /// The binary.
@@ -79,7 +102,7 @@ impl Agent {
             .argument(self.socket())
             .argument("--node-name")
             .argument(topology.node_name());
-        self.arguments.iter().fold(exec, Exec::argument)
+        self.limited(self.arguments.iter().fold(exec, Exec::argument))
     }
 
     /// Starts it.
@@ -178,7 +201,7 @@ impl Agent {
             .argument(&self.bpffs)
             .argument("--socket")
             .argument(self.socket());
-        topology.node_exec(&exec)?.finish(self.patience)
+        topology.node_exec(&self.limited(exec))?.finish(self.patience)
     }
 
     /// `egress-agent cleanup`.

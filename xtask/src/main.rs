@@ -7,6 +7,7 @@ mod build;
 mod command;
 mod demo;
 mod lint;
+mod manifests;
 mod setup;
 mod test;
 mod vm;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::Args),
     /// Measure, print a table, and with `--record` write it into docs/performance.md.
     Bench(bench::Args),
+    /// Write the files below deploy/ that are made from types: the custom resource, in both places where it is kept.
+    Manifests(manifests::Args),
     /// Check formatting, clippy on host and BPF targets, docs, and dependencies.
     Lint,
     /// The first process of a guest of `test --vm`.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Manifests(args) => manifests::manifests(&args),
         Command::Lint => lint::lint(),
         Command::VmGuest => vm::guest(),
     };

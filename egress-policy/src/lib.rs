@@ -16,7 +16,8 @@ pub mod object;
 pub mod plan;
 #[cfg(feature = "reference")]
 pub mod reference;
-
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod standing;
 
 pub use compile::{Compiled, Compiler, compile};

@@ -28,6 +28,7 @@ pub struct Agent {
     launcher: Vec<OsString>,
     finds_pod_root: bool,
     patience: Duration,
+    capabilities: Option<Capabilities>,
     process: Option<Process>,
 }
 
@@ -46,6 +47,7 @@ impl Agent {
             launcher,
             finds_pod_root: false,
             patience: PATIENCE,
+            capabilities: None,
             process: None,
         }
     }
@@ -83,6 +85,20 @@ impl Agent {
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         self
+    }
+
+    /// Starts it, and its `cleanup`, with these capabilities alone, and unable to gain others.
+    #[must_use]
+    pub fn capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = Some(capabilities);
+        self
+    }
+
+    fn limited(&self, exec: Exec) -> Exec {
+        match self.capabilities {
+            Some(capabilities) => exec.capabilities(capabilities).no_new_privileges(),
+            None => exec,
+        }
     }
 
     /// The binary.
@@ -127,7 +143,7 @@ impl Agent {
             .argument(self.socket())
             .argument("--node-name")
             .argument(topology.node_name());
-        self.arguments.iter().fold(exec, Exec::argument)
+        self.limited(self.arguments.iter().fold(exec, Exec::argument))
     }
 
     /// Starts it.
@@ -232,7 +248,7 @@ impl Agent {
             .argument(&self.bpffs)
             .argument("--socket")
             .argument(self.socket());
-        topology.node_exec(&exec)?.finish(self.patience)
+        topology.node_exec(&self.limited(exec))?.finish(self.patience)
     }
 
     /// `egress-agent cleanup`.

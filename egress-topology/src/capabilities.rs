@@ -24,6 +24,8 @@ impl Capabilities {
     pub const BPF: Self = Self(1 << 39);
     /// `CAP_SYS_ADMIN`, which a container has only if its pod asks for it.
     pub const SYS_ADMIN: Self = Self(1 << 21);
+    /// `CAP_SYS_PTRACE`, by which processes of other users are looked at.
+    pub const SYS_PTRACE: Self = Self(1 << 19);
     /// What containerd and CRI-O (with `NET_RAW`) give by default: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID,
     /// SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
     pub const RUNTIME_DEFAULT: Self = Self(
@@ -42,6 +44,18 @@ impl Capabilities {
             | 1 << 29
             | 1 << 31,
     );
+
+    /// One of those above, by the name that a container's `securityContext` has for it; nothing for any other.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "NET_ADMIN" => Some(Self::NET_ADMIN),
+            "NET_RAW" => Some(Self::NET_RAW),
+            "SYS_PTRACE" => Some(Self::SYS_PTRACE),
+            "SYS_ADMIN" => Some(Self::SYS_ADMIN),
+            _ => None,
+        }
+    }
 
     /// This set and another.
     #[must_use]

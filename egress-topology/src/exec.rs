@@ -31,6 +31,7 @@ pub struct Exec {
     environment: Vec<(OsString, OsString)>,
     user: Option<u32>,
     capabilities: Option<Capabilities>,
+    no_new_privileges: bool,
     stdin: bool,
 }
 
@@ -50,6 +51,7 @@ impl Exec {
             environment: Vec::new(),
             user: None,
             capabilities: None,
+            no_new_privileges: false,
             stdin: false,
         }
     }
@@ -80,6 +82,13 @@ impl Exec {
     #[must_use]
     pub fn capabilities(mut self, capabilities: Capabilities) -> Self {
         self.capabilities = Some(capabilities);
+        self
+    }
+
+    /// Lets it gain nothing by what it executes, as a container with `allowPrivilegeEscalation: false`.
+    #[must_use]
+    pub fn no_new_privileges(mut self) -> Self {
+        self.no_new_privileges = true;
         self
     }
 
@@ -123,6 +132,7 @@ impl Exec {
             netns: netns.clone(),
             user: self.user,
             capabilities: self.capabilities.unwrap_or(capabilities),
+            no_new_privileges: self.no_new_privileges,
             parent: std::process::id(),
         };
         // SAFETY: `Start::prepare` makes system calls only; it neither allocates nor takes locks.
@@ -138,6 +148,7 @@ struct Start {
     netns: Netns,
     user: Option<u32>,
     capabilities: Capabilities,
+    no_new_privileges: bool,
     parent: u32,
 }
 
@@ -160,6 +171,10 @@ impl Start {
             check(unsafe { libc::syscall(libc::SYS_setresuid, id, id, id) } as i32)?;
         }
         self.capabilities.limit()?;
+        if self.no_new_privileges {
+            // SAFETY: plain system call without pointers.
+            check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+        }
         // After the change of user, which would clear it.
         // SAFETY: plain system call without pointers.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0) })?;

@@ -33,6 +33,7 @@ pub struct PodSpec {
     pub(crate) index: Option<u16>,
     pub(crate) host_network: bool,
     pub(crate) network_first: bool,
+    pub(crate) pause_user: u32,
 }
 
 impl PodSpec {
@@ -50,6 +51,7 @@ impl PodSpec {
             index: None,
             host_network: false,
             network_first: false,
+            pause_user: 0,
         }
     }
 
@@ -106,6 +108,13 @@ impl PodSpec {
     #[must_use]
     pub fn network_first(mut self) -> Self {
         self.network_first = true;
+        self
+    }
+
+    /// With a pause process of this user instead of root; that of Kubernetes is 65535.
+    #[must_use]
+    pub fn pause_user(mut self, id: u32) -> Self {
+        self.pause_user = id;
         self
     }
 }
@@ -175,7 +184,10 @@ impl Pod {
         }
         let directory = shared.tree.container_directory(&inner.cgroup, &random::container_id()?);
         cgroup::make(&directory)?;
-        let pause = Exec::new("sleep", ["infinity"]);
+        let mut pause = Exec::new("sleep", ["infinity"]);
+        if inner.spec.pause_user != 0 {
+            pause = pause.user(inner.spec.pause_user);
+        }
         let pause = pause.spawn(&shared.probe, &inner.netns, &directory, Capabilities::NONE)?;
         *inner.sandbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(pause);
         Ok(Self { inner: Arc::new(inner) })

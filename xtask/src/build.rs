@@ -74,7 +74,9 @@ pub(crate) fn build_binaries() -> anyhow::Result<PathBuf> {
 pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
     let linker = format!("-Clinker={}", tools.linker.display());
     let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
-    let flags = [linker.as_str(), "-Clink-arg=--btf", arch.as_str(), "-Cdebuginfo=2"].join("\u{1f}");
+    // The object's line information names files: the same ones wherever it is built.
+    let maps = remapped();
+    let flags = [&linker, "-Clink-arg=--btf", &arch, "-Cdebuginfo=2", &maps[0], &maps[1]].join("\u{1f}");
     let mut command = match &tools.rustc {
         BpfRustc::Rustup(name) => {
             let mut command = Command::new("rustup");
@@ -94,6 +96,14 @@ pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
     command.args([subcommand, "--locked", "-Zbuild-std=core", "--target", BPF_TARGET, "--target-dir"]);
     command.arg(target().join("bpf"));
     command
+}
+
+/// Flags for rustc that take the places of sources and registry on this machine from what is built.
+pub(crate) fn remapped() -> [String; 2] {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    let cargo = std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from);
+    [(root(), "/src/egress-enforcer"), (cargo, "/cargo")]
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()))
 }
 
 /// Prints programs with their instructions, and maps with their shapes.

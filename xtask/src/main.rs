@@ -6,7 +6,9 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod image;
 mod lint;
+mod manifests;
 mod setup;
 mod test;
 mod vm;
@@ -35,6 +37,10 @@ enum Command {
     Test(test::Args),
     /// Measure, print a table, and with `--record` write it into docs/performance.md.
     Bench(bench::Args),
+    /// Build the images of agent and probe as OCI archives, from scratch and reproducible, without a daemon.
+    Image(image::Args),
+    /// Write the files below deploy/ that are made from types: the custom resource, in both places where it is kept.
+    Manifests(manifests::Args),
     /// Check formatting, clippy on host and BPF targets, docs, and dependencies.
     Lint,
     /// The first process of a guest of `test --vm`.
@@ -49,6 +55,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Image(args) => image::image(&args),
+        Command::Manifests(args) => manifests::manifests(&args),
         Command::Lint => lint::lint(),
         Command::VmGuest => vm::guest(),
     };

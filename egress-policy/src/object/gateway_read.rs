@@ -4,114 +4,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::gateway_policy::{
     Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, PodPeer, Proxy, Scope, Subject, To, ToPeer,
 };
+use super::gateway_raw::{
+    RawAllow, RawClient, RawDns, RawEnforcement, RawGateway, RawPort, RawProxy, RawScope, RawSubject,
+};
 use super::net::{read_protocol, read_range};
 use super::selector::RawSelector;
 use super::{CidrPeer, Metadata, ObjectError, Port, Ports, Selector, Set, join, parse};
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawSubject {
-    namespaces: Option<RawSelector>,
-    pods: Option<RawSelector>,
-    service_accounts: Option<Vec<String>>,
-    system_namespaces: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawGateway {
-    name: Option<String>,
-    namespaces: Option<RawSelector>,
-    pods: Option<RawSelector>,
-    addresses: Option<Vec<String>>,
-    ports: Option<Vec<RawPort>>,
-    clients: Option<Vec<RawClient>>,
-    destinations: Option<Vec<RawCidr>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawClient {
-    namespaces: Option<RawSelector>,
-    pods: Option<RawSelector>,
-    service_accounts: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawPort {
-    protocol: Option<String>,
-    port: i64,
-    end_port: Option<i64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCidr {
-    cidr: String,
-    except: Option<Vec<String>>,
-    ports: Option<Vec<RawPort>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct RawAllow {
-    dns: Option<RawDns>,
-    in_cluster: Option<bool>,
-    api_server: Option<bool>,
-    node: Option<bool>,
-    to: Option<Vec<RawTo>>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-enum RawDns {
-    Cluster,
-    None,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-enum RawEnforcement {
-    Enforce,
-    Audit,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawProxy {
-    containers: Vec<String>,
-    scope: Option<RawScope>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-enum RawScope {
-    Egress,
-    All,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTo {
-    namespaces: Option<RawSelector>,
-    pods: Option<RawSelector>,
-    cidr: Option<String>,
-    except: Option<Vec<String>>,
-    service: Option<RawServiceName>,
-    ports: Option<Vec<RawPort>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawServiceName {
-    namespace: String,
-    name: String,
-}
 
 /// Reads a policy; `errors` are those of its metadata.
 pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>) -> EgressGatewayPolicy {

@@ -8,6 +8,7 @@
 mod cluster;
 mod cluster_read;
 mod gateway_policy;
+mod gateway_raw;
 mod gateway_read;
 mod labels;
 mod net;
@@ -31,6 +32,8 @@ pub use gateway_policy::{
     Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, PodPeer, Proxy, Scope,
     Subject, To, ToPeer,
 };
+#[cfg(feature = "schema")]
+pub(crate) use gateway_raw::RawSpec;
 pub use labels::Labels;
 pub use net::{CidrPeer, MAPPED_V4, Port, PortRange, Ports, address, cidr_contains, masked, protocol_name};
 pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};

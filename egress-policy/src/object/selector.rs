@@ -88,18 +88,27 @@ impl<'a> NamespaceLabels<'a> {
     }
 }
 
+/// Selects by labels; all requirements must hold, so that an empty selector matches everything.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct RawSelector {
+pub(crate) struct RawSelector {
+    /// Labels that must be there with these values.
     match_labels: Option<BTreeMap<String, String>>,
+    /// Further requirements.
     match_expressions: Option<Vec<RawExpression>>,
 }
 
+/// A requirement on one label.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct RawExpression {
+pub(crate) struct RawExpression {
+    /// The label.
     key: String,
+    /// In: it has one of the values. NotIn: it is not there, or has none of them. Exists: it is there. DoesNotExist: it is not.
     operator: String,
+    /// The values, for In and NotIn alone.
     values: Option<Vec<String>>,
 }
 

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Makes a kind cluster, installs the enforcer into it and verifies it: deploy/kind/up.sh
+#
+# Needs kind, kubectl, and docker (or podman, with KIND_EXPERIMENTAL_PROVIDER=podman), and what `cargo xtask image` needs. The cluster
+# stays; `kind delete cluster --name egress-enforcer` removes it. A cluster of this name that is there already is used.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+name=egress-enforcer
+images=target/image
+kubeconfig=$images/kind.kubeconfig
+engine=${KIND_EXPERIMENTAL_PROVIDER:-docker}
+
+for program in kind kubectl "$engine" cargo; do
+  if ! command -v "$program" > /dev/null; then
+    echo "up.sh: $program is missing" >&2
+    exit 1
+  fi
+done
+
+cargo xtask image --output "$images"
+if ! kind get clusters | grep -qx "$name"; then
+  kind create cluster --config deploy/kind/cluster.yaml --wait 5m
+fi
+kind get kubeconfig --name "$name" > "$kubeconfig"
+chmod 600 "$kubeconfig"
+export KUBECONFIG=$kubeconfig
+
+for image in egress-agent egress-probe; do
+  kind load image-archive --name "$name" "$images/$image.tar"
+done
+# A node of kind has no bpffs of its own, and must not share the machine's with the others.
+kind get nodes --name "$name" | while read -r node; do
+  "$engine" exec "$node" sh -c \
+    'findmnt --noheadings --types bpf /sys/fs/bpf > /dev/null || mount -t bpf -o mode=0700 bpf /sys/fs/bpf' < /dev/null
+done
+
+deploy/install.sh deploy/kustomize/overlays/kind
+cargo xtask verify --kubeconfig "$kubeconfig"

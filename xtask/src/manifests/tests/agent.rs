@@ -1,0 +1,159 @@
+//! The DaemonSet against the program that it starts: flags, rights, ports, mounts.
+
+use std::collections::BTreeSet;
+
+use clap::CommandFactory as _;
+use egress_agent::cli::Cli;
+use egress_policy::{Kind, schema};
+use serde_json::{Value, json};
+
+use super::super::render;
+use super::{helm, kustomize, one, texts};
+
+fn pod(objects: &[Value]) -> &Value {
+    &one(objects, "DaemonSet")["spec"]["template"]["spec"]
+}
+
+#[test]
+fn every_flag_and_variable_is_one_of_the_agents() {
+    let cli = Cli::command();
+    let everything =
+        "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,nodeTaint.enabled=true";
+    let chart = helm(&["--set", everything]);
+    for objects in render::KUSTOMIZE.map(kustomize).into_iter().chain([chart]) {
+        let container = &pod(&objects)["containers"][0];
+        let args = texts(&container["args"]);
+        let command =
+            cli.find_subcommand(args[0]).unwrap_or_else(|| panic!("there is no command {}", args[0]));
+        let known = || command.get_arguments().chain(cli.get_arguments());
+        for arg in &args[1..] {
+            let (flag, value) = arg.split_once('=').map_or((*arg, None), |(flag, value)| (flag, Some(value)));
+            let flag = flag.strip_prefix("--").unwrap();
+            let found = known().find(|known| known.get_long() == Some(flag));
+            let found = found.unwrap_or_else(|| panic!("egress-agent {} has no --{flag}", args[0]));
+            let may_be_bare = found.get_num_args().is_some_and(|number| number.min_values() == 0);
+            assert!(may_be_bare || found.get_action().takes_values() == value.is_some(), "--{flag}");
+            let possible = found.get_possible_values();
+            let fits = |value| possible.is_empty() || possible.iter().any(|p| p.matches(value, false));
+            assert!(value.is_none_or(fits), "--{flag} does not take {value:?}");
+        }
+        // Named by the help of --node-name, and by an argument.
+        for variable in container["env"].as_array().unwrap() {
+            let variable = variable["name"].as_str().unwrap();
+            let is_flags = known().any(|known| known.get_env().is_some_and(|env| env == variable));
+            let is_said =
+                known().any(|known| known.get_help().is_some_and(|help| help.to_string().contains(variable)));
+            let is_used = args.iter().any(|arg| arg.contains(&format!("$({variable})")));
+            assert!(is_flags || is_said || is_used || args[0] == "cleanup", "{variable} is nobody's");
+        }
+    }
+}
+
+#[test]
+fn the_agent_may_watch_what_it_reads_and_write_no_more_than_is_said() {
+    let objects = kustomize("base");
+    let role = one(&objects, "ClusterRole");
+    let rules = role["rules"].as_array().unwrap();
+    for kind in Kind::ALL {
+        let group = kind.api_version().split_once('/').map_or("", |(group, _)| group);
+        let plural = match kind {
+            Kind::NetworkPolicy => "networkpolicies".to_owned(),
+            Kind::EgressGatewayPolicy => schema::PLURAL.to_owned(),
+            kind => format!("{}s", kind.name().to_lowercase()),
+        };
+        let allows = |rule: &&Value| {
+            texts(&rule["apiGroups"]).contains(&group)
+                && texts(&rule["resources"]).contains(&plural.as_str())
+                && ["get", "list", "watch"].iter().all(|verb| texts(&rule["verbs"]).contains(verb))
+        };
+        assert!(rules.iter().any(|rule| allows(&rule)), "{kind} may not be watched");
+    }
+    // Everything that is not reading, in all roles.
+    let mut writes = BTreeSet::new();
+    for object in objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("Role")) {
+        for rule in object["rules"].as_array().unwrap() {
+            for verb in
+                texts(&rule["verbs"]).into_iter().filter(|verb| !["get", "list", "watch"].contains(verb))
+            {
+                writes.extend(
+                    texts(&rule["resources"]).into_iter().map(|resource| format!("{verb} {resource}")),
+                );
+            }
+            for field in ["apiGroups", "resources", "verbs"] {
+                assert!(!texts(&rule[field]).contains(&"*"), "{rule}");
+            }
+            assert!(!texts(&rule["resources"]).contains(&"secrets"), "{rule}");
+        }
+    }
+    let allowed = [
+        "create events",
+        "create leases",
+        "patch egressgatewaypolicies/status",
+        "patch events",
+        "patch leases",
+        "update egressgatewaypolicies/status",
+        "update leases",
+    ];
+    assert_eq!(writes, allowed.map(str::to_owned).into());
+    let named =
+        rules.iter().find(|rule| texts(&rule["resources"]).contains(&"customresourcedefinitions")).unwrap();
+    assert_eq!(texts(&named["resourceNames"]), [schema::definition()["metadata"]["name"].as_str().unwrap()]);
+    // Who has the roles is who the pods are.
+    for binding in objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("Binding")) {
+        if let Some(subjects) = binding.get("subjects") {
+            let account = one(&objects, "ServiceAccount");
+            assert_eq!(subjects.as_array().unwrap().len(), 1);
+            assert_eq!(subjects[0]["name"], account["metadata"]["name"]);
+            assert_eq!(subjects[0]["namespace"], account["metadata"]["namespace"]);
+        }
+    }
+    assert_eq!(pod(&objects)["serviceAccountName"], one(&objects, "ServiceAccount")["metadata"]["name"]);
+}
+
+#[test]
+fn probes_ask_the_port_that_the_agent_listens_at() {
+    for path in ["base", "overlays/audit-first", "overlays/enforce", "overlays/kind"] {
+        let objects = kustomize(path);
+        let container = &pod(&objects)["containers"][0];
+        let port = &container["ports"][0];
+        assert_eq!(port["containerPort"], port["hostPort"]);
+        let listen = format!("--listen=$(HOST_IP):{}", port["hostPort"]);
+        assert!(texts(&container["args"]).contains(&listen.as_str()), "{path}");
+        let asked = ["startupProbe", "livenessProbe", "readinessProbe"].map(|probe| {
+            assert_eq!(container[probe]["httpGet"]["port"], port["name"], "{path}: {probe}");
+            container[probe]["httpGet"]["path"].as_str().unwrap()
+        });
+        assert_eq!(asked, ["/healthz", "/healthz", "/readyz"]);
+    }
+}
+
+#[test]
+fn the_pod_may_do_what_is_listed_and_no_more() {
+    let objects = kustomize("base");
+    let pod = pod(&objects);
+    let container = &pod["containers"][0];
+    let security = &container["securityContext"];
+    assert_eq!(security["privileged"], false);
+    assert_eq!(security["allowPrivilegeEscalation"], false);
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    assert_eq!(texts(&security["capabilities"]["drop"]), ["ALL"]);
+    // `egress-agent/tests/capabilities.rs` runs the agent with what the base says here, and without each.
+    assert_eq!(texts(&security["capabilities"]["add"]), ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]);
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+
+    let volumes: BTreeSet<_> =
+        pod["volumes"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    assert_eq!(mounts.iter().map(|m| m["name"].as_str().unwrap()).collect::<BTreeSet<_>>(), volumes);
+    let writable: BTreeSet<_> =
+        mounts.iter().filter(|m| m["readOnly"] != true).map(|m| m["mountPath"].as_str().unwrap()).collect();
+    assert_eq!(writable, ["/run/egress-enforcer", "/sys/fs/bpf"].into());
+    let namespace = one(&objects, "Namespace");
+    assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "privileged");
+    assert!(
+        egress_policy::object::LIFELINE_NAMESPACES.contains(&namespace["metadata"]["name"].as_str().unwrap()),
+        "the agent's own pods could be locked down"
+    );
+}

@@ -1,0 +1,222 @@
+//! Objects: that Kubernetes knows their fields, that kustomize and the chart agree, what the overlays mean.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::super::{made, render};
+use super::{helm, kustomize, name, one, texts, tools};
+use crate::command::root;
+
+/// What was understood of an object of one kind.
+type Through = fn(&Value) -> Value;
+
+/// Reads an object as what it says it is, and gives what was understood of it.
+fn understood(object: &Value) -> Value {
+    fn through<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+        let typed: T =
+            serde_json::from_value(object.clone()).unwrap_or_else(|e| panic!("{}: {e}", name(object)));
+        serde_json::to_value(typed).unwrap()
+    }
+    let known: [(&str, Through); 10] = [
+        ("Namespace", through::<Namespace>),
+        ("ServiceAccount", through::<ServiceAccount>),
+        ("ClusterRole", through::<ClusterRole>),
+        ("ClusterRoleBinding", through::<ClusterRoleBinding>),
+        ("Role", through::<Role>),
+        ("RoleBinding", through::<RoleBinding>),
+        ("DaemonSet", through::<DaemonSet>),
+        ("CustomResourceDefinition", through::<CustomResourceDefinition>),
+        ("ValidatingAdmissionPolicy", through::<ValidatingAdmissionPolicy>),
+        ("ValidatingAdmissionPolicyBinding", through::<ValidatingAdmissionPolicyBinding>),
+    ];
+    let kind = object["kind"].as_str().unwrap();
+    known.iter().find(|(name, _)| *name == kind).unwrap_or_else(|| panic!("{kind} is not known")).1(object)
+}
+
+/// Every field of `said` is in `heard`, with the same value.
+fn compare(said: &Value, heard: &Value, path: &str) {
+    match (said, heard) {
+        (Value::Object(said), Value::Object(heard)) => {
+            for (field, value) in said {
+                let path = format!("{path}.{field}");
+                compare(value, heard.get(field).unwrap_or_else(|| panic!("Kubernetes has no {path}")), &path);
+            }
+        }
+        (Value::Array(said), Value::Array(heard)) if said.len() == heard.len() => {
+            said.iter().zip(heard).enumerate().for_each(|(i, (s, h))| compare(s, h, &format!("{path}[{i}]")));
+        }
+        // Kubernetes has floats in schemas, where we write whole numbers.
+        (Value::Number(said), Value::Number(heard)) => assert_eq!(said.as_f64(), heard.as_f64(), "{path}"),
+        _ => assert_eq!(said, heard, "{path}"),
+    }
+}
+
+#[test]
+fn every_field_is_one_that_kubernetes_has() {
+    let mut seen = 0;
+    let chart = helm(&["--set", "namespace.create=true,nodeTaint.enabled=true"]);
+    for objects in render::KUSTOMIZE.map(kustomize).into_iter().chain([chart]) {
+        for object in objects.iter().filter(|object| object["kind"] != "EgressGatewayPolicy") {
+            compare(object, &understood(object), &name(object));
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "{seen}");
+    let mut misspelt = one(&kustomize("base"), "DaemonSet").clone();
+    misspelt["spec"]["template"]["spec"]["hostNetworks"] = json!(true);
+    let found = std::panic::catch_unwind(|| compare(&misspelt, &understood(&misspelt), ""));
+    assert!(found.is_err(), "a misspelt field was not found");
+}
+
+/// Without what Helm adds to every object. What is made from types has no labels of its own.
+fn plain(mut object: Value) -> Value {
+    let mut added = vec![
+        "helm.sh/chart",
+        "helm.sh/resource-policy",
+        "app.kubernetes.io/managed-by",
+        "app.kubernetes.io/version",
+    ];
+    let made = ["CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+    if made.iter().any(|kind| object["kind"] == *kind) {
+        added.push("app.kubernetes.io/name");
+    }
+    let metadata = object["metadata"].as_object_mut().unwrap();
+    for field in ["labels", "annotations"] {
+        if let Some(Value::Object(fields)) = metadata.get_mut(field) {
+            fields.retain(|name, _| !added.contains(&name.as_str()));
+            if fields.is_empty() {
+                metadata.remove(field);
+            }
+        }
+    }
+    object
+}
+
+fn by_name(objects: Vec<Value>) -> BTreeMap<String, Value> {
+    let count = objects.len();
+    let named: BTreeMap<_, _> = objects.into_iter().map(|object| (name(&object), plain(object))).collect();
+    assert_eq!(named.len(), count, "two objects have one name");
+    named
+}
+
+#[test]
+fn the_chart_is_the_base() {
+    let base = by_name(kustomize("base"));
+    assert_eq!(by_name(helm(&["--set", "namespace.create=true"])), base);
+    let mut but_namespace = base;
+    assert!(but_namespace.remove("Namespace /egress-enforcer").is_some());
+    assert_eq!(by_name(helm(&[])), but_namespace);
+}
+
+#[test]
+fn the_chart_refuses_values_that_it_does_not_have() {
+    for (values, said) in [
+        ("agent.unknownPods=all", "unknownPods"),
+        ("agent.port=70000", "port"),
+        ("agents.port=1", "agents"),
+        ("image.tag=a b", "tag"),
+        ("nodeTaint.enabled=maybe", "enabled"),
+    ] {
+        let error = tools().helm(&["--set", values]).unwrap_err().to_string();
+        assert!(error.contains(said), "{values}: {error}");
+    }
+    let error = tools().helm(&["--namespace", "default"]).unwrap_err().to_string();
+    assert!(error.contains("install into the namespace egress-enforcer"), "{error}");
+}
+
+#[test]
+fn values_reach_the_agent() {
+    let set = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.port=9000,\
+        agent.criSockets=false,nodeTaint.enabled=true,podMonitor.enabled=true,image.tag=2.0,crd.install=false,\
+        image.pullSecrets={mine}";
+    let objects = helm(&["--set", set]);
+    let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let args = [
+        "run",
+        "--source=kube",
+        "--listen=$(HOST_IP):9000",
+        "--unknown-pods=allow",
+        "--hooks=socket",
+        "--sever",
+        "--log=debug",
+        "--lift-taint=egress-enforcer.io/agent-not-ready",
+    ];
+    assert_eq!(texts(&container["args"]), args);
+    assert_eq!(container["image"], "egress-enforcer/egress-agent:2.0");
+    assert_eq!(container["ports"][0]["hostPort"], 9000);
+    assert_eq!(pod["imagePullSecrets"], json!([{"name": "mine"}]));
+    assert_eq!(pod["volumes"].as_array().unwrap().len(), 3);
+    assert!(objects.iter().any(|object| name(object) == "ClusterRole /egress-enforcer-node-taint"));
+    assert!(!objects.iter().any(|object| object["kind"] == "CustomResourceDefinition"));
+    let monitor = one(&objects, "PodMonitor");
+    assert_eq!(monitor["spec"]["podMetricsEndpoints"][0]["port"], container["ports"][0]["name"]);
+    let labels = one(&objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+    for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(labels.get(label), Some(value), "{label}");
+    }
+}
+
+#[test]
+fn audit_first_denies_nothing_and_enforce_does() {
+    for (overlay, enforcement, unknown) in [
+        ("overlays/audit-first", "Audit", Some("--unknown-pods=allow")),
+        ("overlays/enforce", "Enforce", None),
+    ] {
+        let objects = kustomize(overlay);
+        assert_eq!(one(&objects, "EgressGatewayPolicy")["spec"]["enforcement"], enforcement);
+        let args = &one(&objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["args"];
+        assert_eq!(texts(args).into_iter().find(|arg| arg.starts_with("--unknown-pods")), unknown);
+        // But for these it is the base.
+        let mut rest = by_name(objects);
+        rest.retain(|name, _| !name.starts_with("DaemonSet") && !name.starts_with("EgressGatewayPolicy"));
+        let mut base = by_name(kustomize("base"));
+        base.retain(|name, _| !name.starts_with("DaemonSet"));
+        assert_eq!(rest, base);
+    }
+}
+
+#[test]
+fn the_node_taint_is_a_component_with_a_role_of_its_own() {
+    let directory = tempfile::tempdir_in(root().join("deploy/kustomize/overlays")).unwrap();
+    let text = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../base]\n\
+        components: [../../components/node-taint]\n";
+    fs::write(directory.path().join("kustomization.yaml"), text).unwrap();
+    let rendered = super::parse(&tools().kustomize_at(directory.path()).unwrap());
+    let chart = helm(&["--set", "namespace.create=true,nodeTaint.enabled=true"]);
+    assert_eq!(by_name(rendered), by_name(chart));
+}
+
+#[test]
+fn what_is_made_from_types_is_checked_in() {
+    for (path, text) in made().unwrap() {
+        let there = fs::read_to_string(root().join(&path)).unwrap_or_default();
+        assert!(there == text, "{path} is not what the types say: run `cargo xtask manifests`");
+    }
+}
+
+#[test]
+fn versions_are_the_workspaces() {
+    let version = env!("CARGO_PKG_VERSION");
+    let chart: Value = serde_saphyr::from_str(
+        &fs::read_to_string(root().join("deploy/helm/egress-enforcer/Chart.yaml")).unwrap(),
+    )
+    .unwrap();
+    assert_eq!((&chart["version"], &chart["appVersion"]), (&json!(version), &json!(version)));
+    for path in render::KUSTOMIZE {
+        let image =
+            one(&kustomize(path), "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+        assert_eq!(image, format!("egress-enforcer/egress-agent:{version}"), "{path}");
+    }
+}

@@ -9,6 +9,8 @@ mod demo;
 mod lint;
 mod setup;
 mod test;
+mod tries;
+mod verify;
 mod vm;
 
 use std::process::ExitCode;
@@ -33,6 +35,8 @@ enum Command {
     Demo(demo::Args),
     /// Run every test: host tests, then the privileged ones against the running kernel. Needs root.
     Test(test::Args),
+    /// Play the same on a cluster with the agent installed, from inside pods, and print who got where.
+    Verify(verify::Args),
     /// Measure, print a table, and with `--record` write it into docs/performance.md.
     Bench(bench::Args),
     /// Check formatting, clippy on host and BPF targets, docs, and dependencies.
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build::build_and_describe(args).map(|_| ()),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Lint => lint::lint(),
         Command::VmGuest => vm::guest(),

@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod command;
 mod demo;
 mod lint;
@@ -78,6 +79,8 @@ mod tests {
         let ok = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
         assert!(ok("xtask test") && ok("xtask test life") && ok("xtask test --vm 6.1,6.12 life"));
         assert!(ok("xtask test --vm 6.1 --record") && !ok("xtask test --record"));
+        assert!(ok("xtask test --cluster --kubeconfig f") && !ok("xtask test --cluster life"));
+        assert!(ok("xtask verify --here") && !ok("xtask verify --here --node n"));
         assert!(!ok("xtask test --vm 6.1 --probe --record") && !ok("xtask test --vm 6.1 --record life"));
     }
 }

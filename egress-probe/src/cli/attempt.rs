@@ -174,7 +174,7 @@ pub(crate) enum AttemptCommand {
         port: u16,
         #[arg(long, default_value = "probe")]
         payload: String,
-        /// Where the frame goes; by default the hardware address of the IPv4 gateway, asked by ARP.
+        /// Where the frame goes; by default the hardware address of the IPv4 gateway, as the kernel knows it, or asked by ARP.
         #[arg(long, value_parser = hardware_address)]
         destination_mac: Option<[u8; 6]>,
     },

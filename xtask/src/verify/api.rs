@@ -3,18 +3,19 @@
 //! Invariant: an error is one sentence that names the verb and the object, and says what to do where that is known.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{
-    ApiResource, AttachParams, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+    ApiResource, AttachParams, AttachedProcess, DeleteParams, DynamicObject, GroupVersionKind, Patch,
+    PatchParams, PostParams,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 
 /// How long the API server may take to answer anything but a watch or an exec.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -241,6 +242,31 @@ pub(crate) async fn exec(
         .map_err(|_| anyhow!("{} took longer than {} s", what(), within.as_secs()))?
 }
 
+/// The lines of a program that runs in a container; dropping it ends the connection.
+pub(crate) struct Lines {
+    lines: tokio::io::Lines<BufReader<Box<dyn AsyncRead + Unpin>>>,
+    _attached: AttachedProcess,
+}
+
+impl Lines {
+    /// The next line; an error where the program has ended.
+    pub(crate) async fn next(&mut self, within: Duration) -> anyhow::Result<String> {
+        let line = tokio::time::timeout(within, self.lines.next_line()).await;
+        line.context("the program in the pod says nothing")??.context("the program in the pod has ended")
+    }
+}
+
+/// Starts a program in a container, to read its lines as they come.
+pub(crate) async fn start(client: &Client, place: &Container, argv: &[String]) -> anyhow::Result<Lines> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &place.namespace);
+    let params = AttachParams::default().container(place.container.clone()).stdin(false).stderr(false);
+    let attached = pods.exec(&place.pod, argv.to_vec(), &params).await;
+    let mut attached =
+        attached.map_err(|error| anyhow!("cannot run {}: {}", argv.join(" "), text(&error)))?;
+    let out: Box<dyn AsyncRead + Unpin> = Box::new(attached.stdout().context("no output is attached")?);
+    Ok(Lines { lines: BufReader::new(out).lines(), _attached: attached })
+}
+
 /// Runs a program that must succeed, and gives what it printed.
 pub(crate) async fn exec_ok(
     client: &Client,
@@ -260,12 +286,6 @@ pub(crate) async fn exec_ok(
         );
     }
     Ok(finished.stdout)
-}
-
-/// Reads the documents of a YAML file, or of every YAML file below a directory.
-pub(crate) fn documents(path: &Path) -> anyhow::Result<Vec<Value>> {
-    let read = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&read).with_context(|| path.display().to_string())
 }
 
 /// The objects of a text with one or more YAML documents; lists are taken apart, empty documents left out.

@@ -1,6 +1,6 @@
 //! What must be so before anything is made in a cluster: one clear sentence for each thing that is not.
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -52,7 +52,7 @@ impl AgentArgs {
             ),
             (None, _) => bail!(
                 "no agent is installed: namespace {} has no DaemonSet labelled {}; install it with \
-                 `kubectl apply -k deploy/kustomize/overlays/enforce`, or name another place by --agent-namespace and --agent-label",
+                 `deploy/install.sh deploy/kustomize/overlays/kind`, or name another place by --agent-namespace and --agent-label",
                 self.agent_namespace,
                 self.agent_label
             ),
@@ -139,7 +139,7 @@ pub(crate) fn trouble(pod: &Pod) -> Option<String> {
 }
 
 /// What a run does, as (verb, group, resource): without it there is no run.
-const NEEDS: [(&str, &str, &str); 20] = [
+const NEEDS: [(&str, &str, &str); 22] = [
     ("create", "", "namespaces"),
     ("list", "", "namespaces"),
     ("delete", "", "namespaces"),
@@ -156,6 +156,8 @@ const NEEDS: [(&str, &str, &str); 20] = [
     ("create", "coordination.k8s.io", "leases"),
     ("get", "coordination.k8s.io", "leases"),
     ("patch", "coordination.k8s.io", "leases"),
+    ("list", "", "events"),
+    ("list", "discovery.k8s.io", "endpointslices"),
     ("list", "apps", "daemonsets"),
     ("get", "egress-enforcer.io", "egressgatewaypolicies"),
     ("patch", "egress-enforcer.io", "egressgatewaypolicies"),
@@ -202,7 +204,7 @@ pub(crate) async fn policies_are_known(client: &Client) -> anyhow::Result<()> {
     let missing = || {
         anyhow!(
             "the cluster does not know EgressGatewayPolicy ({POLICY_API}): install the custom resource definition with \
-             `kubectl apply --server-side -k deploy/kustomize/base`"
+             `kubectl apply --server-side -k deploy/crd`"
         )
     };
     match client.list_api_group_resources(POLICY_API).await {
@@ -343,7 +345,7 @@ pub(crate) async fn api_server(client: &Client) -> Result<std::net::SocketAddr, 
 pub(crate) async fn preconditions(client: &Client, agent: &AgentArgs) -> anyhow::Result<()> {
     policies_are_known(client).await?;
     permissions(client).await?;
-    agent.daemon_set(client).await.map(drop).context("the agent must be installed")
+    agent.daemon_set(client).await.map(drop)
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub(crate) struct Here {
     agent: RefCell<Agent>,
     containers: BTreeMap<Place, Container>,
     servers: RefCell<Vec<Process>>,
+    /// Containers that nothing is tried in; they end when they are dropped.
+    others: RefCell<Vec<Container>>,
     objects: PathBuf,
     run: Run,
     scene: Scene,
@@ -80,7 +82,6 @@ impl Here {
         let of = |pod: &Pod| vec![IpAddr::from(pod.v4()), IpAddr::from(pod.v6())];
         let scene = Scene {
             namespaces: run.namespaces(),
-            policy: run.policy_name(),
             pods: [&page, &reviews, &gateway, &free]
                 .into_iter()
                 .zip(["productpage", "reviews", "istio-egressgateway", "free"])
@@ -102,6 +103,7 @@ impl Here {
             topology,
             containers,
             servers: RefCell::default(),
+            others: RefCell::new(vec![reviews.add_container(Place::ProductpageProxy.container())?]),
             objects,
             run,
             scene,
@@ -148,6 +150,7 @@ impl Here {
             }
         }
         self.servers.replace(servers);
+        self.others.borrow_mut().extend([dns, gateway]);
         // The containers of the servers are new to the agent.
         kubernetes::write(&self.objects, &kubernetes::objects(&self.topology))?;
         kubernetes::write(&self.objects, &self.run.namespace_objects())
@@ -155,8 +158,11 @@ impl Here {
 
     /// Ends the agent, removes what it left, and sees whether the servers ran to the end.
     pub(crate) fn finish(&self) -> anyhow::Result<()> {
-        for server in self.servers.borrow_mut().iter_mut() {
-            anyhow::ensure!(server.is_running()?, "a server ended: {}", server.stderr());
+        for (number, server) in self.servers.borrow_mut().iter_mut().enumerate() {
+            if !server.is_running()? {
+                let status = server.wait(Duration::ZERO)?;
+                bail!("server {number} ended with {status}: {}", server.stderr());
+            }
         }
         self.agent.borrow_mut().stop()?;
         self.agent.borrow().cleanup(&self.topology)

@@ -63,7 +63,6 @@ impl Live {
         let node_at = cluster::addresses(node).into_iter().next().zip(cluster::kubelet_port(node));
         let scene = Scene {
             namespaces: run.namespaces(),
-            policy: run.policy_name(),
             pods,
             reviews_service: service(&client, &run, Part::Mesh, "reviews").await?,
             gateway_service: service(&client, &run, Part::Exit, "istio-egressgateway").await?,
@@ -297,6 +296,12 @@ impl Stage for Live {
 }
 
 impl Live {
+    /// Starts the probe in a container, to read its lines as they come.
+    pub(super) async fn start(&self, place: Place, words: &[&str]) -> anyhow::Result<api::Lines> {
+        let argv: Vec<String> = std::iter::once(&PROBE).chain(words).map(|&word| word.to_owned()).collect();
+        api::start(&self.client, &self.container(place), &argv).await
+    }
+
     /// How often kubelet said that a pod did not answer, after it had been ready once.
     async fn unhealthy(&self, place: Place) -> anyhow::Result<i32> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), &self.run.namespace(place.part()));

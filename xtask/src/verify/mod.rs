@@ -8,12 +8,15 @@ pub(crate) mod api;
 pub(crate) mod cluster;
 mod here;
 mod leftover;
-mod live;
-mod objects;
-mod play;
-mod scene;
+pub(crate) mod live;
+pub(crate) mod objects;
+pub(crate) mod play;
+pub(crate) mod scene;
 pub(crate) mod stage;
+pub(crate) mod storm;
+mod traffic;
 mod tries;
+mod wait;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -142,11 +145,12 @@ pub(crate) fn verify(args: &Args) -> anyhow::Result<()> {
 /// The lines of a node.
 #[derive(Debug, Serialize)]
 pub(crate) struct Played {
-    node: String,
-    lines: Vec<Line>,
+    pub(crate) node: String,
+    pub(crate) lines: Vec<Line>,
 }
 
-fn finish(args: &Args, played: &[Played]) -> anyhow::Result<()> {
+/// Prints the tables, and fails unless every line is as expected.
+pub(crate) fn finish(args: &Args, played: &[Played]) -> anyhow::Result<()> {
     let mut sum = table::Sum::default();
     for one in played {
         println!("\nnode {}\n{}", one.node, table::render(&one.lines));
@@ -182,8 +186,19 @@ pub(crate) async fn in_cluster(args: &Args) -> anyhow::Result<Vec<Played>> {
     Ok(played)
 }
 
-/// Plays on one node, and removes what was made, also after a signal and after an error.
+/// Plays on one node.
 async fn on_node(args: &Args, client: &Client, node: &Node) -> anyhow::Result<Played> {
+    let lines = staged(args, client, node, async |live: &Live| Ok(Play::new(live).play().await)).await?;
+    Ok(Played { node: cluster::name(node).to_owned(), lines })
+}
+
+/// Does something on a stage on one node, and removes what was made, also after a signal and after an error.
+pub(crate) async fn staged<T>(
+    args: &Args,
+    client: &Client,
+    node: &Node,
+    act: impl AsyncFnOnce(&Live) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let random = random()?;
     let run = args.run(random, cluster::name(node));
     let v6 = cluster::addresses(node).iter().any(std::net::IpAddr::is_ipv6);
@@ -195,24 +210,18 @@ async fn on_node(args: &Args, client: &Client, node: &Node) -> anyhow::Result<Pl
         }
         api::create(client, &run.lease()).await?;
         let playing = async {
-            let live = Live::new(
-                client.clone(),
-                args.agent.clone(),
-                run.clone(),
-                node,
-                outside,
-                &args.cluster_domain,
-                args.patience(),
-            );
-            Play::new(&live.await?).play().await
+            let (client, agent) = (client.clone(), args.agent.clone());
+            let domain = &args.cluster_domain;
+            let live = Live::new(client, agent, run.clone(), node, outside, domain, args.patience()).await?;
+            act(&live).await
         };
         tokio::select! {
-            lines = playing => lines,
+            done = playing => done,
             () = leftover::beat(client.clone(), run.clone()) => bail!("this run has shown long enough that it lives"),
         }
     };
-    let lines = tokio::select! {
-        lines = played => lines,
+    let done = tokio::select! {
+        done = played => done,
         signal = ended() => signal.and_then(|()| bail!("interrupted")),
     };
     if args.keep {
@@ -221,20 +230,22 @@ async fn on_node(args: &Args, client: &Client, node: &Node) -> anyhow::Result<Pl
             "run {} is left standing: `kubectl delete namespaces,egp -l {LABEL}={}` removes it",
             run.id, run.id
         );
-    } else {
-        eprintln!("    removing everything of run {}; again Ctrl-C leaves it to the next run", run.id);
-        let cleaned = tokio::select! {
-            cleaned = leftover::clean_up(client, &run, CLEANUP) => cleaned,
-            signal = ended() => signal,
-        };
-        // What went wrong first is what matters.
-        if lines.is_ok() {
-            cleaned?;
-        } else if let Err(error) = cleaned {
-            eprintln!("    {error:#}");
+        return done;
+    }
+    eprintln!("    removing everything of run {}; Ctrl-C leaves it to the next run", run.id);
+    let cleaned = tokio::select! {
+        cleaned = leftover::clean_up(client, &run, CLEANUP) => cleaned,
+        signal = ended() => signal,
+    };
+    // What went wrong first is what matters.
+    match (done, cleaned) {
+        (Ok(done), cleaned) => cleaned.map(|()| done),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(left)) => {
+            eprintln!("    {left:#}");
+            Err(error)
         }
     }
-    Ok(Played { node: cluster::name(node).to_owned(), lines: lines? })
 }
 
 /// Ends when somebody asks us to end.
@@ -269,10 +280,13 @@ async fn here(args: &Args, ground: &Ground) -> anyhow::Result<Vec<Played>> {
         }
     };
     let lines = tokio::select! {
-        lines = Play::new(&here).play() => lines?,
+        lines = Play::new(&here).play() => lines,
         () = interrupted => bail!("interrupted"),
     };
-    here.finish()?;
+    let mut lines = lines;
+    if let Err(error) = here.finish() {
+        lines.push(play::broken("finished", &error));
+    }
     Ok(vec![Played { node: node.to_owned(), lines }])
 }
 

@@ -100,10 +100,11 @@ impl Run {
 
     /// Service accounts and services.
     pub(crate) fn before_pods(&self) -> Vec<Value> {
-        let account = |name: &str| {
+        // Every pod has one of ours: the namespace's own comes a moment after the namespace.
+        let account = |place: Place| {
             json!({
                 "apiVersion": "v1", "kind": "ServiceAccount",
-                "metadata": self.metadata(name, Part::Mesh, &[]),
+                "metadata": self.metadata(place.pod(), place.part(), &[]),
                 "automountServiceAccountToken": false,
             })
         };
@@ -119,8 +120,11 @@ impl Run {
             })
         };
         vec![
-            account("productpage"),
-            account("reviews"),
+            account(Place::Productpage),
+            account(Place::Reviews),
+            account(Place::Gateway),
+            account(Place::Free),
+            account(Place::Outside),
             service(Part::Mesh, "reviews", "app", "reviews", HTTP, HTTP),
             service(Part::Exit, "istio-egressgateway", "istio", "egressgateway", GATEWAY_SERVICE, GATEWAY),
         ]
@@ -146,9 +150,8 @@ impl Run {
             container
         };
         let proxy = self.container(Place::ProductpageProxy, &["pause".to_owned()], SIDECAR_USER);
-        let labelled = |place: Place, account: Option<&str>, containers: Vec<Value>| {
-            self.pod(place, &[("app", place.pod())], account, containers)
-        };
+        let labelled =
+            |place: Place, containers: Vec<Value>| self.pod(place, &[("app", place.pod())], containers);
         let some = json!({"requests": {"cpu": "10m", "memory": "16Mi"}});
         let all = json!({"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}});
         let with = |mut container: Value, resources: &Value| {
@@ -159,21 +162,15 @@ impl Run {
         let mut pods = vec![
             labelled(
                 Place::Productpage,
-                Some("productpage"),
                 vec![with(app(Place::Productpage), &some), with(proxy.clone(), &some)],
             ),
-            labelled(
-                Place::Reviews,
-                Some("reviews"),
-                vec![with(app(Place::Reviews), &all), with(proxy, &all)],
-            ),
+            labelled(Place::Reviews, vec![with(app(Place::Reviews), &all), with(proxy, &all)]),
             self.pod(
                 Place::Gateway,
                 &[("istio", "egressgateway")],
-                None,
                 vec![self.gateway(), self.container(Place::Gateway, &["pause".to_owned()], SIDECAR_USER)],
             ),
-            labelled(Place::Free, None, vec![app(Place::Free)]),
+            labelled(Place::Free, vec![app(Place::Free)]),
         ];
         if let Outside::StandIn { v4, v6 } = outside {
             let mut words = vec![
@@ -186,7 +183,7 @@ impl Run {
             let mut container = self.container(Place::Outside, &words, 0);
             container["securityContext"]["capabilities"] =
                 json!({"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]});
-            let mut pod = labelled(Place::Outside, None, vec![container]);
+            let mut pod = labelled(Place::Outside, vec![container]);
             pod["spec"]["hostNetwork"] = json!(true);
             // It gives its addresses back before it ends.
             pod["spec"]["terminationGracePeriodSeconds"] = json!(10);
@@ -218,29 +215,20 @@ impl Run {
         })
     }
 
-    fn pod(
-        &self,
-        place: Place,
-        labels: &[(&str, &str)],
-        account: Option<&str>,
-        containers: Vec<Value>,
-    ) -> Value {
-        let mut pod = json!({
+    fn pod(&self, place: Place, labels: &[(&str, &str)], containers: Vec<Value>) -> Value {
+        json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": self.metadata(place.pod(), place.part(), labels),
             "spec": {
                 "nodeName": self.node,
                 "automountServiceAccountToken": false,
+                "serviceAccountName": place.pod(),
                 "enableServiceLinks": false,
                 "terminationGracePeriodSeconds": 1,
                 "tolerations": [{"operator": "Exists"}],
                 "containers": containers,
             },
-        });
-        if let Some(account) = account {
-            pod["spec"]["serviceAccountName"] = json!(account);
-        }
-        pod
+        })
     }
 
     /// The change that adds the debugger to a running pod.

@@ -2,27 +2,29 @@
 //!
 //! Invariant: no state is taken for reached because time has passed: the agent says that it enforces it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use egress_probe::{Arrivals, Captured, Storm};
 use futures::StreamExt as _;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::objects::Mode;
-use super::scene::{Outside, Place, Port};
+use super::scene::Place;
 use super::stage::{Stage, last, until, values};
+use super::storm::Storms;
 use super::tries::{self, Item};
+use super::wait::{arrived, endpoints, settled};
 use crate::tries::judge::{Evidence, Judgement, client, judge};
 use crate::tries::table::Line;
 use crate::tries::{Expect, Try};
 
 /// How many programs run in pods at a time: more only wait for the runtime.
 const AT_A_TIME: usize = 8;
-/// How long a program may take beside what it waits for itself.
-const RUN: Duration = Duration::from_secs(30);
+/// How long a program in a pod may take.
+pub(crate) const RUN: Duration = Duration::from_secs(30);
 /// How long a report may take.
 const REPORT: Duration = Duration::from_secs(5);
 
@@ -42,18 +44,25 @@ impl<'a, S: Stage> Play<'a, S> {
         Self { stage, missing: Missing::new(), lines: Vec::new() }
     }
 
-    /// Plays the whole life of the enforcer.
-    pub(crate) async fn play(mut self) -> anyhow::Result<Vec<Line>> {
+    /// Plays the whole life of the enforcer. Where that ends early, the last line says why.
+    pub(crate) async fn play(mut self) -> Vec<Line> {
+        if let Err(error) = self.states().await {
+            self.lines.push(broken("ended", &error));
+        }
+        self.lines
+    }
+
+    async fn states(&mut self) -> anyhow::Result<()> {
         let (stage, scene) = (self.stage, self.stage.scene());
         self.known().await?;
         self.run("no policy", tries::baseline(scene), true).await?;
 
         stage.policy(Some(Mode::Audit)).await?;
-        self.settled("Isolated (audit)", false).await?;
+        settled(stage, "Isolated (audit)", false).await?;
         self.run("policy audits", tries::direct(scene, Expect::Audited), true).await?;
 
         stage.policy(Some(Mode::Enforce)).await?;
-        self.settled("Isolated", false).await?;
+        settled(stage, "Isolated", false).await?;
         self.accepted("enforced").await?;
         self.run("enforced", tries::enforced(scene), true).await?;
         self.probed("enforced").await?;
@@ -62,33 +71,33 @@ impl<'a, S: Stage> Play<'a, S> {
         self.run("agent back", tries::enforced(scene), true).await?;
 
         stage.policy(Some(Mode::Locked)).await?;
-        self.settled("Isolated", true).await?;
+        settled(stage, "Isolated", true).await?;
         self.run("only by the proxy", tries::locked(scene), true).await?;
 
         stage.policy(None).await?;
-        self.settled("Unselected", false).await?;
+        settled(stage, "Unselected", false).await?;
         self.run("policy removed", tries::direct(scene, Expect::Works), true).await?;
-        self.probed("policy removed").await?;
-        Ok(self.lines)
+        self.probed("policy removed").await
     }
 
     /// Waits until the agent knows the pods, and notes by which hooks it judges them.
     async fn known(&mut self) -> anyhow::Result<()> {
+        let stage = self.stage;
         let pods = [Place::Productpage, Place::Reviews, Place::Gateway, Place::Free];
-        let endpoints = until("the agent knows the pods", self.stage.patience(), || async {
-            let endpoints = self.endpoints().await?;
+        let known = until("the agent knows the pods", stage.patience(), || async {
+            let known = endpoints(stage).await?;
             let unknown = |place: &&Place| {
-                let found = endpoints.get(&self.stage.scene().pod(**place));
+                let found = known.get(&stage.scene().pod(**place));
                 !found.is_some_and(|one| one["addresses"].as_array().is_some_and(|all| !all.is_empty()))
             };
             Ok(match pods.iter().find(unknown) {
                 Some(place) => Err(format!("{} is unknown or has no address", place.pod())),
-                None => Ok(endpoints),
+                None => Ok(known),
             })
         })
         .await?;
         for place in pods {
-            let coverage = endpoints.get(&self.stage.scene().pod(place)).map(|one| &one["coverage"]);
+            let coverage = known.get(&stage.scene().pod(place)).map(|one| &one["coverage"]);
             let got = coverage.and_then(Value::as_str).unwrap_or("unknown").to_owned();
             let as_expected = got == "socket+veth";
             let (who, how) = (place.pod().to_owned(), "judged by the hooks".to_owned());
@@ -98,86 +107,26 @@ impl<'a, S: Stage> Play<'a, S> {
         Ok(())
     }
 
-    /// Waits until the agent enforces the policy as it is now.
-    async fn settled(&self, state: &str, lock: bool) -> anyhow::Result<()> {
-        let wanted = [Place::Productpage, Place::Reviews];
-        let what = format!("the agent has the pods {state}{}", if lock { ", under a lock" } else { "" });
-        until(&what, self.stage.patience(), || async {
-            let endpoints = self.endpoints().await?;
-            let mut missing = Vec::new();
-            for place in wanted {
-                let one = endpoints.get(&self.stage.scene().pod(place));
-                let is = one.and_then(|one| one["state"].as_str()).unwrap_or("unknown");
-                let locked = one.is_some_and(|one| one["lock"] == true);
-                let proxied =
-                    one.is_some_and(|one| one["proxies"].as_array().is_some_and(|all| !all.is_empty()));
-                if is != state || locked != lock || lock && !proxied {
-                    missing.push(format!("{} is {is}", place.pod()));
-                }
-            }
-            if missing.is_empty() {
-                return Ok(Ok(()));
-            }
-            missing.extend(self.complaints().await?);
-            Ok(Err(missing.join("; ")))
-        })
-        .await
-    }
-
-    /// What keeps the agent from being ready.
-    async fn complaints(&self) -> anyhow::Result<Vec<String>> {
-        let Some(text) = self.stage.agent(&["status", "--output", "json"]).await? else {
-            return Ok(vec!["no agent is ready on the node".to_owned()]);
-        };
-        let status = values(&text)?.into_iter().next().unwrap_or_default();
-        let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
-        Ok(list("pending").into_iter().chain(list("errors")).map(|one| one.to_string()).collect())
-    }
-
-    /// The local pods by NS/POD.
-    async fn endpoints(&self) -> anyhow::Result<BTreeMap<String, Value>> {
-        let text = self.stage.agent(&["endpoints", "--output", "json"]).await?;
-        let name = |one: &Value| {
-            format!("{}/{}", one["namespace"].as_str().unwrap_or("?"), one["name"].as_str().unwrap_or("?"))
-        };
-        Ok(values(&text.unwrap_or_default())?.into_iter().map(|one| (name(&one), one)).collect())
-    }
-
     async fn flows(&self) -> anyhow::Result<Vec<Value>> {
         let text = self.stage.agent(&["flows", "--output", "json"]).await?;
         values(&text.unwrap_or_default())
     }
 
-    /// What has arrived outside since that many packets.
-    async fn arrived(&self, since: usize) -> anyhow::Result<(Vec<Captured>, usize)> {
-        let Outside::StandIn { v4, .. } = self.stage.scene().outside else {
-            return Ok((Vec::new(), 0));
-        };
-        let words = ["arrived", "--of", &v4.to_string(), "--since", &since.to_string()].map(str::to_owned);
-        let mut lines = self.stage.probe(Place::Outside, None, &words, RUN).await?;
-        let arrivals: Arrivals = last(&lines).context("cannot ask what arrived outside")?;
-        anyhow::ensure!(arrivals.forgotten == 0, "too much arrived outside to be remembered: {arrivals:?}");
-        lines.pop();
-        let packets: Result<_, _> = lines.iter().map(|line| serde_json::from_str(line)).collect();
-        Ok((packets?, arrivals.total))
-    }
-
     /// Makes all tries of a state and judges each. Without an agent nobody can report.
     async fn run(&mut self, when: &'static str, items: Vec<Item>, agent: bool) -> anyhow::Result<()> {
-        let scene = self.stage.scene();
+        let (stage, scene) = (self.stage, self.stage.scene());
         eprintln!("    {when}: {} tries", items.len());
-        let (_, seen) = self.arrived(usize::MAX).await?;
+        let (_, seen) = arrived(stage, usize::MAX).await?;
         let newest = if agent { self.flows().await?.iter().filter_map(time).max() } else { None };
         let (made, skipped): (Vec<Item>, Vec<Item>) =
             items.into_iter().map(|item| self.skip(item)).partition(|item| item.skip.is_none());
-        let stage = self.stage;
         let attempts: Vec<anyhow::Result<Vec<String>>> = futures::stream::iter(&made)
             .map(|item| stage.probe(item.one.who, item.one.user, &item.one.words, RUN))
             .buffered(AT_A_TIME)
             .collect()
             .await;
         let flows = if agent { self.reports(&made, newest).await? } else { Vec::new() };
-        let (packets, _) = self.arrived(seen).await?;
+        let (packets, _) = arrived(stage, seen).await?;
         for (item, lines) in made.iter().zip(attempts) {
             let one = &item.one;
             let attempt = last(&lines.with_context(|| format!("{} {}", one.who.who(), one.how))?)?;
@@ -239,25 +188,14 @@ impl<'a, S: Stage> Play<'a, S> {
 
     /// The agent goes, without a chance to do anything, and comes back; all the time somebody tries to get out.
     async fn without_agent(&mut self) -> anyhow::Result<()> {
-        let (stage, scene) = (self.stage, self.stage.scene());
+        let stage = self.stage;
         let when = "agent gone";
-        let (_, seen) = self.arrived(usize::MAX).await?;
-        let over = std::cell::Cell::new(false);
-        let storms = async {
-            let mut sum = Storm::default();
-            while !over.get() {
-                let storm = storm(stage).await?;
-                sum.refused += storm.refused;
-                sum.sent += storm.sent;
-                sum.connects += storm.connects;
-            }
-            anyhow::Ok(sum)
-        };
-        let items = tries::direct(scene, Expect::Denied);
+        let storms = Storms::begin(stage).await?;
+        let over = Cell::new(false);
+        let items = tries::direct(stage.scene(), Expect::Denied);
         let away = async {
             // Some of it is under way before the agent goes.
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let start = Instant::now();
             let gone = async {
                 stage.kill_agent().await?;
                 self.run(when, items.clone(), false).await?;
@@ -265,27 +203,11 @@ impl<'a, S: Stage> Play<'a, S> {
             };
             let result = gone.await;
             over.set(true);
-            result.map(|()| start.elapsed())
+            result
         };
-        let (sum, away) = tokio::join!(storms, away);
-        let (sum, away) = (sum?, away?);
-        let (packets, _) = self.arrived(seen).await?;
-        let port = scene.outside.at(Port::Storm).port();
-        let out = packets.iter().filter(|packet| packet.dport == Some(port)).count();
-        let tried = sum.refused + sum.sent + sum.connects;
-        self.lines.push(Line {
-            when,
-            who: Place::Productpage.who(),
-            how: "direct, without a pause".to_owned(),
-            expected: "nothing gets out".to_owned(),
-            got: format!(
-                "{tried} tries in the {:.1} s until another agent was ready, {} got out",
-                away.as_secs_f32(),
-                out.max(usize::try_from(sum.sent).unwrap_or(usize::MAX))
-            ),
-            as_expected: out == 0 && sum.sent == 0 && sum.refused > 0,
-            skipped: None,
-        });
+        let (bypass, away) = tokio::join!(storms.until(&over), away);
+        away?;
+        self.lines.push(bypass?.line(when));
         self.told_later(&items).await
     }
 
@@ -331,11 +253,11 @@ impl<'a, S: Stage> Play<'a, S> {
     }
 }
 
-/// Three seconds of tries to get out, few enough for the flow log.
-async fn storm(stage: &impl Stage) -> anyhow::Result<Storm> {
-    let target = stage.scene().outside.at(Port::Storm).to_string();
-    let words = ["storm", &target, "--for-ms", "3000", "--interval-ms", "50"].map(str::to_owned);
-    last(&stage.probe(Place::Productpage, None, &words, RUN).await?)
+/// The line of something that broke.
+pub(crate) fn broken(when: &'static str, error: &anyhow::Error) -> Line {
+    let (who, how) = ("verify".to_owned(), "to the end".to_owned());
+    let (expected, got) = ("nothing breaks".to_owned(), format!("{error:#}"));
+    Line { when, who, how, expected, got, as_expected: false, skipped: None }
 }
 
 fn is_reported(one: &Try<Place>) -> bool {

@@ -190,8 +190,6 @@ impl Outside {
 pub(crate) struct Scene {
     /// Namespaces by part.
     pub(crate) namespaces: BTreeMap<Part, String>,
-    /// The name of the policy.
-    pub(crate) policy: String,
     /// Addresses of pods by name.
     pub(crate) pods: BTreeMap<&'static str, Vec<IpAddr>>,
     /// Addresses of the services of reviews and of the gateway.

@@ -246,7 +246,11 @@ mod tests {
             ],
         }}}}))
         .unwrap();
-        let agent = crate::verify::Args::of(crate::verify::api::Access::default()).unwrap().agent;
+        let agent = AgentArgs {
+            agent_namespace: "egress-enforcer".to_owned(),
+            agent_label: "app.kubernetes.io/name=egress-enforcer".to_owned(),
+            agent_container: "agent".to_owned(),
+        };
         let pod = serde_json::to_value(cleaner(&set, &agent, "n1").unwrap()).unwrap();
         let spec = &pod["spec"];
         assert_eq!(

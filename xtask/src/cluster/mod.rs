@@ -14,9 +14,11 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 
 use crate::tries::table::Line;
+use crate::verify::api::Access;
+use crate::verify::cluster::AgentArgs;
 use crate::verify::live::Live;
 use crate::verify::stage::Stage as _;
-use crate::verify::{self, Played, api::Access, cluster};
+use crate::verify::{self, Played, cluster};
 
 /// Arguments of the part of `test` that needs a cluster.
 #[derive(Clone, Debug, clap::Args)]
@@ -26,6 +28,8 @@ pub(crate) struct Args {
     cluster: bool,
     #[command(flatten)]
     access: Access,
+    #[command(flatten)]
+    agent: AgentArgs,
     /// What to install: a kustomization or a file of objects.
     #[arg(
         long,
@@ -49,7 +53,7 @@ impl Args {
 /// Runs every test that needs a cluster.
 pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let verify = verify::Args::of(args.access.clone())?;
+    let verify = verify::Args::of(args.access.clone(), args.agent.clone())?;
     let played = runtime.block_on(all(args, &verify))?;
     verify::finish(&verify, &played)
 }

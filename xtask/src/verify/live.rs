@@ -245,17 +245,17 @@ impl Stage for Live {
 
     async fn accepted(&self) -> anyhow::Result<Option<Result<String, String>>> {
         let policy = Named::of(&self.run.policy(Mode::Enforce, &self.scene.outside))?;
-        let look = || async {
-            let found = api::get(&self.client, &policy).await?.context("the policy is gone")?;
-            Ok(accepted(&found))
-        };
         // Whoever writes it is one agent of all, and may have to be elected first.
         let patience = self.patience.min(Duration::from_secs(45));
-        Ok(Some(
-            until("the policy's status says Accepted", patience, look)
-                .await
-                .map_err(|error| format!("{error:#}")),
-        ))
+        let said = RefCell::new(String::new());
+        let waited = until("the policy's status says Accepted", patience, || async {
+            let found = api::get(&self.client, &policy).await?.context("the policy is gone")?;
+            let is = accepted(&found);
+            said.replace(is.clone().unwrap_or_else(|why| why));
+            Ok(is)
+        })
+        .await;
+        Ok(Some(waited.map_err(|_| said.into_inner())))
     }
 
     async fn kill_agent(&self) -> anyhow::Result<()> {

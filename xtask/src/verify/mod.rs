@@ -93,12 +93,12 @@ pub(crate) struct Args {
 
 impl Args {
     /// For those who verify as a part of something else.
-    pub(crate) fn of(access: Access) -> anyhow::Result<Self> {
+    pub(crate) fn of(access: Access, agent: AgentArgs) -> anyhow::Result<Self> {
         use clap::{Args as _, FromArgMatches as _};
         let none = std::iter::empty::<&str>();
         let matches = Self::augment_args(clap::Command::new("verify").no_binary_name(true))
             .try_get_matches_from(none)?;
-        Ok(Self { access, ..Self::from_arg_matches(&matches)? })
+        Ok(Self { access, agent, ..Self::from_arg_matches(&matches)? })
     }
 
     pub(crate) fn patience(&self) -> Duration {
@@ -294,8 +294,16 @@ async fn here(args: &Args, ground: &Ground) -> anyhow::Result<Vec<Played>> {
 mod tests {
     use super::*;
 
+    fn agent() -> AgentArgs {
+        AgentArgs {
+            agent_namespace: "egress-enforcer".to_owned(),
+            agent_label: "app.kubernetes.io/name=egress-enforcer".to_owned(),
+            agent_container: "agent".to_owned(),
+        }
+    }
+
     fn args(outside: &[&str]) -> Args {
-        let mut args = Args::of(Access::default()).unwrap();
+        let mut args = Args::of(Access::default(), agent()).unwrap();
         args.outside = outside.iter().map(|one| one.parse().unwrap()).collect();
         args
     }
@@ -304,7 +312,7 @@ mod tests {
     fn defaults_are_those_of_the_command_line() {
         let args = args(&[]);
         assert!(args.probe_image.starts_with("egress-enforcer/egress-probe:"));
-        assert_eq!((args.agent.agent_namespace.as_str(), args.timeout), ("egress-enforcer", 120));
+        assert_eq!((args.timeout, args.cluster_domain.as_str()), (120, "cluster.local"));
     }
 
     #[test]

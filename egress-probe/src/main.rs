@@ -47,7 +47,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Flood(options) => attempt::storm::flood(&options),
         Command::Script => script(),
         Command::Pause => user::pause(),
-        Command::Serve(options) => serve::several(options),
+        Command::Serve(options) => serve::several(&options),
         Command::Outside(options) => serve::outside::run(&options),
         Command::Arrived { of, since } => serve::outside::arrived(of, since),
         Command::Repeat { every_ms, for_ms, command } => attempt::repeat::run(every_ms, for_ms, &command),

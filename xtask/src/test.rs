@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 30, requires = "vm")]
     minutes: u64,
     #[command(flatten)]
-    cluster: cluster::Args,
+    cluster: cluster::ClusterArgs,
 }
 
 /// Runs every test, and the demonstration. Nothing skips: without root it fails before anything runs.

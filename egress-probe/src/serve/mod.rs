@@ -21,7 +21,7 @@ use crate::{net, user};
 const ANY: std::net::IpAddr = std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
 
 /// Several servers at once, until told to end.
-pub(crate) fn several(options: ServeOptions) -> anyhow::Result<()> {
+pub(crate) fn several(options: &ServeOptions) -> anyhow::Result<()> {
     let signals = user::hold_signals()?;
     if options.http.is_none() && options.udp.is_none() && options.echo.is_none() {
         bail!("no server is asked for: --http, --udp or --echo");

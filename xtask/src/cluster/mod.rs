@@ -22,7 +22,7 @@ use crate::verify::{self, Played, cluster};
 
 /// Arguments of the part of `test` that needs a cluster.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct ClusterArgs {
     /// Run the tests that need a cluster, on this one: installs, verifies, upgrades, and uninstalls the enforcer.
     #[arg(long, conflicts_with_all = ["vm", "filter"])]
     cluster: bool,
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     leave_installed: bool,
 }
 
-impl Args {
+impl ClusterArgs {
     /// Whether a cluster is asked for.
     pub(crate) fn is_asked(&self) -> bool {
         self.cluster
@@ -51,14 +51,14 @@ impl Args {
 }
 
 /// Runs every test that needs a cluster.
-pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn test(args: &ClusterArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let verify = verify::Args::of(args.access.clone(), args.agent.clone())?;
     let played = runtime.block_on(all(args, &verify))?;
     verify::finish(&verify, &played)
 }
 
-async fn all(args: &Args, verify: &verify::Args) -> anyhow::Result<Vec<Played>> {
+async fn all(args: &ClusterArgs, verify: &verify::Args) -> anyhow::Result<Vec<Played>> {
     let objects = install::objects(&args.manifest)?;
     let (client, server) = args.access.connect().await?;
     eprintln!("==> install {} objects on {server}", objects.len());

@@ -28,6 +28,11 @@ pub(crate) const RUN: Duration = Duration::from_secs(30);
 /// How long a report may take.
 const REPORT: Duration = Duration::from_secs(5);
 
+/// How long the agent may take to find a pod's network.
+const COVERAGE: Duration = Duration::from_secs(15);
+/// The coverage of a pod that is judged by both hooks.
+const BOTH: &str = "socket+veth";
+
 /// Why tries are not made any more: what did not work without a policy, by who and how.
 type Missing = BTreeMap<(Place, &'static str), String>;
 
@@ -96,12 +101,22 @@ impl<'a, S: Stage> Play<'a, S> {
             })
         })
         .await?;
-        for place in pods {
+        // A pod is seen first by a process of the runtime, which is not in the pod's network yet.
+        let start = Instant::now();
+        let mut known = known;
+        let covered = |known: &BTreeMap<String, Value>, place: Place| {
             let coverage = known.get(&stage.scene().pod(place)).map(|one| &one["coverage"]);
-            let got = coverage.and_then(Value::as_str).unwrap_or("unknown").to_owned();
-            let as_expected = got == "socket+veth";
+            coverage.and_then(Value::as_str).unwrap_or("unknown").to_owned()
+        };
+        while pods.iter().any(|place| covered(&known, *place) != BOTH) && start.elapsed() < COVERAGE {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            known = endpoints(stage).await?;
+        }
+        for place in pods {
+            let got = covered(&known, place);
+            let as_expected = got == BOTH;
             let (who, how) = (place.pod().to_owned(), "judged by the hooks".to_owned());
-            let expected = "socket+veth".to_owned();
+            let expected = BOTH.to_owned();
             self.lines.push(Line { when: "no policy", who, how, expected, got, as_expected, skipped: None });
         }
         Ok(())

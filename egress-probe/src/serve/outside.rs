@@ -102,6 +102,7 @@ impl Observer {
                     }
                     (_, None) => None,
                 };
+                let packet = packet.map(|packet| named(packet, address, *protocol, bytes));
                 match packet {
                     Some(packet) if self.seen.len() < MEMORY => self.seen.push(packet),
                     Some(_) => self.forgotten += 1,
@@ -115,6 +116,22 @@ impl Observer {
     fn arrivals(&self) -> Arrivals {
         Arrivals { total: self.seen.len() + self.forgotten, forgotten: self.forgotten }
     }
+}
+
+/// ICMP that is no question bears its type, so that the kernel's complaint about an answer is not taken for a ping.
+fn named(mut packet: Captured, to: &IpAddr, protocol: i32, bytes: &[u8]) -> Captured {
+    let (question, at) = match (to, protocol) {
+        (IpAddr::V4(_), libc::IPPROTO_ICMP) => {
+            (8, bytes.first().map_or(0, |first| usize::from(first & 0x0f) * 4))
+        }
+        (IpAddr::V6(_), libc::IPPROTO_ICMPV6) => (128, 0),
+        _ => return packet,
+    };
+    match bytes.get(at) {
+        Some(&kind) if kind != question => packet.protocol = format!("{} type {kind}", packet.protocol),
+        _ => {}
+    }
+    packet
 }
 
 /// The abstract socket at which an address's observer answers.
@@ -247,6 +264,25 @@ impl Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_questions_are_plain_icmp() {
+        let name = |from: &str, to: &str, kind| {
+            let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+            let bytes = egress_probe::packet::Packet::icmp(from, to, kind, b"x").bytes().unwrap();
+            // A raw socket gives the header of IPv4 alone.
+            let (protocol, bytes) = if to.is_ipv4() {
+                (libc::IPPROTO_ICMP, &bytes[..])
+            } else {
+                (libc::IPPROTO_ICMPV6, &bytes[40..])
+            };
+            named(capture::describe((from, to), protocol, bytes, 0), &to, protocol, bytes).protocol
+        };
+        assert_eq!(name("10.0.0.1", "10.0.0.2", 8), "ICMP");
+        assert_eq!(name("10.0.0.1", "10.0.0.2", 3), "ICMP type 3");
+        assert_eq!(name("fd00::1", "fd00::2", 128), "ICMPv6");
+        assert_eq!(name("fd00::1", "fd00::2", 1), "ICMPv6 type 1");
+    }
 
     #[test]
     fn an_observer_sees_what_arrives_before_it_is_asked() {

@@ -153,6 +153,7 @@ pub(crate) fn around<C: Clone>(app: &C, debug: &C, to: &Outside, expect: Expect)
             .user(SIDECAR_USER)
             .to(v6, "TCP", to.http),
         Try::get(debug.clone(), "direct, from a debug container", &url(v4, to.debug), expect)
+            .user(SIDECAR_USER)
             .to(v4, "TCP", to.debug),
         Try::new(app.clone(), "direct by UDP", &["udp", &echo, "--timeout-ms", limit], expect)
             .to(v4, "UDP", to.udp),

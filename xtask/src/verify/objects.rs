@@ -151,7 +151,7 @@ impl Run {
         };
         let proxy = self.container(Place::ProductpageProxy, &["pause".to_owned()], SIDECAR_USER);
         let labelled =
-            |place: Place, containers: Vec<Value>| self.pod(place, &[("app", place.pod())], containers);
+            |place: Place, containers: &[Value]| self.pod(place, &[("app", place.pod())], containers);
         let some = json!({"requests": {"cpu": "10m", "memory": "16Mi"}});
         let all = json!({"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}});
         let with = |mut container: Value, resources: &Value| {
@@ -160,17 +160,14 @@ impl Run {
         };
         // One pod of each class of service: their cgroups are at different places.
         let mut pods = vec![
-            labelled(
-                Place::Productpage,
-                vec![with(app(Place::Productpage), &some), with(proxy.clone(), &some)],
-            ),
-            labelled(Place::Reviews, vec![with(app(Place::Reviews), &all), with(proxy, &all)]),
+            labelled(Place::Productpage, &[with(app(Place::Productpage), &some), with(proxy.clone(), &some)]),
+            labelled(Place::Reviews, &[with(app(Place::Reviews), &all), with(proxy, &all)]),
             self.pod(
                 Place::Gateway,
                 &[("istio", "egressgateway")],
-                vec![self.gateway(), self.container(Place::Gateway, &["pause".to_owned()], SIDECAR_USER)],
+                &[self.gateway(), self.container(Place::Gateway, &["pause".to_owned()], SIDECAR_USER)],
             ),
-            labelled(Place::Free, vec![app(Place::Free)]),
+            labelled(Place::Free, &[app(Place::Free)]),
         ];
         if let Outside::StandIn { v4, v6 } = outside {
             let mut words = vec![
@@ -183,7 +180,7 @@ impl Run {
             let mut container = self.container(Place::Outside, &words, 0);
             container["securityContext"]["capabilities"] =
                 json!({"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]});
-            let mut pod = labelled(Place::Outside, vec![container]);
+            let mut pod = labelled(Place::Outside, &[container]);
             pod["spec"]["hostNetwork"] = json!(true);
             // It gives its addresses back before it ends.
             pod["spec"]["terminationGracePeriodSeconds"] = json!(10);
@@ -215,7 +212,7 @@ impl Run {
         })
     }
 
-    fn pod(&self, place: Place, labels: &[(&str, &str)], containers: Vec<Value>) -> Value {
+    fn pod(&self, place: Place, labels: &[(&str, &str)], containers: &[Value]) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": self.metadata(place.pod(), place.part(), labels),

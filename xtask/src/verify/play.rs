@@ -93,7 +93,7 @@ impl<'a, S: Stage> Play<'a, S> {
             let known = endpoints(stage).await?;
             let unknown = |place: &&Place| {
                 let found = known.get(&stage.scene().pod(**place));
-                !found.is_some_and(|one| one["addresses"].as_array().is_some_and(|all| !all.is_empty()))
+                found.and_then(|one| one["addresses"].as_array()).is_none_or(Vec::is_empty)
             };
             Ok(match pods.iter().find(unknown) {
                 Some(place) => Err(format!("{} is unknown or has no address", place.pod())),

@@ -156,7 +156,7 @@ impl<'a, S: Stage> Play<'a, S> {
             let line = self.line(when, item, &evidence, judgement);
             self.lines.push(line);
         }
-        self.lines.extend(skipped.into_iter().map(|Item { one, skip, .. }| not_made(when, &one, skip)));
+        self.lines.extend(skipped.into_iter().map(|item| not_made(when, item)));
         Ok(())
     }
 
@@ -279,12 +279,34 @@ fn is_reported(one: &Try<Place>) -> bool {
     matches!(one.expect, Expect::Denied | Expect::Audited)
 }
 
-fn not_made(when: &'static str, one: &Try<Place>, skip: Option<String>) -> Line {
+/// The line of what was not tried. What is core is not skipped: without it nothing was verified.
+fn not_made(when: &'static str, Item { one, core, skip }: Item) -> Line {
     let (who, how) = (one.who.who(), one.how.to_owned());
-    let (expected, got) = (String::new(), String::new());
-    Line { when, who, how, expected, got, as_expected: false, skipped: skip }
+    let why = skip.unwrap_or_default();
+    let (expected, got, skipped) = if core {
+        ("tried".to_owned(), format!("not tried: {why}"), None)
+    } else {
+        (String::new(), String::new(), Some(why))
+    };
+    Line { when, who, how, expected, got, as_expected: false, skipped }
 }
 
 fn time(flow: &Value) -> Option<Timestamp> {
     flow["time"].as_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tries::table::{Sum, sum};
+
+    #[test]
+    fn what_is_core_is_not_skipped() {
+        let item = |core| {
+            let one = Try::new(Place::Free, "how", &[], Expect::Works);
+            not_made("x", Item { one, core, skip: Some("no IPv4".to_owned()) })
+        };
+        assert_eq!(sum(&[item(true), item(false)]), Sum { as_expected: 0, skipped: 1, wrong: 1 });
+        assert!(item(true).got.contains("no IPv4"));
+    }
 }

@@ -1,17 +1,24 @@
 //! The command line. Every word that can be an attempt is in [`AttemptCommand`], so `script` takes the same words.
 
+mod attempt;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+pub(crate) use self::attempt::{AttemptCommand, InjectOptions, SelfAcceptOptions, Via};
+use self::attempt::{dns_server, hardware_address};
 use crate::serve::dns::Record;
 
 /// Servers and one-shot network attempts for tests of egress enforcement; prints JSON lines.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Cli {
+    /// Become this user and group first, without supplementary groups (the sidecar is 1337).
+    #[arg(long, global = true, value_name = "UID")]
+    pub(crate) user: Option<u32>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -93,6 +100,30 @@ pub(crate) enum Command {
     Flood(FloodOptions),
     /// Run attempts given as JSON argv arrays on standard input, one a line.
     Script,
+    /// Do nothing until told to end: what a container runs that others are to look around in.
+    Pause,
+    /// Several servers of one pod: HTTP, and echoes of UDP and TCP.
+    Serve(ServeOptions),
+    /// Stand in for the outside on a node: take addresses that nobody has, answer there, and remember what arrives.
+    Outside(OutsideOptions),
+    /// Ask the `outside` of this address, on the same node, what has arrived.
+    Arrived {
+        #[arg(long)]
+        of: IpAddr,
+        /// Leave out this many packets, which were told of before.
+        #[arg(long, default_value_t = 0)]
+        since: usize,
+    },
+    /// Make one attempt again and again: a line whenever it ends in another way than the last one, and a sum at the end.
+    Repeat {
+        /// Time from the beginning of one to that of the next.
+        #[arg(long, default_value_t = 10)]
+        every_ms: u64,
+        #[arg(long, default_value_t = 1000)]
+        for_ms: u64,
+        #[command(subcommand)]
+        command: AttemptCommand,
+    },
     #[command(flatten)]
     Attempt(AttemptCommand),
 }
@@ -148,6 +179,35 @@ pub(crate) struct HoldOptions {
     pub(crate) interval_ms: u64,
     #[arg(long, default_value_t = 2000)]
     pub(crate) timeout_ms: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    /// What the HTTP answers call this server.
+    #[arg(long)]
+    pub(crate) name: String,
+    #[arg(long, value_name = "PORT")]
+    pub(crate) http: Option<u16>,
+    #[arg(long, value_name = "PORT")]
+    pub(crate) udp: Option<u16>,
+    #[arg(long, value_name = "PORT")]
+    pub(crate) echo: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutsideOptions {
+    /// An address to take. May be given once for each family.
+    #[arg(long = "address", required = true)]
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The device that gets the addresses.
+    #[arg(long, default_value = "lo")]
+    pub(crate) device: String,
+    /// The first of the ports that answer HTTP, and echo UDP.
+    #[arg(long, default_value_t = 18_000)]
+    pub(crate) first_port: u16,
+    /// How many ports.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) ports: u16,
 }
 
 #[derive(Debug, Args)]
@@ -226,187 +286,6 @@ pub(crate) struct TalkOptions {
     pub(crate) take: Option<PathBuf>,
 }
 
-/// By which way an injected packet is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Via {
-    /// A raw IP socket with the header included.
-    Raw,
-    /// A raw IP socket of the packet's protocol, for which the kernel makes the header.
-    Protocol,
-    /// A raw packet socket.
-    Frame,
-    /// A raw packet socket past the queueing discipline.
-    Bypass,
-    /// A packet socket's transmit ring.
-    Ring,
-    /// An AF_XDP socket.
-    Xdp,
-    /// A packet socket for which the kernel makes the Ethernet header.
-    Cooked,
-    /// A tun device, as if the packet had come in there.
-    Tun,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct InjectOptions {
-    /// The IP packet as hexadecimal digits.
-    #[arg(value_parser = packet_bytes)]
-    pub(crate) packet: Bytes,
-    #[arg(long, value_enum)]
-    pub(crate) via: Via,
-    #[arg(long, default_value = "eth0")]
-    pub(crate) interface: String,
-    /// The type of the frame; by default that of the packet's IP version.
-    #[arg(long)]
-    pub(crate) ethertype: Option<u16>,
-    /// With an 802.1Q tag of this number.
-    #[arg(long)]
-    pub(crate) vlan: Option<u16>,
-    /// Where the frame goes.
-    #[arg(long, value_parser = hardware_address, default_value = "ff:ff:ff:ff:ff:ff")]
-    pub(crate) destination_mac: [u8; 6],
-}
-
-/// Bytes given as hexadecimal digits.
-#[derive(Debug, Clone)]
-pub(crate) struct Bytes(pub(crate) Vec<u8>);
-
-fn packet_bytes(text: &str) -> Result<Bytes, String> {
-    egress_probe::packet::from_hex(text)
-        .map(Bytes)
-        .ok_or_else(|| format!("{text:?} are no hexadecimal digits"))
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SelfAcceptOptions {
-    /// What the client's half is bound to.
-    pub(crate) from: SocketAddr,
-    /// Where the server's half listens, and the client's connects to.
-    pub(crate) listen: SocketAddr,
-    /// Run by the shell once the connection stands, before anything is sent.
-    #[arg(long)]
-    pub(crate) then: Option<String>,
-    #[arg(long, default_value = "probe")]
-    pub(crate) payload: String,
-    #[arg(long, default_value_t = 1000)]
-    pub(crate) timeout_ms: u64,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AttemptCommand {
-    /// HTTP GET.
-    Get {
-        /// http://HOST[:PORT][/PATH]; HOST is a name, an IPv4 address or a bracketed IPv6 address.
-        url: String,
-        #[arg(long, default_value_t = 2000)]
-        timeout_ms: u64,
-        /// DNS server for names, ADDR or ADDR:PORT.
-        #[arg(long, value_parser = dns_server)]
-        dns: Option<SocketAddr>,
-    },
-    /// Send a datagram and wait for its echo.
-    Udp {
-        target: SocketAddr,
-        #[arg(long, default_value = "probe")]
-        payload: String,
-        /// The port to send from; by default any.
-        #[arg(long, default_value_t = 0)]
-        source_port: u16,
-        #[arg(long, default_value_t = 2000)]
-        timeout_ms: u64,
-    },
-    /// ICMP or ICMPv6 echo by a raw socket, or by a ping socket where raw sockets are not allowed.
-    Ping {
-        target: IpAddr,
-        #[arg(long, default_value = "egress-probe ping")]
-        payload: String,
-        #[arg(long, default_value_t = 2000)]
-        timeout_ms: u64,
-    },
-    /// Connect by TCP and close.
-    Tcp {
-        target: SocketAddr,
-        /// The port to connect from; by default any.
-        #[arg(long, default_value_t = 0)]
-        source_port: u16,
-        /// By MPTCP, whose connections are sockets that the kernel makes.
-        #[arg(long)]
-        mptcp: bool,
-        #[arg(long, default_value_t = 2000)]
-        timeout_ms: u64,
-    },
-    /// Ask a DNS server for the A and AAAA records of a name.
-    Resolve {
-        name: String,
-        #[arg(long, value_parser = dns_server)]
-        dns: SocketAddr,
-        #[arg(long, default_value_t = 2000)]
-        timeout_ms: u64,
-    },
-    /// Send bytes to a TCP echo server and read all of them back.
-    Volume {
-        target: SocketAddr,
-        #[arg(long, default_value_t = 4 * 1024 * 1024)]
-        bytes: usize,
-        #[arg(long, default_value_t = 8000)]
-        timeout_ms: u64,
-    },
-    /// Send an IP packet as it is given; nothing is awaited.
-    Inject(InjectOptions),
-    /// Connect to ourselves from an address that is made ours for that, then send by the accepted half.
-    SelfAccept(SelfAcceptOptions),
-    /// Declare a TCP socket connected without a packet (TCP_REPAIR) and send by it; nothing is awaited.
-    Repair {
-        target: SocketAddr,
-        /// Our own address and port.
-        #[arg(long)]
-        from: SocketAddr,
-        #[arg(long, default_value = "probe")]
-        payload: String,
-    },
-    /// Send an IPv4 UDP packet with a header of our own making (IP_HDRINCL); nothing is awaited.
-    Raw {
-        target: std::net::Ipv4Addr,
-        /// The source address to claim.
-        #[arg(long)]
-        from: std::net::Ipv4Addr,
-        #[arg(long, default_value_t = 9999)]
-        port: u16,
-        #[arg(long, default_value = "probe")]
-        payload: String,
-    },
-    /// Send a UDP packet as an Ethernet frame (AF_PACKET); nothing is awaited.
-    Packet {
-        target: IpAddr,
-        #[arg(long, default_value = "eth0")]
-        interface: String,
-        /// The source address to claim; by default the interface's own.
-        #[arg(long)]
-        from: Option<IpAddr>,
-        #[arg(long, default_value_t = 9999)]
-        port: u16,
-        #[arg(long, default_value = "probe")]
-        payload: String,
-        /// Where the frame goes; by default the hardware address of the IPv4 gateway, asked by ARP.
-        #[arg(long, value_parser = hardware_address)]
-        destination_mac: Option<[u8; 6]>,
-    },
-}
-
-fn dns_server(text: &str) -> Result<SocketAddr, String> {
-    text.parse::<SocketAddr>()
-        .or_else(|_| text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53)))
-        .map_err(|_| format!("{text:?} is neither an address nor an address with a port"))
-}
-
-fn hardware_address(text: &str) -> Result<[u8; 6], String> {
-    let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
-    bytes
-        .ok()
-        .and_then(|bytes| <[u8; 6]>::try_from(bytes).ok())
-        .ok_or_else(|| format!("{text:?} is no hardware address"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,17 +298,18 @@ mod tests {
     }
 
     #[test]
-    fn dns_servers_have_port_53_unless_told() {
-        assert_eq!(dns_server("10.0.0.1").unwrap(), "10.0.0.1:53".parse().unwrap());
-        assert_eq!(dns_server("fd00::1").unwrap(), "[fd00::1]:53".parse().unwrap());
-        assert_eq!(dns_server("[fd00::1]:5353").unwrap(), "[fd00::1]:5353".parse().unwrap());
-        assert!(dns_server("name").is_err());
-    }
-
-    #[test]
     fn script_lines_have_no_program_name() {
         let line = ScriptLine::try_parse_from(["tcp", "10.0.0.1:80"]).unwrap();
         assert!(matches!(line.command, AttemptCommand::Tcp { .. }));
         assert!(ScriptLine::try_parse_from(["serve-udp", "--port", "1"]).is_err());
+    }
+
+    #[test]
+    fn an_attempt_may_be_repeated_and_made_as_another_user() {
+        let words = ["egress-probe", "--user", "1337", "repeat", "--for-ms", "5", "tcp", "10.0.0.1:80"];
+        let cli = Cli::try_parse_from(words).unwrap();
+        assert_eq!(cli.user, Some(1337));
+        assert!(matches!(cli.command, Command::Repeat { for_ms: 5, .. }));
+        assert!(Cli::try_parse_from(["egress-probe", "tcp", "10.0.0.1:80", "--user", "0"]).is_ok());
     }
 }

@@ -154,6 +154,39 @@ pub struct Storm {
     pub elapsed_ms: u64,
 }
 
+/// An attempt of `repeat` that ended in another way than the one before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// When it began, in milliseconds since the start.
+    pub at_ms: u64,
+    /// How it ended.
+    pub attempt: Attempt,
+}
+
+/// What came of a `repeat`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeated {
+    /// Attempts.
+    pub count: u64,
+    /// Those that did not succeed.
+    pub failed: u64,
+    /// Why the last of them did not.
+    pub last_failure: Option<String>,
+    /// How long the longest took.
+    pub longest_ms: u64,
+    /// How long all took.
+    pub elapsed_ms: u64,
+}
+
+/// The last line of `arrived`, after the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrivals {
+    /// Packets since the start, told of or not.
+    pub total: usize,
+    /// Those that found no room to be remembered.
+    pub forgotten: usize,
+}
+
 impl Storm {
     /// Counts a datagram by what came of it.
     pub fn count(&mut self, result: &std::io::Result<()>) {

@@ -8,6 +8,7 @@ mod cli;
 mod load;
 mod net;
 mod serve;
+mod user;
 
 use std::io::{self, BufRead as _};
 use std::process::ExitCode;
@@ -17,7 +18,8 @@ use clap::Parser as _;
 use crate::cli::{AttemptCommand, Cli, Command, ScriptLine};
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let cli = Cli::parse();
+    match user::become_user(cli.user).and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("egress-probe: {error:#}");
@@ -44,6 +46,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Storm(options) => attempt::storm::run(&options),
         Command::Flood(options) => attempt::storm::flood(&options),
         Command::Script => script(),
+        Command::Pause => user::pause(),
+        Command::Serve(options) => serve::several(&options),
+        Command::Outside(options) => serve::outside::run(&options),
+        Command::Arrived { of, since } => serve::outside::arrived(of, since),
+        Command::Repeat { every_ms, for_ms, command } => attempt::repeat::run(every_ms, for_ms, &command),
         Command::Attempt(command) => net::print_line(&attempt::run(&command)),
     }
 }

@@ -73,6 +73,14 @@ where
     F: Fn(TcpStream, SocketAddr) + Clone + Send + 'static,
 {
     announce_ready()?;
+    accept(listener, &handle)
+}
+
+/// Gives every connection a thread of its own, for ever.
+pub(crate) fn accept<F>(listener: &TcpListener, handle: &F) -> !
+where
+    F: Fn(TcpStream, SocketAddr) + Clone + Send + 'static,
+{
     loop {
         match listener.accept() {
             Ok((stream, peer)) => {

@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod command;
 mod demo;
 mod image;
@@ -11,6 +12,8 @@ mod lint;
 mod manifests;
 mod setup;
 mod test;
+mod tries;
+mod verify;
 mod vm;
 
 use std::process::ExitCode;
@@ -35,6 +38,8 @@ enum Command {
     Demo(demo::Args),
     /// Run every test: host tests, then the privileged ones against the running kernel. Needs root.
     Test(test::Args),
+    /// Play the same on a cluster with the agent installed, from inside pods, and print who got where.
+    Verify(verify::Args),
     /// Measure, print a table, and with `--record` write it into docs/performance.md.
     Bench(bench::Args),
     /// Build the images of agent and probe as OCI archives, from scratch and reproducible, without a daemon.
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(args) => build::build_and_describe(args).map(|_| ()),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Image(args) => image::image(&args),
         Command::Manifests(args) => manifests::manifests(&args),
@@ -81,6 +87,8 @@ mod tests {
         let ok = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
         assert!(ok("xtask test") && ok("xtask test life") && ok("xtask test --vm 6.1,6.12 life"));
         assert!(ok("xtask test --vm 6.1 --record") && !ok("xtask test --record"));
+        assert!(ok("xtask test --cluster --kubeconfig f") && !ok("xtask test --cluster life"));
+        assert!(ok("xtask verify --here") && !ok("xtask verify --here --node n"));
         assert!(!ok("xtask test --vm 6.1 --probe --record") && !ok("xtask test --vm 6.1 --record life"));
     }
 }

@@ -8,7 +8,7 @@ use egress_topology::private_mount_namespace;
 
 use crate::command::{cargo, run};
 use crate::setup::{self, Need};
-use crate::{build, command, vm};
+use crate::{build, cluster, command, vm};
 
 /// Arguments of `test`.
 #[derive(Debug, clap::Args)]
@@ -27,10 +27,15 @@ pub(crate) struct Args {
     /// With `--vm`: minutes that a kernel may take.
     #[arg(long, default_value_t = 30, requires = "vm")]
     minutes: u64,
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
 }
 
 /// Runs every test, and the demonstration. Nothing skips: without root it fails before anything runs.
 pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
+    if args.cluster.is_asked() {
+        return cluster::test(&args.cluster);
+    }
     if !nix::unistd::geteuid().is_root() {
         bail!("the privileged tests load BPF and make network namespaces: run `sudo -E cargo xtask test`");
     }
@@ -75,6 +80,7 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     run("privileged tests of the object that logs", &mut filtered(traced))?;
     if args.filter.is_none() {
         run("the demonstration", cargo().args(["xtask", "demo"]))?;
+        run("verify, on this machine", cargo().args(["xtask", "verify", "--here"]))?;
     }
     eprintln!("    kernel: {}", command::output(Command::new("uname").arg("-r")).unwrap_or_default());
     Ok(())

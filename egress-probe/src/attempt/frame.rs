@@ -226,6 +226,22 @@ fn gateway(interface: &str) -> io::Result<Option<Ipv4Addr>> {
     }))
 }
 
+/// What the kernel knows of the hardware address of `wanted`, from packets that it has sent there itself.
+fn known_hardware_address(interface: &str, wanted: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/arp")?;
+    Ok(table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let [address, _, _, hardware, .., device] = columns.as_slice() else { return None };
+        if *device != interface || address.parse() != Ok(wanted) {
+            return None;
+        }
+        let bytes: Option<Vec<u8>> =
+            hardware.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
+        // An address that was asked for, without an answer yet, is all zeros.
+        bytes?.try_into().ok().filter(|bytes| *bytes != [0; 6])
+    }))
+}
+
 /// Asks by ARP who has `wanted`.
 fn ask_hardware_address(
     interface: &str,
@@ -283,7 +299,11 @@ pub(crate) fn send(
             let gateway = gateway(interface).during("read routes")?.ok_or_else(|| {
                 Failure::other(format!("no IPv4 gateway on {interface}; give --destination-mac"))
             })?;
-            ask_hardware_address(interface, hardware, own, gateway).during("ask by ARP")?
+            // Asking is a frame itself, which may be denied.
+            match known_hardware_address(interface, gateway).during("read neighbours")? {
+                Some(known) => known,
+                None => ask_hardware_address(interface, hardware, own, gateway).during("ask by ARP")?,
+            }
         }
         (None, _) => {
             return Err(Failure::other(format!("no IPv4 address on {interface}; give --destination-mac")));

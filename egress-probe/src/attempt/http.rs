@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use super::{Budget, During as _, Failure, Success, dns};
+use super::{Budget, During as _, Failure, Success, dns, socket};
 use crate::net;
 
 /// The longest body that is kept.
@@ -37,10 +37,49 @@ fn parse(url: &str) -> Result<Url<'_>, Failure> {
     Ok(Url { authority, host, port, path })
 }
 
+/// How to get there.
+#[derive(Debug, Default)]
+pub(crate) struct Way {
+    /// Resolves names.
+    pub(crate) dns: Option<SocketAddr>,
+    /// A forward proxy.
+    pub(crate) via: Option<SocketAddr>,
+    /// The local address.
+    pub(crate) from: Option<IpAddr>,
+}
+
+/// Connects to the target, or to the proxy, which is asked for a tunnel then. The status is that of a proxy that refused.
+fn connect(target: SocketAddr, way: &Way, budget: Budget) -> Result<Result<TcpStream, Success>, Failure> {
+    let first = way.via.unwrap_or(target);
+    let stream = match way.from {
+        Some(from) => socket::connect_from(from, first, budget.left("connect")?),
+        None => TcpStream::connect_timeout(&first, budget.left("connect")?),
+    };
+    let mut stream = stream.during("connect")?;
+    stream.set_write_timeout(Some(budget.left("write request")?)).during("set time limit")?;
+    if way.via.is_some() {
+        let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+        stream.write_all(request.as_bytes()).during("ask the proxy")?;
+        let head = net::read_head(&stream, |stream| stream.set_read_timeout(Some(budget.left_io()?)))
+            .during("read the proxy's answer")?;
+        let status = status(&head)?;
+        if status != 200 {
+            let detail = format!("{} from the proxy {first}", head.first_line);
+            return Ok(Err(Success { detail, status: Some(status), body: None }));
+        }
+    }
+    Ok(Ok(stream))
+}
+
+fn status(head: &net::Head) -> Result<u16, Failure> {
+    let bad = |_| Failure::other(format!("no HTTP answer: {:?}", head.first_line));
+    head.second_word().parse().map_err(bad)
+}
+
 /// Resolves, connects, asks, and reads the answer, all within the budget.
-pub(crate) fn get(url: &str, dns: Option<SocketAddr>, budget: Budget) -> Result<Success, Failure> {
+pub(crate) fn get(url: &str, way: &Way, budget: Budget) -> Result<Success, Failure> {
     let url = parse(url)?;
-    let address: IpAddr = match (url.host.parse(), dns) {
+    let address: IpAddr = match (url.host.parse(), way.dns) {
         (Ok(address), _) => address,
         (Err(_), Some(server)) => *dns::resolve(url.host, server, budget)?
             .first()
@@ -50,19 +89,18 @@ pub(crate) fn get(url: &str, dns: Option<SocketAddr>, budget: Budget) -> Result<
         }
     };
     let target = SocketAddr::new(address, url.port);
-    let stream = TcpStream::connect_timeout(&target, budget.left("connect")?).during("connect")?;
+    let stream = match connect(target, way, budget)? {
+        Ok(stream) => stream,
+        Err(refused) => return Ok(refused),
+    };
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: egress-probe\r\nConnection: close\r\n\r\n",
         url.path, url.authority
     );
-    stream.set_write_timeout(Some(budget.left("write request")?)).during("set time limit")?;
     (&stream).write_all(request.as_bytes()).during("write request")?;
     let head = net::read_head(&stream, |stream| stream.set_read_timeout(Some(budget.left_io()?)))
         .during("read answer")?;
-    let status: u16 = head
-        .second_word()
-        .parse()
-        .map_err(|_| Failure::other(format!("no HTTP answer: {:?}", head.first_line)))?;
+    let status = status(&head)?;
     let length: Option<usize> = head.field("content-length").and_then(|value| value.parse().ok());
     let mut body = head.rest;
     let mut buffer = [0_u8; 4096];

@@ -10,6 +10,7 @@ pub(crate) mod hold;
 pub(crate) mod http;
 pub(crate) mod inject;
 pub(crate) mod ping;
+pub(crate) mod repeat;
 pub(crate) mod socket;
 pub(crate) mod storm;
 pub(crate) mod talk;
@@ -17,6 +18,7 @@ pub(crate) mod trick;
 pub(crate) mod xdp;
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use egress_probe::{Attempt, Outcome};
@@ -96,9 +98,12 @@ impl Budget {
 pub(crate) fn run(command: &AttemptCommand) -> Attempt {
     let start = Instant::now();
     let result = match command {
-        AttemptCommand::Get { url, timeout_ms, dns } => http::get(url, *dns, Budget::new(*timeout_ms)),
-        AttemptCommand::Udp { target, payload, source_port, timeout_ms } => {
-            socket::udp(*target, *source_port, payload, Budget::new(*timeout_ms))
+        AttemptCommand::Get { url, timeout_ms, dns, via, from } => {
+            http::get(url, &http::Way { dns: *dns, via: *via, from: *from }, Budget::new(*timeout_ms))
+        }
+        AttemptCommand::Udp { target, from, payload, source_port, timeout_ms } => {
+            let from = from.map(|address| SocketAddr::new(address, *source_port));
+            socket::udp(*target, from, *source_port, payload, Budget::new(*timeout_ms))
         }
         AttemptCommand::Ping { target, payload, timeout_ms } => {
             ping::ping(*target, payload, Budget::new(*timeout_ms))

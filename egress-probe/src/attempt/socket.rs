@@ -23,14 +23,22 @@ pub(crate) fn connected_udp(target: SocketAddr, source_port: u16) -> Result<UdpS
     Ok(socket)
 }
 
-/// Sends a datagram and waits for the same bytes.
+/// Sends a datagram and waits for the same bytes. `from` is more than the port alone.
 pub(crate) fn udp(
     target: SocketAddr,
+    from: Option<SocketAddr>,
     source_port: u16,
     payload: &str,
     budget: Budget,
 ) -> Result<Success, Failure> {
-    let socket = connected_udp(target, source_port)?;
+    let socket = match from {
+        Some(from) => {
+            let socket = UdpSocket::bind(from).during("bind")?;
+            socket.connect(target).during("connect")?;
+            socket
+        }
+        None => connected_udp(target, source_port)?,
+    };
     socket.send(payload.as_bytes()).during("send")?;
     let mut buffer = [0_u8; 65536 / 8];
     loop {
@@ -45,6 +53,14 @@ pub(crate) fn udp(
             });
         }
     }
+}
+
+/// Connects from a local address.
+pub(crate) fn connect_from(from: IpAddr, target: SocketAddr, within: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect_timeout(&target.into(), within)?;
+    Ok(socket.into())
 }
 
 /// Connects from a port, of which 0 is any.

@@ -64,7 +64,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
 
-fn read_v4(packet: &[u8]) -> Option<Captured> {
+pub(super) fn read_v4(packet: &[u8]) -> Option<Captured> {
     let src: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
     let dst: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
     let header = usize::from(packet[0] & 0x0f) * 4;
@@ -86,7 +86,7 @@ fn read_v6(packet: &[u8]) -> Option<Captured> {
 }
 
 /// Neighbour discovery, or multicast listener discovery with its hop-by-hop header.
-fn is_link_chatter(protocol: i32, payload: &[u8]) -> bool {
+pub(super) fn is_link_chatter(protocol: i32, payload: &[u8]) -> bool {
     match protocol {
         libc::IPPROTO_ICMPV6 => matches!(payload.first(), Some(130..=137 | 143)),
         libc::IPPROTO_HOPOPTS => {
@@ -98,7 +98,7 @@ fn is_link_chatter(protocol: i32, payload: &[u8]) -> bool {
     }
 }
 
-fn describe((src, dst): (IpAddr, IpAddr), protocol: i32, payload: &[u8], len: usize) -> Captured {
+pub(super) fn describe((src, dst): (IpAddr, IpAddr), protocol: i32, payload: &[u8], len: usize) -> Captured {
     let name = match protocol {
         libc::IPPROTO_TCP => "TCP".to_owned(),
         libc::IPPROTO_UDP => "UDP".to_owned(),

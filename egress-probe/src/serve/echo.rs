@@ -1,7 +1,7 @@
 //! `serve-udp` and `serve-echo`: give back what comes.
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +12,11 @@ use crate::net;
 pub(crate) fn run_udp(listen: &Listen) -> anyhow::Result<()> {
     let socket = net::listen_udp(listen.bind, listen.port)?;
     net::announce_ready()?;
+    datagrams(&socket)
+}
+
+/// Sends every datagram back, for ever.
+pub(crate) fn datagrams(socket: &UdpSocket) -> ! {
     let mut buffer = vec![0_u8; 65536];
     loop {
         let echoed =
@@ -34,11 +39,14 @@ pub(crate) fn run_tcp(listen: &Listen, once: bool) -> anyhow::Result<()> {
         echo(&stream)?;
         return Ok(());
     }
-    net::serve_connections(&listener, |stream, peer| {
-        if let Err(error) = echo(&stream) {
-            eprintln!("egress-probe: {peer}: {error}");
-        }
-    })
+    net::serve_connections(&listener, |stream, peer| connection(&stream, peer))
+}
+
+/// Echoes one connection.
+pub(crate) fn connection(stream: &TcpStream, peer: SocketAddr) {
+    if let Err(error) = echo(stream) {
+        eprintln!("egress-probe: {peer}: {error}");
+    }
 }
 
 fn echo(stream: &TcpStream) -> io::Result<u64> {

@@ -12,12 +12,17 @@ use crate::net;
 /// Serves until killed.
 pub(crate) fn run(listen: &Listen, name: &str) -> anyhow::Result<()> {
     let listener = net::listen_tcp(listen.bind, listen.port)?;
+    net::serve_connections(&listener, handler(name))
+}
+
+/// What answers one connection.
+pub(crate) fn handler(name: &str) -> impl Fn(TcpStream, SocketAddr) + Clone + Send + 'static {
     let name = name.to_owned();
-    net::serve_connections(&listener, move |stream, peer| {
+    move |stream, peer| {
         if let Err(error) = answer(&stream, peer, &name) {
             eprintln!("egress-probe: {peer}: {error}");
         }
-    })
+    }
 }
 
 fn answer(stream: &TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {

@@ -7,47 +7,44 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use egress_topology::bookinfo::{
-    App, DNS_VIP, GATEWAY_VIP, OUTSIDE_HTTP, OUTSIDE_NAME, OUTSIDE_UDP, REVIEWS_VIP, SIDECAR_USER,
-};
+use egress_topology::bookinfo::{DNS_VIP, GATEWAY_VIP, OUTSIDE_HTTP, OUTSIDE_NAME, OUTSIDE_UDP, REVIEWS_VIP};
 use egress_topology::{Agent, Container, OUTSIDE_V4, OUTSIDE_V6};
 
-use super::tries::{self, Expect, Target, Try};
-use super::{Line, Stage};
-
-/// A connection that is denied ends by running out of this.
-const DENIED_MS: &str = "1000";
+use super::Stage;
+use super::run::{self, Try};
+use crate::tries::table::Line;
+use crate::tries::{DENIED_MS, Expect, Outside, SIDECAR_USER, around};
 
 /// Plays the whole life of the enforcer.
 pub(crate) fn play(stage: &mut Stage, agent: &mut Agent, policy: &str) -> anyhow::Result<Vec<Line>> {
-    let mut lines = tries::run(stage, None, "no enforcer", &direct(stage, Expect::Works))?;
+    let mut lines = run::run(stage, None, "no enforcer", &direct(stage, Expect::Works))?;
 
     agent.start(&stage.topology)?;
     let enforced = enforced(stage);
-    lines.extend(tries::run(stage, Some(agent), "enforced", &enforced)?);
+    lines.extend(run::run(stage, Some(agent), "enforced", &enforced)?);
 
     agent.kill()?;
-    lines.extend(tries::run(stage, None, "agent killed with -9", &enforced)?);
+    lines.extend(run::run(stage, None, "agent killed with -9", &enforced)?);
 
     agent.start(&stage.topology)?;
     lines.push(reported_after_restart(agent, &enforced)?);
-    lines.extend(tries::run(stage, Some(agent), "agent restarted", &enforced)?);
+    lines.extend(run::run(stage, Some(agent), "agent restarted", &enforced)?);
     let ours = ours(agent)?;
 
     let audit = policy.replace("enforcement: Enforce", "enforcement: Audit");
     anyhow::ensure!(audit != policy, "the policy of the guide does not enforce");
     stage.write_policy(&audit)?;
     agent.wait("the policy audits", |status| status["endpoints"]["Isolated (audit)"] == 2)?;
-    lines.extend(tries::run(stage, Some(agent), "policy audits", &direct(stage, Expect::Audited))?);
+    lines.extend(run::run(stage, Some(agent), "policy audits", &direct(stage, Expect::Audited))?);
 
     fs::remove_file(stage.policy())?;
     agent.wait("no policy is left", |status| status["endpoints"]["Isolated (audit)"].is_null())?;
-    lines.extend(tries::run(stage, Some(agent), "policy removed", &direct(stage, Expect::Works))?);
+    lines.extend(run::run(stage, Some(agent), "policy removed", &direct(stage, Expect::Works))?);
 
     agent.stop()?;
     agent.cleanup(&stage.topology)?;
     lines.push(nothing_left(agent, &ours)?);
-    lines.extend(tries::run(stage, None, "cleaned up", &direct(stage, Expect::Works))?);
+    lines.extend(run::run(stage, None, "cleaned up", &direct(stage, Expect::Works))?);
     Ok(lines)
 }
 
@@ -57,91 +54,41 @@ fn enforced(stage: &Stage) -> Vec<Try> {
     let reviews = &stage.bookinfo.reviews;
     let by_name = format!("http://{OUTSIDE_NAME}/");
     let gateway: IpAddr = GATEWAY_VIP.parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-    let mut all = vec![
-        get(&page.app, None, "http by name, through sidecar and gateway", &by_name, Expect::Works),
-        get(&reviews.app, None, "http by name, through sidecar and gateway", &by_name, Expect::Refused),
-    ];
+    let by_sidecar = |app: &Container, expect| {
+        Try::get(app.clone(), "http by name, through sidecar and gateway", &by_name, expect)
+            .words(&["--dns", DNS_VIP])
+    };
+    let get = |who: &Container, how, url: &str| Try::get(who.clone(), how, url, Expect::Works);
+    let mut all = vec![by_sidecar(&page.app, Expect::Works), by_sidecar(&reviews.app, Expect::Refused(503))];
     all.extend(direct(stage, Expect::Denied));
-    all.push(Try {
-        target: Some(Target { address: gateway, protocol: "TCP", port: 443 }),
-        ..words(
-            &reviews.app,
-            Some(SIDECAR_USER),
-            "gateway, as UID 1337",
-            &["tcp", &format!("{GATEWAY_VIP}:443"), "--timeout-ms", DENIED_MS],
-            Expect::Denied,
-        )
-    });
+    let words = ["tcp", &format!("{GATEWAY_VIP}:443"), "--timeout-ms", DENIED_MS];
+    all.push(
+        Try::new(reviews.app.clone(), "gateway, as UID 1337", &words, Expect::Denied)
+            .user(SIDECAR_USER)
+            .to(gateway, "TCP", 443),
+    );
     let vip = format!("http://{REVIEWS_VIP}:9080/");
     let pod = format!("http://{}:9080/", reviews.pod.v4());
     let pod6 = format!("http://[{}]:9080/", reviews.pod.v6());
     let outside = format!("http://{OUTSIDE_V4}/");
+    let dns = ["resolve", OUTSIDE_NAME, "--dns", DNS_VIP];
     all.extend([
-        get(&page.app, None, "in the cluster: reviews by service", &vip, Expect::Works),
-        get(&page.app, Some(SIDECAR_USER), "in the cluster: reviews by pod address", &pod, Expect::Works),
-        get(&page.app, Some(SIDECAR_USER), "in the cluster: reviews by IPv6", &pod6, Expect::Works),
-        words(
-            &page.app,
-            None,
-            "in the cluster: DNS",
-            &["resolve", OUTSIDE_NAME, "--dns", DNS_VIP],
-            Expect::Works,
-        ),
-        get(&stage.bookinfo.gateway, None, "outside, as the gateway", &outside, Expect::Works),
-        get(&stage.bookinfo.free, None, "outside, as a pod without policy", &outside, Expect::Works),
+        get(&page.app, "in the cluster: reviews by service", &vip),
+        get(&page.app, "in the cluster: reviews by pod address", &pod).user(SIDECAR_USER),
+        get(&page.app, "in the cluster: reviews by IPv6", &pod6).user(SIDECAR_USER),
+        Try::new(page.app.clone(), "in the cluster: DNS", &dns, Expect::Works),
+        get(&stage.bookinfo.gateway, "outside, as the gateway", &outside),
+        get(&stage.bookinfo.free, "outside, as a pod without policy", &outside),
     ]);
     all
 }
 
 /// Every way past the sidecar, for both applications.
 fn direct(stage: &Stage, expect: Expect) -> Vec<Try> {
+    let [http, debug] = OUTSIDE_HTTP;
+    let outside = Outside { v4: OUTSIDE_V4.into(), v6: OUTSIDE_V6.into(), http, debug, udp: OUTSIDE_UDP };
     let apps = [&stage.bookinfo.productpage, &stage.bookinfo.reviews];
-    apps.into_iter().flat_map(|app| around(app, expect)).collect()
-}
-
-fn around(app: &App, expect: Expect) -> Vec<Try> {
-    let (v4, v6) = (IpAddr::from(OUTSIDE_V4), IpAddr::from(OUTSIDE_V6));
-    let to = |address, protocol, port| Some(Target { address, protocol, port });
-    let [http, other] = OUTSIDE_HTTP;
-    let proxy_user = Some(SIDECAR_USER);
-    let (url, url6) = (format!("http://{v4}:{http}/"), format!("http://[{v6}]:{http}/"));
-    let debug_url = format!("http://{v4}:{other}/");
-    let echo = format!("{v4}:{OUTSIDE_UDP}");
-    let (ping, ping6) = (v4.to_string(), v6.to_string());
-    vec![
-        Try { target: to(v4, "TCP", http), ..get(&app.app, proxy_user, "direct, as UID 1337", &url, expect) },
-        Try {
-            target: to(v6, "TCP", http),
-            ..get(&app.app, proxy_user, "direct by IPv6, as UID 1337", &url6, expect)
-        },
-        Try {
-            target: to(v4, "TCP", other),
-            ..get(&app.debug, proxy_user, "direct, from a debug container", &debug_url, expect)
-        },
-        Try {
-            target: to(v4, "UDP", OUTSIDE_UDP),
-            ..words(&app.app, None, "direct by UDP", &["udp", &echo, "--timeout-ms", DENIED_MS], expect)
-        },
-        Try {
-            target: to(v4, "ICMP", 0),
-            ..words(&app.app, None, "direct by ICMP", &["ping", &ping, "--timeout-ms", DENIED_MS], expect)
-        },
-        Try {
-            target: to(v6, "ICMPv6", 0),
-            ..words(&app.app, None, "direct by ICMPv6", &["ping", &ping6, "--timeout-ms", DENIED_MS], expect)
-        },
-    ]
-}
-
-fn get(container: &Container, user: Option<u32>, how: &'static str, url: &str, expect: Expect) -> Try {
-    // What works may take its time on a busy machine.
-    let timeout = if expect == Expect::Denied { DENIED_MS } else { "5000" };
-    words(container, user, how, &["get", url, "--dns", DNS_VIP, "--timeout-ms", timeout], expect)
-}
-
-fn words(container: &Container, user: Option<u32>, how: &'static str, words: &[&str], expect: Expect) -> Try {
-    let words = words.iter().map(|&word| word.to_owned()).collect();
-    Try { container: container.clone(), user, how, words, expect, target: None }
+    apps.into_iter().flat_map(|app| around(&app.app, &app.debug, &outside, expect)).collect()
 }
 
 /// What was denied while no agent ran waits in the kernel for the next one.
@@ -151,15 +98,16 @@ fn reported_after_restart(agent: &Agent, tries: &[Try]) -> anyhow::Result<Line> 
     let mut reported = 0;
     while reported < denied.len() && start.elapsed() < Duration::from_secs(3) {
         let flows = agent.flows()?;
-        reported = denied.iter().filter(|one| one.reported(&flows).is_some()).count();
+        reported = denied.iter().filter(|one| run::reported(one, &flows).is_some()).count();
     }
     Ok(Line {
         when: "agent restarted",
         who: "egress-agent".to_owned(),
         how: "flows of the time without it".to_owned(),
-        expected: "all reported",
+        expected: "all reported".to_owned(),
         got: format!("{reported} of {}", denied.len()),
         as_expected: reported == denied.len(),
+        skipped: None,
     })
 }
 
@@ -198,8 +146,9 @@ fn nothing_left(agent: &Agent, ours: &BTreeSet<(&'static str, u64)>) -> anyhow::
         when: "cleaned up",
         who: "the kernel".to_owned(),
         how: format!("its {} programs and maps, its pins", ours.len()),
-        expected: "none",
+        expected: "none".to_owned(),
         got: if none { "none".to_owned() } else { format!("{left:?}, {pins:?}") },
         as_expected: none,
+        skipped: None,
     })
 }

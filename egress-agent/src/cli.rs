@@ -153,7 +153,7 @@ pub struct RunArgs {
     pub hooks: Hooks,
     /// End the open connections that a change of policies denies, so that their processes see an error at once instead of waiting
     /// for a time-out. Connections that came in are left alone.
-    #[arg(long, env = "EGRESS_SEVER")]
+    #[arg(long, env = "EGRESS_SEVER", value_parser = clap::builder::FalseyValueParser::new())]
     pub sever: bool,
     /// Serve /metrics, /healthz and /readyz at this address and port, unencrypted and to everybody who can reach it; no port is open
     /// when absent. An IPv6 address needs no brackets.
@@ -231,7 +231,7 @@ const REPORTED: [&str; 2] = [Action::Deny.name(), Action::Audit.name()];
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
     /// Go on with new flows until interrupted.
-    #[arg(long, short, env = "EGRESS_FOLLOW")]
+    #[arg(long, short, env = "EGRESS_FOLLOW", value_parser = clap::builder::FalseyValueParser::new())]
     pub follow: bool,
     /// Only flows of this pod.
     #[arg(long, env = "EGRESS_POD", value_name = "NS/POD")]

@@ -16,6 +16,10 @@ use crate::pods::{PodCgroup, Scan};
 /// How long a pod without a process is looked at often; its sandbox is usually started at once.
 const EAGER: Duration = Duration::from_secs(30);
 
+/// How long a new pod that is seen in the node's network is looked at often: a runtime's first process is there before it enters
+/// the pod's own.
+const ENTERING: Duration = Duration::from_secs(3);
+
 /// What is known of the pods' networks.
 #[derive(Debug, Default)]
 pub(crate) struct Coverage {
@@ -104,7 +108,7 @@ impl Coverage {
             {
                 known.network = None;
             }
-            if look == Look::Whole || known.network.is_none() {
+            if look == Look::Whole || known.network.is_none() || known.enters() {
                 let unknown = known.network.is_none();
                 known.look(pod, &node);
                 found |= unknown && known.network.is_some();
@@ -121,7 +125,7 @@ impl Coverage {
 
     /// Whether a pod is to be looked at again soon.
     pub(crate) fn waits(&self) -> bool {
-        self.pods.values().any(|pod| pod.network.is_none() && pod.seen.elapsed() < EAGER)
+        self.pods.values().any(|pod| pod.enters() || (pod.network.is_none() && pod.seen.elapsed() < EAGER))
     }
 
     /// What went wrong, a sentence each.
@@ -211,10 +215,15 @@ impl Pod {
         self.error = Some(error);
     }
 
+    /// Whether it was seen in the node's network so soon that it may be on its way into one of its own.
+    fn enters(&self) -> bool {
+        self.network.as_ref().is_some_and(|network| network.host) && self.seen.elapsed() < ENTERING
+    }
+
     /// Whether something is to be done about the pod even if nothing on the node has changed.
     fn lacks(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
         let host = self.network.as_ref().is_some_and(|network| network.host);
-        self.network.is_none() || (host && !self.arrivals && is_selected(pod, datapath))
+        self.network.is_none() || self.enters() || (host && !self.arrivals && is_selected(pod, datapath))
     }
 
     /// A pod of the node's network has no veth; if a policy selects it, what comes in is watched at its sockets.

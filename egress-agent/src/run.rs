@@ -143,6 +143,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         }
         let applied = agent.enforce();
         let covered = agent.cover(look);
+        agent.announce();
         agent.serve(|client| cluster::spawn(client, &settings, published.clone(), flows.live()));
         if agent.has_applied() {
             severing.want();

@@ -125,6 +125,9 @@ pub struct WatchStatus {
     pub events: u64,
     /// Times that everything had to be listed anew.
     pub relists: u64,
+    /// For how many seconds it has been failing.
+    #[serde(default)]
+    pub failing_seconds: u64,
     /// What went wrong last, until it goes right again.
     pub error: Option<String>,
 }
@@ -158,4 +161,21 @@ pub struct EndpointStatus {
     pub lock: bool,
     /// The containers that are known to be proxies of the lock.
     pub proxies: Vec<String>,
+    /// Its containers that have a cgroup now.
+    #[serde(default)]
+    pub containers: Vec<ContainerStatus>,
+    /// The revision that the maps are at.
+    #[serde(default)]
+    pub revision: u64,
+}
+
+/// A container of a local pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Its name, where it is known.
+    pub name: Option<String>,
+    /// Id of its cgroup.
+    pub cgroup: u64,
+    /// `proxy` of a lock, or `other`.
+    pub role: String,
 }

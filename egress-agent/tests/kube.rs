@@ -150,7 +150,10 @@ fn on_a_node_without_pins_nothing_is_cut_before_everything_was_read() {
     world.apply(&policy(json!({})));
     let fault = world.fixture.fault("networkpolicies", &Verb::READ, Fault::Forbidden);
     world.stand.agent.spawn(&world.stand.topology).unwrap();
-    let waits = |status: &Value| status["pending"].to_string().contains("may not watch networkpolicies");
+    let waits = |status: &Value| {
+        status["pending"].to_string().contains("first complete list of NetworkPolicy")
+            && status["source"]["errors"].to_string().contains("may not watch networkpolicies")
+    };
     world.stand.agent.wait("it says what it may not", waits).unwrap();
     passes(&pod, &outside()[0]);
     assert_eq!(world.status()["hooks"], json!([]));

@@ -242,7 +242,7 @@ fn malformed_yaml_is_named_with_file_and_line_and_the_rest_applies() {
     let status = stand.agent.status().unwrap();
     let errors = status["source"]["errors"].as_array().unwrap();
     assert!(
-        errors.iter().any(|e| e["file"].as_str().unwrap().ends_with("zz-broken.yaml") && e["line"].is_u64()),
+        errors.iter().any(|e| e["place"].as_str().unwrap().ends_with("zz-broken.yaml") && e["line"].is_u64()),
         "{status}"
     );
     let table = stand.agent.ask(&["status"]).unwrap();

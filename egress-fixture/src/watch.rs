@@ -95,16 +95,20 @@ pub(crate) async fn watch(
         Ok(seconds) => Duration::from_secs(seconds),
     };
     let bookmarks = flag("allowWatchBookmarks");
-    let late = match asked {
-        Some(version) if streaming => fresh(shared, version).await.err(),
-        _ => None,
-    };
-    // Without a version, or with any, a watch begins with everything that is there.
-    let everything = streaming || (!initial && asked.unwrap_or(0) == 0);
     let stale = match fault {
         Some(Fault::Stale(version)) => Some(*version),
         _ => None,
     };
+    let late = match (asked, stale) {
+        // A replica that lags behind does not get there in time.
+        (Some(version), Some(stale)) if streaming && version > stale => {
+            Some(Failure::too_large(version, stale))
+        }
+        (Some(version), _) if streaming => fresh(shared, version).await.err(),
+        _ => None,
+    };
+    // Without a version, or with any, a watch begins with everything that is there.
+    let everything = streaming || (!initial && asked.unwrap_or(0) == 0);
 
     let mut queue = VecDeque::new();
     let (commands, received) = mpsc::unbounded_channel();

@@ -135,6 +135,24 @@ fn a_gateway_whose_destinations_cannot_be_read_fails_closed() {
 }
 
 #[test]
+fn a_gateway_with_a_misspelt_field_is_not_wider_than_it_was_meant() {
+    let with = |edit: fn(&mut Value)| {
+        let mut policy = lock(json!({}));
+        edit(&mut policy["spec"]["gateways"][0]);
+        mesh().with(policy)
+    };
+    let destinations = with(|gateway| gateway["destinatons"] = json!([{"cidr": "198.51.100.0/24"}]));
+    assert_eq!(reason(&destinations, "gw/gate"), Reason::InvalidPolicy);
+    // Without its namespaces it would be any pod with these labels, and free of every lock-down.
+    let namespace = with(|gateway| {
+        let namespaces = gateway["namespaces"].take();
+        *gateway = json!({"pods": {}, "namespace": namespaces});
+    });
+    assert_eq!(reason(&namespace, "app/web"), Reason::InvalidPolicy);
+    assert_eq!(reason(&with(|_| {}), "gw/gate"), Reason::Unselected);
+}
+
+#[test]
 fn every_mistake_in_a_network_policy_closes_the_pods_it_selects() {
     let rule =
         |rule| json!({"podSelector": labels("app", "web"), "policyTypes": ["Egress"], "egress": [rule]});

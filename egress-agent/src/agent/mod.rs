@@ -36,8 +36,8 @@ pub(crate) struct Agent {
     datapath: Datapath,
     source: Objects,
     source_state: Changes,
-    /// What is written to the API server, once that was reached.
-    cluster: Option<Cluster>,
+    /// What is written to the API server, once that was reached, and the number of the client that it uses.
+    cluster: Option<(Cluster, u64)>,
     index: Index,
     scan: Scan,
     /// Why the pod root could not be read at the last look.
@@ -59,6 +59,9 @@ pub(crate) struct Agent {
     compiler: Compiler,
     /// What the events since the last compile may have changed.
     changed: Dirty,
+    /// The log knows that this enforces, or that it waits for the source.
+    announced: bool,
+    waiting: bool,
     /// There is a reason to compile and apply.
     dirty: bool,
     /// The maps hold what was compiled but for these keys; `None` where that is not known.
@@ -108,6 +111,8 @@ impl Agent {
             adopted,
             compiler: Compiler::default(),
             changed: Dirty::default(),
+            announced: false,
+            waiting: false,
             dirty: true,
             behind: None,
             retry: false,
@@ -183,7 +188,7 @@ impl Agent {
     /// would be unknown, which may be more than their policies allow.
     fn stands(&self, object: &ObjectRef) -> Option<(String, Pod)> {
         let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
-        let here = self.scan.pods.iter().find(|local| claims(&pod, &local.uid))?;
+        let here = self.scan.pods.iter().find(|local| self.claims(&pod, &local.uid))?;
         Some((here.uid.clone(), pod))
     }
 
@@ -193,12 +198,12 @@ impl Agent {
         // It came back.
         self.lingering.retain(|(_, of)| of != object);
         let (claimed, kept): (Vec<_>, Vec<_>) =
-            self.lingering.drain(..).partition(|(name, _)| claims(new, name));
+            std::mem::take(&mut self.lingering).into_iter().partition(|(name, _)| self.claims(new, name));
         self.lingering = kept;
         for (_, of) in claimed {
             self.index(Event::Delete(of));
         }
-        if let Some((name, mut pod)) = self.stands(object).filter(|(name, _)| !claims(new, name)) {
+        if let Some((name, mut pod)) = self.stands(object).filter(|(name, _)| !self.claims(new, name)) {
             pod.name = format!("{} (before, UID {})", pod.name, pod.uid).into();
             self.lingering.push((name, pod.object_ref()));
             self.index(Event::Upsert(Object::Pod(pod)));
@@ -282,8 +287,20 @@ impl Agent {
         }
     }
 
-    /// Tells the log what is enforced, once.
-    pub(crate) fn announce(&self) {
+    /// Tells the log what is enforced, once; until then, what is waited for.
+    pub(crate) fn announce(&mut self) {
+        let enforces = !self.waits_for_source();
+        if std::mem::replace(&mut self.announced, enforces) {
+            return;
+        }
+        if !self.announced {
+            if !std::mem::replace(&mut self.waiting, true) {
+                tracing::info!(
+                    "nothing is attached yet: waiting for the first complete lists of the API server"
+                );
+            }
+            return;
+        }
         tracing::info!(
             node = self.node,
             pod_root = %self.root.path.display(),
@@ -389,9 +406,10 @@ impl Agent {
     pub(crate) fn waits_for_processes(&self) -> bool {
         self.coverage.waits()
     }
-}
 
-/// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod) is its own.
-fn claims(pod: &Pod, name: &str) -> bool {
-    !name.is_empty() && (*pod.uid == *name || pod.static_hash.as_deref() == Some(name))
+    /// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod of this node) is its own.
+    fn claims(&self, pod: &Pod, name: &str) -> bool {
+        let is_here = pod.node.as_deref() == Some(&self.node);
+        !name.is_empty() && (*pod.uid == *name || (is_here && pod.static_hash.as_deref() == Some(name)))
+    }
 }

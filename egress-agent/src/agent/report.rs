@@ -14,7 +14,10 @@ use crate::datapath::{Attached, DenialTotal, Denied};
 use crate::flow::{Flow, Sender};
 use crate::metrics::{Coverage, Measured, Tally};
 use crate::pods::{self, PodCgroup};
-use crate::status::{EndpointStatus, HookStatus, SourceStatus, Status, WatchStatus};
+use crate::status::{ContainerStatus, EndpointStatus, HookStatus, SourceStatus, Status, WatchStatus};
+
+/// After how many seconds without news of a kind the agent is not ready: pods that are new since may lack their policies.
+const STALE: u64 = 60;
 
 impl Agent {
     pub(crate) fn flow(&self, event: &FlowEvent) -> Flow {
@@ -106,11 +109,14 @@ impl Agent {
                     "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
                 );
             }
-            pending.extend(watches.iter().filter(|watch| !watch.synced).map(|watch| {
-                let error = watch.error.as_deref().unwrap_or("no answer yet");
-                format!("the first complete list of {}: {error}", watch.kind)
-            }));
+            // Why is in the source's errors: this is told at an open port as well.
+            let missing = watches.iter().filter(|watch| !watch.synced);
+            pending.extend(missing.map(|watch| format!("the first complete list of {}", watch.kind)));
         }
+        let stale =
+            self.source_state.watches.iter().filter(|watch| watch.synced && watch.failing_seconds >= STALE);
+        pending
+            .extend(stale.map(|watch| format!("no news of {} for {} s", watch.kind, watch.failing_seconds)));
         pending.extend(self.scan_error.iter().chain(&self.elsewhere).cloned());
         if self.datapath.attached().is_none() {
             pending.push("the socket hook is not attached".to_owned());
@@ -144,8 +150,23 @@ impl Agent {
             policy: format!("{:016x}", info.policy),
             proxies: info.proxies.iter().map(|proxy| proxy.name.clone()).collect(),
             lock: info.lock != 0,
+            containers: self.containers(cgroup, info),
+            revision: self.datapath.observed().config.revision,
         };
         (covered, status)
+    }
+
+    fn containers(&self, cgroup: u64, info: &EndpointInfo) -> Vec<ContainerStatus> {
+        let pod = self.scan.pods.iter().find(|pod| pod.cgroup == cgroup);
+        let status = |(id, cgroup): &(String, u64)| ContainerStatus {
+            name: self.container_name(&info.uid, id).map(str::to_owned),
+            cgroup: *cgroup,
+            role: match info.proxies.iter().any(|proxy| proxy.cgroup == *cgroup) {
+                true => "proxy".to_owned(),
+                false => "other".to_owned(),
+            },
+        };
+        pod.map(|pod| pod.containers.iter().map(status).collect()).unwrap_or_default()
     }
 }
 

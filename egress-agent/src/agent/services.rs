@@ -11,21 +11,25 @@ impl Agent {
     /// Starts what is written to the API server once that can be reached, and hands over what the status of policies is counted from
     /// where that is asked for.
     pub(crate) fn serve(&mut self, start: impl FnOnce(&Client) -> Cluster) {
-        if self.cluster.is_none() {
-            self.cluster = self.source.client().as_ref().map(start);
+        if let Some((client, number)) = self.source.client()
+            && self.cluster.as_ref().is_none_or(|(_, of)| *of != number)
+        {
+            // With those of the client before it, which was refused.
+            self.cluster = Some((start(&client), number));
         }
-        if let Some(cluster) = self.cluster.as_ref().filter(|cluster| cluster.wants_census() && !self.held) {
+        let cluster = self.cluster.as_ref().map(|(cluster, _)| cluster);
+        if let Some(cluster) = cluster.filter(|cluster| cluster.wants_census() && !self.held) {
             cluster.count(self.index.census());
         }
     }
 
     pub(super) fn services(&self) -> Vec<ServiceStatus> {
-        self.cluster.as_ref().map(Cluster::services).unwrap_or_default()
+        self.cluster.as_ref().map(|(cluster, _)| cluster.services()).unwrap_or_default()
     }
 
     /// Ends what is written to the API server; another agent leads soon.
     pub(crate) async fn end(self) {
-        if let Some(cluster) = self.cluster {
+        if let Some((cluster, _)) = self.cluster {
             cluster.end().await;
         }
     }

@@ -66,8 +66,19 @@ impl Agent {
     fn look_for_connections(&self, severing: &mut Severing) {
         let standing = Standing::new(self.datapath.observed());
         let judged: Vec<_> = self.scan.pods.iter().filter(|pod| standing.is_judged(pod.cgroup)).collect();
-        let networks = judged.iter().filter_map(|pod| self.coverage.network(pod.cgroup));
-        let within: BTreeMap<_, _> = networks.map(|network| (network.namespace, network.pid)).collect();
+        let mut node = None;
+        let mut within = BTreeMap::new();
+        for pod in &judged {
+            // The process that it was seen by may have been one of a moment.
+            let found = || {
+                let node = node.get_or_insert_with(network::on_node).as_ref().ok()?;
+                network::look(&pod.path, node).ok()?
+            };
+            let known = self.coverage.network(pod.cgroup).filter(|network| network.stands()).cloned();
+            if let Some(network) = known.or_else(found) {
+                within.insert(network.namespace, network.pid);
+            }
+        }
         let locked = judged.iter().filter(|pod| standing.is_locked(pod.cgroup));
         let locked = locked.map(|pod| pod.path.clone()).collect();
         if within.is_empty() {

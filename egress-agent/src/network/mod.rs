@@ -78,6 +78,13 @@ impl OnNode {
 }
 
 impl Network {
+    /// Whether the process that it was found by still is in it.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        fs::metadata(format!("/proc/{}/ns/net", self.pid))
+            .is_ok_and(|namespace| namespace.ino() == self.namespace)
+    }
+
     /// Looks at its veths again; tells whether it still is the network that was found.
     ///
     /// # Errors

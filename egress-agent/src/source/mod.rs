@@ -114,8 +114,8 @@ impl Objects {
         }
     }
 
-    /// The client of the API server, once there is one.
-    pub(crate) fn client(&self) -> Option<Client> {
+    /// The client of the API server, once there is one, and its number: another client has another.
+    pub(crate) fn client(&self) -> Option<(Client, u64)> {
         match self {
             Self::Files(_) => None,
             Self::Kube(watches) => watches.client(),

@@ -56,6 +56,8 @@ fn endpoint(pod: u64) -> EndpointStatus {
         policy: String::new(),
         lock: false,
         proxies: Vec::new(),
+        containers: Vec::new(),
+        revision: 1,
     }
 }
 

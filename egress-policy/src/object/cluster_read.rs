@@ -1,6 +1,6 @@
 //! Reads pods, namespaces, services, endpoint slices and nodes.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -389,7 +389,14 @@ fn ip(text: &str, path: &str) -> Result<Option<IpAddr>, ObjectError> {
     if text.is_empty() {
         return Ok(None);
     }
-    match text.parse::<IpAddr>() {
+    // Zeros in front are decimal to Kubernetes (`ParseIPSloppy`), which takes such addresses of old objects.
+    let plain = || {
+        text.split('.')
+            .map(|part| part.trim_start_matches('0'))
+            .map(|part| if part.is_empty() { "0" } else { part })
+    };
+    let sloppy = || plain().collect::<Vec<_>>().join(".").parse::<Ipv4Addr>().map(IpAddr::from);
+    match text.parse::<IpAddr>().or_else(|_| sloppy()) {
         Ok(ip) => Ok(Some(ip.to_canonical())),
         Err(_) => Err(ObjectError::new(path, format!("{text:?} is not an address"))),
     }

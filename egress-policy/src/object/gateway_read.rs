@@ -193,11 +193,18 @@ fn read_gateway(value: &Value, index: usize) -> Result<Gateway, ObjectError> {
 
 /// The pods of a gateway that cannot be read otherwise; they fail closed unless their destinations can.
 fn salvage_gateway(value: &Value, index: usize) -> Option<Gateway> {
+    /// What an entry may have.
+    const FIELDS: [&str; 7] = ["name", "namespaces", "pods", "addresses", "ports", "clients", "destinations"];
     let path = &format!("spec.gateways[{index}]");
+    // A field that is written wrongly may be the one that would have narrowed it.
+    let misspelt = value.as_object()?.keys().any(|key| !FIELDS.contains(&key.as_str()));
+    if misspelt && value.get("namespaces").is_none() {
+        return None;
+    }
     let field =
         |name: &str| value.get(name).map(|v| strict::<RawSelector>(v, &join(path, name))).transpose().ok();
     let pods = pod_peer(field("namespaces")?, field("pods")?, path).ok()??;
-    let destinations = if value.get("destinations").is_some() {
+    let destinations = if misspelt || value.get("destinations").is_some() {
         Destinations::Unreadable
     } else {
         Destinations::Unrestricted

@@ -46,12 +46,13 @@ impl Connector {
         Ok((client, place.1))
     }
 
-    /// The client, where it was made.
-    pub(crate) fn made(&self) -> Option<Client> {
-        self.client.try_lock().ok()?.0.clone()
+    /// The client, where it was made, with its number.
+    pub(crate) fn made(&self) -> Option<(Client, u64)> {
+        let place = self.client.try_lock().ok()?;
+        Some((place.0.clone()?, place.1))
     }
 
-    /// The server did not accept who we are: the configuration is read anew, once for all who were refused with it. The token of a
+    /// The server did not accept who we are, or has not been reached for long: the configuration is read anew, once for all who were refused with it. The token of a
     /// ServiceAccount is read anew by the client itself.
     pub(crate) async fn refused(&self, number: u64) {
         let mut place = self.client.lock().await;

@@ -22,8 +22,8 @@ use super::connect::Connector;
 use super::inbox::{Inbox, State};
 use super::wire::{self, Event, Garbage};
 
-/// Objects of a page.
-const PAGE: u32 = 500;
+/// Objects of a page: those of a tenant may have more than a MiB each, and a page is held as a whole.
+const PAGE: u32 = 100;
 /// How long the server is asked to keep a watch open, in seconds.
 const WATCH: u32 = 290;
 /// Longest line of a watch. The API server's own limit for an object is 3 MiB.
@@ -81,6 +81,8 @@ enum Stop {
     #[error("{0}")]
     Failed(String),
     #[error("{0}")]
+    Unreachable(String),
+    #[error("{0}")]
     Busy(String, Duration),
     #[error(transparent)]
     Garbage(#[from] Garbage),
@@ -110,17 +112,33 @@ fn backoff(longest: Duration) -> ExponentialBackoff {
     builder.with_max_delay(longest).without_max_times().with_jitter().build()
 }
 
+/// A version as a number, by which they can be compared (Kubernetes 1.35 says so of all its own); 0 where it is none.
+fn number(version: &str) -> u64 {
+    version.parse().unwrap_or(0)
+}
+
 /// Follows a kind for as long as it is polled.
 pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>, inbox: Arc<Inbox>) {
     let mut follower = Follower::new(kind, timing, inbox);
     let mut waits = backoff(timing.wait);
     let mut garbage = 0;
+    let mut unreachable = None;
     loop {
         let (started, version) = (Instant::now(), follower.version.clone());
         let stop = match connector.client().await {
             Ok((client, number)) => {
                 let stop = follower.run(&client).await;
-                if matches!(stop, Err(Stop::Refused(_))) {
+                let since = match &stop {
+                    Err(Stop::Unreachable(_)) => *unreachable.get_or_insert(started),
+                    _ => {
+                        unreachable = None;
+                        Instant::now()
+                    }
+                };
+                // Its address, or who signs for it, may be another by now.
+                let elsewhere = since.elapsed() > timing.older;
+                if elsewhere || matches!(stop, Err(Stop::Refused(_))) {
+                    unreachable = None;
                     connector.refused(number).await;
                 }
                 stop
@@ -180,18 +198,40 @@ struct Follower {
     newest: u64,
     /// Since when lists have been older than that.
     older: Option<Instant>,
+    /// Since when the kind, which was there, is not installed.
+    absent: Option<Instant>,
 }
 
 impl Follower {
     fn new(kind: Kind, timing: Timing, inbox: Arc<Inbox>) -> Self {
-        Self { kind, timing, inbox, version: None, streaming: true, halves: 0, newest: 0, older: None }
+        Self {
+            kind,
+            timing,
+            inbox,
+            version: None,
+            streaming: true,
+            halves: 0,
+            newest: 0,
+            older: None,
+            absent: None,
+        }
     }
 
     async fn run(&mut self, client: &Client) -> Result<(), Stop> {
         match self.version.clone() {
             Some(version) => self.watch(client, &version, None).await,
             None if self.streaming && self.halves < HALVES => {
-                self.watch(client, "", Some(BTreeSet::new())).await
+                // Nothing that is older than what is known, unless the cluster stays older.
+                let older = self.older.is_some_and(|since| since.elapsed() >= self.timing.older);
+                let least = if self.newest == 0 || older { String::new() } else { self.newest.to_string() };
+                let stop = self.watch(client, &least, Some(BTreeSet::new())).await;
+                // A server may be unable to stream what it can list: the next but one is asked for pages.
+                if self.version.is_none()
+                    && matches!(stop, Err(Stop::Failed(_) | Stop::Busy(..) | Stop::Garbage(_)))
+                {
+                    self.halves += 1;
+                }
+                stop
             }
             None => {
                 self.pages(client).await?;
@@ -201,10 +241,15 @@ impl Follower {
         }
     }
 
+    /// The kind is not installed. Where it was, that has to last: all its objects go with it.
     fn not_installed(&mut self) {
-        if self.version.take().is_some() {
-            tracing::warn!(kind = %self.kind, "the kind is not installed any more");
+        let since = *self.absent.get_or_insert_with(Instant::now);
+        if self.newest > 0 && since.elapsed() < self.timing.older {
+            let reason =
+                format!("{DEFINITION} is not installed any more; its policies count until that lasts");
+            return self.inbox.state(self.kind, State::Failing, Some(reason));
         }
+        (self.version, self.newest) = (None, 0);
         self.inbox.listed(self.kind, BTreeSet::new());
         let reason = format!(
             "the cluster has no {}: only NetworkPolicies count until deploy/crd is applied",
@@ -228,6 +273,7 @@ impl Follower {
                 Err(_) => return Err(self.silent("list")),
             };
             let page = wire::page(&text)?;
+            self.not_older(page.metadata.resource_version.as_deref().unwrap_or_default())?;
             for item in page.items.into_iter().flatten() {
                 let arrived = wire::arrived(self.kind, item)?;
                 listed.insert(arrived.name.clone());
@@ -243,25 +289,31 @@ impl Follower {
 
     /// A list is complete.
     fn listed(&mut self, listed: BTreeSet<ObjectRef>, version: String) -> Result<(), Stop> {
-        let number: u64 = version.parse().unwrap_or(0);
         if version.is_empty() || version == "0" {
             return Err(Stop::Failed(format!("the list of {}s has no version", self.kind)));
         }
-        if number < self.newest {
-            let since = *self.older.get_or_insert_with(Instant::now);
-            if since.elapsed() < self.timing.older {
-                let text = format!(
-                    "the API server told an older state of {}s ({number} after {})",
-                    self.kind, self.newest
-                );
-                return Err(Stop::Failed(text));
-            }
-            tracing::warn!(kind = %self.kind, version, "the API server's state stays older: taking it");
-        }
-        (self.older, self.newest, self.halves) = (None, number, 0);
+        self.not_older(&version)?;
+        (self.older, self.absent, self.halves) = (None, None, 0);
+        self.newest = number(&version);
         self.inbox.listed(self.kind, listed);
         self.inbox.state(self.kind, State::Watching, None);
         self.version = Some(version);
+        Ok(())
+    }
+
+    /// Refuses a list of an older state than what is known, for a while.
+    fn not_older(&mut self, version: &str) -> Result<(), Stop> {
+        if number(version) >= self.newest {
+            return Ok(());
+        }
+        let since = *self.older.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.timing.older {
+            return Err(Stop::Failed(format!(
+                "the API server told an older state of {}s ({version} after {})",
+                self.kind, self.newest
+            )));
+        }
+        tracing::warn!(kind = %self.kind, version, "the API server's state stays older: taking it");
         Ok(())
     }
 
@@ -303,21 +355,21 @@ impl Follower {
                         listed.insert(arrived.name.clone());
                     }
                     self.inbox.upsert(arrived.name, arrived.object, arrived.error);
-                    self.reached(&listing, version);
+                    self.reached(listing.as_ref(), version)?;
                 }
                 Event::Delete(name, version) => {
                     if let Some(listed) = &mut listing {
                         listed.remove(&name);
                     }
                     self.inbox.delete(name);
-                    self.reached(&listing, version.unwrap_or_default());
+                    self.reached(listing.as_ref(), version.unwrap_or_default())?;
                 }
                 Event::Bookmark(version, true) => {
                     if let Some(listed) = listing.take() {
                         self.listed(listed, version)?;
                     }
                 }
-                Event::Bookmark(version, false) => self.reached(&listing, version),
+                Event::Bookmark(version, false) => self.reached(listing.as_ref(), version)?,
                 Event::Error(410, _) => return Err(Stop::Gone),
                 Event::Error(code, text) => {
                     return Err(Stop::Failed(format!(
@@ -328,20 +380,23 @@ impl Follower {
             }
         }
         match listing {
-            Some(_) => {
-                self.halves += 1;
-                Err(Stop::Failed(format!("the list of {}s ended half-way", self.kind)))
-            }
+            Some(_) => Err(Stop::Failed(format!("the list of {}s ended half-way", self.kind))),
             None => Ok(()),
         }
     }
 
-    /// Everything up to a version was taken in, where it was not a part of a list.
-    fn reached(&mut self, listing: &Option<BTreeSet<ObjectRef>>, version: String) {
-        if listing.is_none() && !version.is_empty() {
-            self.newest = self.newest.max(version.parse().unwrap_or(0));
-            self.version = Some(version);
+    /// Everything up to a version was taken in, where it was not a part of a list. Versions that go back are those of another history.
+    fn reached(&mut self, listing: Option<&BTreeSet<ObjectRef>>, version: String) -> Result<(), Stop> {
+        if listing.is_some() || version.is_empty() {
+            return Ok(());
         }
+        match number(&version) {
+            0 => {}
+            reached if reached < self.newest => return Err(Stop::Gone),
+            reached => self.newest = reached,
+        }
+        self.version = Some(version);
+        Ok(())
     }
 
     /// Reads a line; `false` at the end of the stream, where half a line does not count.
@@ -370,7 +425,7 @@ impl Follower {
         let (resource, group) = resource(self.kind);
         let kube::Error::Api(status) = error else {
             let error = anyhow::Error::from(error);
-            return Stop::Failed(format!("cannot reach the API server ({verb} {resource}): {error:#}"));
+            return Stop::Unreachable(format!("cannot reach the API server ({verb} {resource}): {error:#}"));
         };
         match status.code {
             410 => Stop::Gone,
@@ -399,7 +454,10 @@ impl Follower {
         let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{DEFINITION}");
         let Ok(request) = http::Request::get(path).body(Vec::new()) else { return Stop::NotInstalled };
         match timeout(self.timing.answer, client.request_text(request)).await {
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Stop::NotInstalled,
+            // In the API server's own words: what stands before it may answer 404 as well.
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 && status.reason == "NotFound" => {
+                Stop::NotInstalled
+            }
             Ok(Ok(_)) => Stop::Failed(format!("{DEFINITION} is installed, but not served yet")),
             Ok(Err(kube::Error::Api(status))) if status.code == 403 => Stop::Failed(format!(
                 "{DEFINITION} is not served, and the agent may not see whether it is installed: its ClusterRole needs the verb get on customresourcedefinitions in API group \"apiextensions.k8s.io\" ({})",

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use egress_policy::index::Event;
 use egress_policy::object::{Kind, Object, ObjectRef};
@@ -48,6 +49,8 @@ struct Watch {
     events: u64,
     lists: u64,
     error: Option<String>,
+    /// Since when it has been failing.
+    failing: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +127,7 @@ impl Inbox {
             return;
         }
         (watch.state, watch.error) = (state, error);
+        watch.failing = (state == State::Failing).then(|| watch.failing.unwrap_or_else(Instant::now));
         self.changed.notify_one();
     }
 
@@ -166,6 +170,7 @@ impl Inbox {
                 objects: 0,
                 events: watch.events,
                 relists: watch.lists.saturating_sub(1),
+                failing_seconds: watch.failing.map_or(0, |since| since.elapsed().as_secs()),
                 error: watch.error.clone(),
             }
         };

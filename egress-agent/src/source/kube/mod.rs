@@ -50,8 +50,8 @@ impl Watches {
         self.inbox.changed()
     }
 
-    /// The client that the watches use, once there is one.
-    pub(crate) fn client(&self) -> Option<Client> {
+    /// The client that the watches use, once there is one, and its number.
+    pub(crate) fn client(&self) -> Option<(Client, u64)> {
         self.connector.made()
     }
 

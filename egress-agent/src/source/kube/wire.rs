@@ -13,8 +13,8 @@ use std::sync::Arc;
 use egress_policy::object::{self, Kind, Object, ObjectRef, Read};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 /// Marks the bookmark that ends the objects of a streaming list.
 const INITIAL_END: &str = "k8s.io/initial-events-end";
@@ -159,14 +159,28 @@ fn named(kind: Kind, raw: &RawValue) -> Result<(ObjectRef, Option<String>), Garb
 pub(super) fn arrived(kind: Kind, raw: &RawValue) -> Result<Arrived, Garbage> {
     let (name, version) = named(kind, raw)?;
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
-    let value = Trimmed(2).deserialize(&mut deserializer).map_err(|error| Garbage(error.to_string()))?;
+    let (value, unread) = match Trimmed(2).deserialize(&mut deserializer) {
+        Ok(value) => (value, None),
+        // Such as one that is nested too deeply. Of a policy its name is enough for it to close what it may have meant.
+        Err(error) => (
+            json!({"metadata": {"name": &*name.name, "namespace": name.namespace.as_deref()}}),
+            Some(error.to_string()),
+        ),
+    };
+    if let (Some(error), false) = (&unread, is_policy(kind)) {
+        return Ok(Arrived { name, version, object: None, error: Some(error.clone()) });
+    }
     let (object, error) = match object::read_as(kind, &value) {
         Ok(Read::Object(object)) => (Some(object), None),
         Ok(Read::Invalid { stand_in, error, .. }) => (stand_in.map(|one| *one), Some(error.to_string())),
         Ok(Read::Ignored { kind: other, .. }) => return Err(Garbage(format!("a {other} among {kind}s"))),
         Err(error) => (None, Some(error.to_string())),
     };
-    Ok(Arrived { name, version, object, error })
+    Ok(Arrived { name, version, object, error: unread.or(error) })
+}
+
+fn is_policy(kind: Kind) -> bool {
+    matches!(kind, Kind::NetworkPolicy | Kind::EgressGatewayPolicy)
 }
 
 /// A JSON value without `managedFields`, which is half of many objects, down to this depth.
@@ -242,6 +256,21 @@ mod tests {
             panic!()
         };
         assert!(arrived.object.is_some() && arrived.error.is_some());
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_is_an_error_of_that_object_alone() {
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
+        let policy =
+            format!(r#"{{"metadata":{{"name":"mesh","resourceVersion":"1"}},"spec":{{"x":{deep}}}}}"#);
+        let arrived = |kind, text: &str| match event(kind, &line("ADDED", text)).unwrap() {
+            Event::Upsert(arrived) => arrived,
+            other => panic!("{other:?}"),
+        };
+        let policy = arrived(Kind::EgressGatewayPolicy, &policy);
+        assert!(policy.object.is_some() && policy.error.unwrap().contains("recursion"));
+        let pod = arrived(Kind::Pod, &POD.replace(r#""containers":[]"#, &format!(r#""x":{deep}"#)));
+        assert!(pod.object.is_none() && pod.error.is_some());
     }
 
     #[test]

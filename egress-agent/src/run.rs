@@ -4,6 +4,8 @@
 //! apply. The hook is attached after the first apply. Ending, however it happens, takes nothing down. Tested by
 //! `tests/lifecycle.rs`.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,7 @@ use crate::datapath::events::Events;
 use crate::datapath::{Datapath, Loading};
 use crate::flow_file::FlowFile;
 use crate::http::Http;
-use crate::lock::Lock;
+use crate::lock::{Busy, Lock};
 use crate::metrics::Meters;
 use crate::network::Monitor;
 use crate::pods::PodRoot;
@@ -45,7 +47,7 @@ const EVENT_BATCH: usize = 256;
 /// Enforces until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`preflight::Missing`], [`Busy`](crate::lock::Busy), or what the kernel refuses at the start; nothing is attached then.
+/// [`preflight::Missing`], [`Busy`], or what the kernel refuses at the start; nothing is attached then.
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     preflight::kernel()?;
     let root = PodRoot::find(args.pod_root.as_deref())?;
@@ -53,8 +55,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let name = node_name(args.node_name.as_deref())?;
     let settings = Settings::new(name.clone(), args.namespace.clone(), args.lift_taint.clone());
     preflight::bpffs(&args.bpffs.bpffs)?;
-    let _node_lock = Lock::pod_root(&root)?;
-    let _pins_lock = Lock::bpffs(&args.bpffs.bpffs)?;
+    let in_cluster = objects.comes_first();
+    let _locks = locks(&root, &args.bpffs.bpffs, in_cluster).await?;
     raise_memory_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -64,8 +66,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut flow_file =
         args.flow_log.as_deref().map(|path| FlowFile::open(path, meters.clone())).transpose()?;
     if let Some(address) = args.listen {
-        let http = Http::bind(address).await?;
-        tokio::spawn(http.serve(published.clone(), meters.clone()));
+        match Http::bind(address).await {
+            Ok(http) => drop(tokio::spawn(http.serve(published.clone(), meters.clone()))),
+            // Policies are to be followed also where something else has the port.
+            Err(error) if in_cluster => {
+                tracing::warn!("{error:#}; trying again");
+                tokio::spawn(listen_later(address, published.clone(), meters.clone()));
+            }
+            Err(error) => return Err(error),
+        }
     }
     let server = Server::bind(&args.socket.socket)?;
     let flows = FlowLog::default();
@@ -158,6 +167,33 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.end().await;
     tracing::info!("ending; enforcement stays in place (`egress-agent cleanup` removes it)");
     Ok(())
+}
+
+/// Takes the node's locks. In a cluster another agent is waited for, which may be ending: a restart would help nobody.
+async fn locks(root: &PodRoot, bpffs: &Path, waits: bool) -> anyhow::Result<(Lock, Lock)> {
+    let mut told = false;
+    loop {
+        let locks = Lock::pod_root(root).and_then(|root| Ok((root, Lock::bpffs(bpffs)?)));
+        match locks {
+            Err(error) if waits && error.is::<Busy>() => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!("{error:#}; waiting for its end");
+                }
+                tokio::time::sleep(TICK).await;
+            }
+            locks => return locks,
+        }
+    }
+}
+
+async fn listen_later(address: SocketAddr, published: watch::Receiver<Arc<Published>>, meters: Arc<Meters>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        if let Ok(http) = Http::bind(address).await {
+            tracing::info!(%address, "listening");
+            return http.serve(published, meters).await;
+        }
+    }
 }
 
 fn open(args: &RunArgs) -> anyhow::Result<Datapath> {

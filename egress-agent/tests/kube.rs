@@ -163,6 +163,21 @@ fn on_a_node_without_pins_nothing_is_cut_before_everything_was_read() {
 }
 
 #[test]
+fn another_agent_on_the_node_is_waited_for() {
+    let mut world = World::new();
+    let pod = world.pod(PodSpec::new("a", "pod"));
+    world.apply(&policy(json!({})));
+    world.stand.start();
+    let second = world.stand.topology.node_exec(&world.stand.agent.run(&world.stand.topology)).unwrap();
+    eventually("it waits", || second.stderr().contains("waiting for its end"));
+    denied(&pod, &outside()[0]);
+    world.stand.agent.stop().unwrap();
+    eventually("it enforces", || second.stderr().contains("enforcing"));
+    denied(&pod, &outside()[0]);
+    assert_eq!(world.status()["ready"], true);
+}
+
+#[test]
 fn the_api_server_may_go_and_come_back() {
     let mut world = World::new();
     let (pod, free) = (world.pod(PodSpec::new("a", "pod")), world.pod(PodSpec::new("b", "free")));

@@ -370,14 +370,15 @@ mod tests {
                         "osImage": "", "systemUUID": "",
                     }},
                 })),
-                "egress-enforcer/egress-probe:0.1.0",
+                "localhost/egress-enforcer/egress-probe:0.1.0",
             )
         };
         assert!(
             of("containerd://2.1.9", "")
                 .contains("ctr -n k8s.io images import target/image/egress-probe.tar")
         );
-        assert!(of("cri-o://1.30", "").contains("containers-storage:egress-enforcer/egress-probe:0.1.0"));
+        let crio = of("cri-o://1.30", "");
+        assert!(crio.contains("containers-storage:localhost/egress-enforcer/egress-probe:0.1.0"), "{crio}");
         let kind = of("containerd://2.1.9", "kind://docker/mesh/mesh-control-plane");
         assert!(kind.contains("kind load image-archive target/image/egress-probe.tar --name mesh"), "{kind}");
     }

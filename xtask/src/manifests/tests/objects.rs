@@ -154,7 +154,7 @@ fn values_reach_the_agent() {
         "--lift-taint=egress-enforcer.io/agent-not-ready",
     ];
     assert_eq!(texts(&container["args"]), args);
-    assert_eq!(container["image"], "egress-enforcer/egress-agent:2.0");
+    assert_eq!(container["image"], "localhost/egress-enforcer/egress-agent:2.0");
     assert_eq!(container["ports"][0]["hostPort"], 9000);
     assert_eq!(pod["imagePullSecrets"], json!([{"name": "mine"}]));
     assert_eq!(pod["volumes"].as_array().unwrap().len(), 3);
@@ -217,6 +217,6 @@ fn versions_are_the_workspaces() {
     for path in render::KUSTOMIZE {
         let image =
             one(&kustomize(path), "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["image"].clone();
-        assert_eq!(image, format!("egress-enforcer/egress-agent:{version}"), "{path}");
+        assert_eq!(image, format!("localhost/egress-enforcer/egress-agent:{version}"), "{path}");
     }
 }

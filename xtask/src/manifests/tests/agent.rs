@@ -18,7 +18,8 @@ fn pod(objects: &[Value]) -> &Value {
 fn every_flag_and_variable_is_one_of_the_agents() {
     let cli = Cli::command();
     let everything =
-        "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,nodeTaint.enabled=true";
+        "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.logFormat=json,\
+        agent.flowLog=-,nodeTaint.enabled=true";
     let chart = helm(&["--set", everything]);
     for objects in render::KUSTOMIZE.map(kustomize).into_iter().chain([chart]) {
         let container = &pod(&objects)["containers"][0];
@@ -75,9 +76,10 @@ fn the_agent_may_watch_what_it_reads_and_write_no_more_than_is_said() {
             for verb in
                 texts(&rule["verbs"]).into_iter().filter(|verb| !["get", "list", "watch"].contains(verb))
             {
-                writes.extend(
-                    texts(&rule["resources"]).into_iter().map(|resource| format!("{verb} {resource}")),
-                );
+                for group in texts(&rule["apiGroups"]) {
+                    let resources = texts(&rule["resources"]).into_iter();
+                    writes.extend(resources.map(|resource| format!("{verb} {group}/{resource}")));
+                }
             }
             for field in ["apiGroups", "resources", "verbs"] {
                 assert!(!texts(&rule[field]).contains(&"*"), "{rule}");
@@ -86,13 +88,11 @@ fn the_agent_may_watch_what_it_reads_and_write_no_more_than_is_said() {
         }
     }
     let allowed = [
-        "create events",
-        "create leases",
-        "patch egressgatewaypolicies/status",
-        "patch events",
-        "patch leases",
-        "update egressgatewaypolicies/status",
-        "update leases",
+        "create /events",
+        "create coordination.k8s.io/leases",
+        "patch /events",
+        "patch egress-enforcer.io/egressgatewaypolicies/status",
+        "update coordination.k8s.io/leases",
     ];
     assert_eq!(writes, allowed.map(str::to_owned).into());
     let named =
@@ -147,6 +147,10 @@ fn the_pod_may_do_what_is_listed_and_no_more() {
         pod["volumes"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
     let mounts = container["volumeMounts"].as_array().unwrap();
     assert_eq!(mounts.iter().map(|m| m["name"].as_str().unwrap()).collect::<BTreeSet<_>>(), volumes);
+    // What is mounted on the node later, such as a runtime's directory that is a mount of its own, is seen.
+    for mount in mounts.iter().filter(|m| m["name"] != "run") {
+        assert_eq!(mount["mountPropagation"], "HostToContainer", "{mount}");
+    }
     let writable: BTreeSet<_> =
         mounts.iter().filter(|m| m["readOnly"] != true).map(|m| m["mountPath"].as_str().unwrap()).collect();
     assert_eq!(writable, ["/run/egress-enforcer", "/sys/fs/bpf"].into());

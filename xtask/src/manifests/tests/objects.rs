@@ -127,6 +127,10 @@ fn the_chart_refuses_values_that_it_does_not_have() {
         ("agents.port=1", "agents"),
         ("image.tag=a b", "tag"),
         ("nodeTaint.enabled=maybe", "enabled"),
+        ("agent.logFormat=xml", "logFormat"),
+        // The root filesystem is read-only.
+        ("agent.flowLog=/var/log/flows", "flowLog"),
+        ("agent.extraArgs={cleanup}", "extraArgs"),
     ] {
         let error = tools().helm(&["--set", values]).unwrap_err().to_string();
         assert!(error.contains(said), "{values}: {error}");
@@ -138,8 +142,8 @@ fn the_chart_refuses_values_that_it_does_not_have() {
 #[test]
 fn values_reach_the_agent() {
     let set = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.port=9000,\
-        agent.criSockets=false,nodeTaint.enabled=true,podMonitor.enabled=true,image.tag=2.0,crd.install=false,\
-        image.pullSecrets={mine}";
+        agent.criSockets=false,agent.logFormat=json,agent.flowLog=-,agent.extraArgs={--pod-root=/a,--cri-socket=/b},\
+        nodeTaint.enabled=true,podMonitor.enabled=true,image.tag=2.0,crd.install=false,image.pullSecrets={mine}";
     let objects = helm(&["--set", set]);
     let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
@@ -151,7 +155,11 @@ fn values_reach_the_agent() {
         "--hooks=socket",
         "--sever",
         "--log=debug",
+        "--log-format=json",
+        "--flow-log=-",
         "--lift-taint=egress-enforcer.io/agent-not-ready",
+        "--pod-root=/a",
+        "--cri-socket=/b",
     ];
     assert_eq!(texts(&container["args"]), args);
     assert_eq!(container["image"], "localhost/egress-enforcer/egress-agent:2.0");
@@ -166,6 +174,12 @@ fn values_reach_the_agent() {
     for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
         assert_eq!(labels.get(label), Some(value), "{label}");
     }
+    // The name of the job that comes of it is the one that the alert rules ask for.
+    let job = labels[monitor["spec"]["jobLabel"].as_str().unwrap()].as_str().unwrap();
+    let alerts = fs::read_to_string(root().join("deploy/alerts/egress-enforcer.yaml")).unwrap();
+    let asked: Vec<_> =
+        alerts.split("job=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+    assert!(asked.len() >= 2 && asked.iter().all(|one| *one == job), "{asked:?}");
 }
 
 #[test]

@@ -268,9 +268,13 @@ fn unfit(node: &Node) -> Option<String> {
     if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
         return Some(format!("node {name} is cordoned"));
     }
+    (!is_ready(node)).then(|| format!("node {name} is not ready"))
+}
+
+/// Whether a node's kubelet says that it works.
+pub(crate) fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
-    (!ready).then(|| format!("node {name} is not ready"))
+    conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 /// The addresses of a node.

@@ -177,8 +177,7 @@ fn values_reach_the_agent() {
     // The name of the job that comes of it is the one that the alert rules ask for.
     let job = labels[monitor["spec"]["jobLabel"].as_str().unwrap()].as_str().unwrap();
     let alerts = fs::read_to_string(root().join("deploy/alerts/egress-enforcer.yaml")).unwrap();
-    let asked: Vec<_> =
-        alerts.split("job=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+    let asked: Vec<_> = alerts.split("job=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
     assert!(asked.len() >= 2 && asked.iter().all(|one| *one == job), "{asked:?}");
 }
 

@@ -44,4 +44,4 @@ while true; do
   sleep 2
 done
 echo "$clean nodes are clean: nothing is enforced there. Now delete the objects with what installed them:"
-echo "  helm uninstall egress-enforcer --namespace $namespace     or     kubectl delete -k OVERLAY"
+echo "  helm uninstall egress-enforcer --namespace $namespace     or     kubectl delete --ignore-not-found -k OVERLAY"

@@ -182,7 +182,7 @@ fn values_reach_the_agent() {
 }
 
 #[test]
-fn audit_first_denies_nothing_and_enforce_does() {
+fn the_example_audits_in_audit_first_and_is_enforced_in_enforce() {
     for (overlay, enforcement, unknown) in [
         ("overlays/audit-first", "Audit", Some("--unknown-pods=allow")),
         ("overlays/enforce", "Enforce", None),

@@ -2,7 +2,8 @@
 # Makes a kind cluster, installs the enforcer into it and verifies it: deploy/kind/up.sh
 #
 # Needs kind, kubectl, and docker (or podman, with KIND_EXPERIMENTAL_PROVIDER=podman), and what `cargo xtask image` needs. The cluster
-# stays; `kind delete cluster --name egress-enforcer` removes it. A cluster of this name that is there already is used.
+# stays; `kind delete cluster --name egress-enforcer` removes it. A cluster of this name that is there already is used. Run this again after
+# `docker restart` of a node, which loses the bpffs that is mounted here, and with it every pin.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

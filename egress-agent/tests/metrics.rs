@@ -126,6 +126,7 @@ const SCRAPED: [&str; 3] = ["instance", "job", "le"];
 
 /// Words of the query language that are used; anything else that is no metric is a mistake.
 const WORDS: &[&str] = &[
+    "absent",
     "sum",
     "max",
     "count",

@@ -1,7 +1,7 @@
 //! Installing and removing the enforcer's objects, and its agents' traces on the nodes.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -12,25 +12,19 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::line;
-use crate::command::{output, root, which};
+use crate::command::root;
+use crate::manifests::render;
 use crate::tries::table::Line;
 use crate::verify::api::{self, Named, is_absent, text};
-use crate::verify::cluster::{AgentArgs, name, trouble};
+use crate::verify::cluster::{AgentArgs, is_ready, name, trouble};
 use crate::verify::stage::until;
 
-/// The objects of a file, or of a kustomization, which `kubectl` renders.
+/// The objects of a file, or of a kustomization, which `kubectl` renders; it is fetched where there is none.
 pub(super) fn objects(manifest: &Path) -> anyhow::Result<Vec<Value>> {
     let path = if manifest.exists() { manifest.to_owned() } else { root().join(manifest) };
     let text = if path.is_dir() {
-        if which("kubectl").is_none() {
-            bail!(
-                "{} is a kustomization, and there is no kubectl to render it: give --manifest FILE",
-                path.display()
-            );
-        }
-        let mut render = Command::new("kubectl");
-        render.arg("kustomize").arg(&path);
-        output(&mut render).with_context(|| format!("`kubectl kustomize {}` fails", path.display()))?
+        let tools = render::tools().context("--manifest FILE takes what was rendered elsewhere")?;
+        tools.kustomize_at(&path)?
     } else {
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?
     };
@@ -105,26 +99,35 @@ async fn troubles(client: &Client, agent: &AgentArgs) -> anyhow::Result<String> 
     Ok(if said.is_empty() { "nothing is wrong with their pods".to_owned() } else { said.join("; ") })
 }
 
+/// The agents that were there.
+pub(super) struct Removed {
+    set: DaemonSet,
+    /// The nodes that they were on.
+    nodes: BTreeSet<String>,
+}
+
 /// Removes the DaemonSet and waits until its pods are gone; gives what it was.
 pub(super) async fn remove_agents(
     client: &Client,
     agent: &AgentArgs,
     patience: Duration,
-) -> anyhow::Result<DaemonSet> {
+) -> anyhow::Result<Removed> {
     let set = agent.daemon_set(client).await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &agent.agent_namespace);
+    let ours = ListParams::default().labels(&agent.agent_label);
+    let found = pods.list(&ours).await.map_err(|error| anyhow!("cannot list pods: {}", text(&error)))?;
+    let nodes = found.items.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
     let sets: Api<DaemonSet> = Api::namespaced(client.clone(), &agent.agent_namespace);
     let name = set.metadata.name.clone().unwrap_or_default();
     sets.delete(&name, &DeleteParams::background())
         .await
         .map_err(|error| anyhow!("cannot delete DaemonSet {name}: {}", text(&error)))?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &agent.agent_namespace);
-    let ours = ListParams::default().labels(&agent.agent_label);
     until("the agents are gone", patience, || async {
         let left = pods.list(&ours).await.map_err(|error| anyhow!("cannot list pods: {}", text(&error)))?;
         Ok(if left.items.is_empty() { Ok(()) } else { Err(format!("{} are left", left.items.len())) })
     })
     .await?;
-    Ok(set)
+    Ok(Removed { set, nodes })
 }
 
 /// The pod that cleans a node up: the agent's own, with another command, that runs once.
@@ -149,11 +152,12 @@ fn cleaner(set: &DaemonSet, agent: &AgentArgs, node: &str) -> anyhow::Result<Pod
     Ok(serde_json::from_value(pod)?)
 }
 
-/// Runs `cleanup` on every node, and waits until it has succeeded there.
+/// Runs `cleanup` on every node that had an agent, and waits until it has succeeded there. A node that is not ready runs nothing, and
+/// is named.
 pub(super) async fn clean_nodes(
     client: &Client,
     agent: &AgentArgs,
-    set: &DaemonSet,
+    removed: &Removed,
     patience: Duration,
 ) -> anyhow::Result<String> {
     let nodes: Api<Node> = Api::all(client.clone());
@@ -162,9 +166,11 @@ pub(super) async fn clean_nodes(
         .await
         .map_err(|error| anyhow!("cannot list nodes: {}", text(&error)))?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &agent.agent_namespace);
-    let count = nodes.items.len();
-    for node in &nodes.items {
-        let made = pods.create(&PostParams::default(), &cleaner(set, agent, name(node))?).await;
+    let had = nodes.items.iter().filter(|node| removed.nodes.contains(name(node)));
+    let (ready, left): (Vec<_>, Vec<_>) = had.partition(|node| is_ready(node));
+    anyhow::ensure!(!ready.is_empty(), "no node that had an agent is ready");
+    for node in &ready {
+        let made = pods.create(&PostParams::default(), &cleaner(&removed.set, agent, name(node))?).await;
         let made = made.map_err(|error| anyhow!("cannot create a pod that cleans up: {}", text(&error)))?;
         let pod = made.metadata.name.unwrap_or_default();
         until(&format!("node {} is cleaned up", name(node)), patience, || async {
@@ -184,7 +190,13 @@ pub(super) async fn clean_nodes(
             .await
             .map_err(|error| anyhow!("cannot delete pod {pod}: {}", text(&error)))?;
     }
-    Ok(format!("{count} nodes"))
+    let left: Vec<_> = left.into_iter().map(name).collect();
+    let count = ready.len();
+    Ok(if left.is_empty() {
+        format!("{count} nodes")
+    } else {
+        format!("{count} nodes; not ready, and left as they are: {}", left.join(", "))
+    })
 }
 
 /// Removes the objects, the last first, and waits until none is left.

@@ -90,9 +90,9 @@ async fn uninstall(
 ) -> anyhow::Result<Vec<Line>> {
     eprintln!("    uninstall");
     live.lock_down().await?;
-    let template = install::remove_agents(client, &verify.agent, verify.patience()).await?;
+    let removed = install::remove_agents(client, &verify.agent, verify.patience()).await?;
     let mut lines = vec![direct(live, "agents removed", false).await?];
-    let cleaned = install::clean_nodes(client, &verify.agent, &template, verify.patience()).await?;
+    let cleaned = install::clean_nodes(client, &verify.agent, &removed, verify.patience()).await?;
     lines.push(line("cleaned up", "egress-agent cleanup", "on every node", "succeeded", Ok(cleaned)));
     lines.push(direct(live, "cleaned up", true).await?);
     live.policy(None).await?;

@@ -17,6 +17,8 @@ use self::oci::{Image, Written};
 use crate::build;
 use crate::command::{cargo, output, root, run, target};
 
+/// Where images are that nobody pulls: a node that was not given ours must not run somebody else's of that name.
+const REGISTRY: &str = "localhost";
 /// The directory of names of our images.
 const OWNER: &str = "egress-enforcer";
 
@@ -160,7 +162,7 @@ fn write(which: Which, program: &Path, directory: &Path) -> anyhow::Result<(Imag
         files.push((format!("usr/share/doc/{OWNER}/{license}"), 0o644, fs::read(root().join(license))?));
     }
     let image = Image {
-        name: format!("{OWNER}/{name}"),
+        name: format!("{REGISTRY}/{OWNER}/{name}"),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         architecture: architecture()?.to_owned(),
         time: time()?,

@@ -14,13 +14,11 @@ const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
-/// The registry that a name without one means.
-const REGISTRY: &str = "docker.io";
 
 /// What an image is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
-    /// Such as `egress-enforcer/egress-agent`.
+    /// With its registry, such as `localhost/egress-enforcer/egress-agent`.
     pub(crate) name: String,
     /// The tag.
     pub(crate) version: String,
@@ -110,7 +108,7 @@ impl Image {
             "layers": [layer.descriptor(LAYER_TYPE)],
             "annotations": labels,
         }));
-        let full = format!("{REGISTRY}/{}", self.reference());
+        let full = self.reference();
         let mut described = manifest.descriptor(MANIFEST_TYPE);
         described["platform"] = json!({"architecture": self.architecture, "os": "linux"});
         // The first is what containerd goes by, the second everybody else.
@@ -177,7 +175,7 @@ mod tests {
 
     fn image() -> Image {
         Image {
-            name: "egress-enforcer/egress-agent".to_owned(),
+            name: "localhost/egress-enforcer/egress-agent".to_owned(),
             version: "1.2.3".to_owned(),
             architecture: "amd64".to_owned(),
             time: 1_000_000_000,
@@ -226,7 +224,7 @@ mod tests {
         assert_eq!(json("oci-layout")["imageLayoutVersion"], "1.0.0");
         let described = &json("index.json")["manifests"][0];
         assert_eq!(described["digest"], digest.as_str());
-        let name = "docker.io/egress-enforcer/egress-agent:1.2.3";
+        let name = "localhost/egress-enforcer/egress-agent:1.2.3";
         assert_eq!(described["annotations"]["io.containerd.image.name"], name);
         assert_eq!(described["annotations"]["org.opencontainers.image.ref.name"], name);
         let manifest: Value = serde_json::from_slice(&blob(described)).unwrap();
@@ -240,7 +238,7 @@ mod tests {
         assert_eq!(layer["usr/bin/"].0, 0o755);
         assert_eq!(layer.len(), 6, "{:?}", layer.keys());
         let docker = &json("manifest.json")[0];
-        assert_eq!(docker["RepoTags"][0], "egress-enforcer/egress-agent:1.2.3");
+        assert_eq!(docker["RepoTags"][0], name);
         assert!(files.contains_key(docker["Layers"][0].as_str().unwrap()));
         assert!(files.contains_key(docker["Config"].as_str().unwrap()));
     }

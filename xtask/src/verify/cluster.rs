@@ -268,9 +268,13 @@ fn unfit(node: &Node) -> Option<String> {
     if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
         return Some(format!("node {name} is cordoned"));
     }
+    (!is_ready(node)).then(|| format!("node {name} is not ready"))
+}
+
+/// Whether a node's kubelet says that it works.
+pub(crate) fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
-    (!ready).then(|| format!("node {name} is not ready"))
+    conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 /// The addresses of a node.
@@ -370,14 +374,15 @@ mod tests {
                         "osImage": "", "systemUUID": "",
                     }},
                 })),
-                "egress-enforcer/egress-probe:0.1.0",
+                "localhost/egress-enforcer/egress-probe:0.1.0",
             )
         };
         assert!(
             of("containerd://2.1.9", "")
                 .contains("ctr -n k8s.io images import target/image/egress-probe.tar")
         );
-        assert!(of("cri-o://1.30", "").contains("containers-storage:egress-enforcer/egress-probe:0.1.0"));
+        let crio = of("cri-o://1.30", "");
+        assert!(crio.contains("containers-storage:localhost/egress-enforcer/egress-probe:0.1.0"), "{crio}");
         let kind = of("containerd://2.1.9", "kind://docker/mesh/mesh-control-plane");
         assert!(kind.contains("kind load image-archive target/image/egress-probe.tar --name mesh"), "{kind}");
     }

@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(
         long,
         env = "EGRESS_PROBE_IMAGE",
-        default_value = concat!("egress-enforcer/egress-probe:", env!("CARGO_PKG_VERSION")),
+        default_value = concat!("localhost/egress-enforcer/egress-probe:", env!("CARGO_PKG_VERSION")),
         value_name = "REF"
     )]
     probe_image: String,
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_command_line() {
         let args = args(&[]);
-        assert!(args.probe_image.starts_with("egress-enforcer/egress-probe:"));
+        assert!(args.probe_image.starts_with("localhost/egress-enforcer/egress-probe:"));
         assert_eq!((args.timeout, args.cluster_domain.as_str()), (120, "cluster.local"));
     }
 

@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     fn run() -> Run {
-        let image = "egress-enforcer/egress-probe:0.1.0".to_owned();
+        let image = "localhost/egress-enforcer/egress-probe:0.1.0".to_owned();
         Run { id: "abc123".to_owned(), gateway_image: None, image, node: "n1".to_owned() }
     }
 

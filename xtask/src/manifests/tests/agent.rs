@@ -1,6 +1,7 @@
 //! The DaemonSet against the program that it starts: flags, rights, ports, mounts.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use clap::CommandFactory as _;
 use egress_agent::cli::Cli;
@@ -8,7 +9,8 @@ use egress_policy::{Kind, schema};
 use serde_json::{Value, json};
 
 use super::super::render;
-use super::{helm, kustomize, one, texts};
+use super::{helm, kustomize, one, texts, tools};
+use crate::command::root;
 
 fn pod(objects: &[Value]) -> &Value {
     &one(objects, "DaemonSet")["spec"]["template"]["spec"]
@@ -17,8 +19,8 @@ fn pod(objects: &[Value]) -> &Value {
 #[test]
 fn every_flag_and_variable_is_one_of_the_agents() {
     let cli = Cli::command();
-    let everything =
-        "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,nodeTaint.enabled=true";
+    let everything = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.logFormat=json,\
+        agent.flowLog=-,nodeTaint.enabled=true";
     let chart = helm(&["--set", everything]);
     for objects in render::KUSTOMIZE.map(kustomize).into_iter().chain([chart]) {
         let container = &pod(&objects)["containers"][0];
@@ -44,7 +46,7 @@ fn every_flag_and_variable_is_one_of_the_agents() {
             let is_said =
                 known().any(|known| known.get_help().is_some_and(|help| help.to_string().contains(variable)));
             let is_used = args.iter().any(|arg| arg.contains(&format!("$({variable})")));
-            assert!(is_flags || is_said || is_used || args[0] == "cleanup", "{variable} is nobody's");
+            assert!(is_flags || is_said || is_used, "{variable} is nobody's");
         }
     }
 }
@@ -75,9 +77,10 @@ fn the_agent_may_watch_what_it_reads_and_write_no_more_than_is_said() {
             for verb in
                 texts(&rule["verbs"]).into_iter().filter(|verb| !["get", "list", "watch"].contains(verb))
             {
-                writes.extend(
-                    texts(&rule["resources"]).into_iter().map(|resource| format!("{verb} {resource}")),
-                );
+                for group in texts(&rule["apiGroups"]) {
+                    let resources = texts(&rule["resources"]).into_iter();
+                    writes.extend(resources.map(|resource| format!("{verb} {group}/{resource}")));
+                }
             }
             for field in ["apiGroups", "resources", "verbs"] {
                 assert!(!texts(&rule[field]).contains(&"*"), "{rule}");
@@ -86,13 +89,11 @@ fn the_agent_may_watch_what_it_reads_and_write_no_more_than_is_said() {
         }
     }
     let allowed = [
-        "create events",
-        "create leases",
-        "patch egressgatewaypolicies/status",
-        "patch events",
-        "patch leases",
-        "update egressgatewaypolicies/status",
-        "update leases",
+        "create /events",
+        "create coordination.k8s.io/leases",
+        "patch /events",
+        "patch egress-enforcer.io/egressgatewaypolicies/status",
+        "update coordination.k8s.io/leases",
     ];
     assert_eq!(writes, allowed.map(str::to_owned).into());
     let named =
@@ -147,6 +148,10 @@ fn the_pod_may_do_what_is_listed_and_no_more() {
         pod["volumes"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
     let mounts = container["volumeMounts"].as_array().unwrap();
     assert_eq!(mounts.iter().map(|m| m["name"].as_str().unwrap()).collect::<BTreeSet<_>>(), volumes);
+    // What is mounted on the node later, such as a runtime's directory that is a mount of its own, is seen.
+    for mount in mounts.iter().filter(|m| m["name"] != "run") {
+        assert_eq!(mount["mountPropagation"], "HostToContainer", "{mount}");
+    }
     let writable: BTreeSet<_> =
         mounts.iter().filter(|m| m["readOnly"] != true).map(|m| m["mountPath"].as_str().unwrap()).collect();
     assert_eq!(writable, ["/run/egress-enforcer", "/sys/fs/bpf"].into());
@@ -156,4 +161,37 @@ fn the_pod_may_do_what_is_listed_and_no_more() {
         egress_policy::object::LIFELINE_NAMESPACES.contains(&namespace["metadata"]["name"].as_str().unwrap()),
         "the agent's own pods could be locked down"
     );
+}
+
+#[test]
+fn uninstalling_runs_cleanup_with_what_the_agent_has() {
+    let script = fs::read_to_string(root().join("deploy/uninstall.sh")).unwrap();
+    let patch = root().join("deploy/uninstall.patch.yaml");
+    let directory = tempfile::tempdir().unwrap();
+    let patched = |object: &Value| -> Value {
+        let file = directory.path().join("daemonset.json");
+        fs::write(&file, object.to_string()).unwrap();
+        serde_json::from_str(&tools().patched(&file, &patch).unwrap()).unwrap()
+    };
+    let by_helm = helm(&["--set", "image.repository=registry.example/agent,nodeTaint.enabled=true"]);
+    for objects in [kustomize("base"), by_helm] {
+        let before = one(&objects, "DaemonSet");
+        let after = patched(before);
+        assert_eq!(patched(&after), after, "it cannot be run again");
+        let mut expected = before.clone();
+        expected["spec"]["updateStrategy"]["rollingUpdate"] =
+            json!({"maxUnavailable": "100%", "maxSurge": 0});
+        let container = expected["spec"]["template"]["spec"]["containers"][0].as_object_mut().unwrap();
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            assert!(container.remove(probe).is_some(), "{probe}");
+        }
+        container.insert("args".to_owned(), json!(["cleanup"]));
+        assert_eq!(after, expected);
+        assert!(script.contains(&format!("daemonset {} ", before["metadata"]["name"].as_str().unwrap())));
+        for (label, value) in before["spec"]["selector"]["matchLabels"].as_object().unwrap() {
+            let selected = format!("{label}={}", value.as_str().unwrap());
+            assert!(script.contains(&selected), "{selected}");
+        }
+    }
+    assert!(Cli::command().find_subcommand("cleanup").is_some());
 }

@@ -127,6 +127,10 @@ fn the_chart_refuses_values_that_it_does_not_have() {
         ("agents.port=1", "agents"),
         ("image.tag=a b", "tag"),
         ("nodeTaint.enabled=maybe", "enabled"),
+        ("agent.logFormat=xml", "logFormat"),
+        // The root filesystem is read-only.
+        ("agent.flowLog=/var/log/flows", "flowLog"),
+        ("agent.extraArgs={cleanup}", "extraArgs"),
     ] {
         let error = tools().helm(&["--set", values]).unwrap_err().to_string();
         assert!(error.contains(said), "{values}: {error}");
@@ -138,8 +142,8 @@ fn the_chart_refuses_values_that_it_does_not_have() {
 #[test]
 fn values_reach_the_agent() {
     let set = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.port=9000,\
-        agent.criSockets=false,nodeTaint.enabled=true,podMonitor.enabled=true,image.tag=2.0,crd.install=false,\
-        image.pullSecrets={mine}";
+        agent.criSockets=false,agent.logFormat=json,agent.flowLog=-,agent.extraArgs={--pod-root=/a,--cri-socket=/b},\
+        nodeTaint.enabled=true,podMonitor.enabled=true,image.tag=2.0,crd.install=false,image.pullSecrets={mine}";
     let objects = helm(&["--set", set]);
     let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
@@ -151,10 +155,14 @@ fn values_reach_the_agent() {
         "--hooks=socket",
         "--sever",
         "--log=debug",
+        "--log-format=json",
+        "--flow-log=-",
         "--lift-taint=egress-enforcer.io/agent-not-ready",
+        "--pod-root=/a",
+        "--cri-socket=/b",
     ];
     assert_eq!(texts(&container["args"]), args);
-    assert_eq!(container["image"], "egress-enforcer/egress-agent:2.0");
+    assert_eq!(container["image"], "localhost/egress-enforcer/egress-agent:2.0");
     assert_eq!(container["ports"][0]["hostPort"], 9000);
     assert_eq!(pod["imagePullSecrets"], json!([{"name": "mine"}]));
     assert_eq!(pod["volumes"].as_array().unwrap().len(), 3);
@@ -166,10 +174,15 @@ fn values_reach_the_agent() {
     for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
         assert_eq!(labels.get(label), Some(value), "{label}");
     }
+    // The name of the job that comes of it is the one that the alert rules ask for.
+    let job = labels[monitor["spec"]["jobLabel"].as_str().unwrap()].as_str().unwrap();
+    let alerts = fs::read_to_string(root().join("deploy/alerts/egress-enforcer.yaml")).unwrap();
+    let asked: Vec<_> = alerts.split("job=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+    assert!(asked.len() >= 2 && asked.iter().all(|one| *one == job), "{asked:?}");
 }
 
 #[test]
-fn audit_first_denies_nothing_and_enforce_does() {
+fn the_example_audits_in_audit_first_and_is_enforced_in_enforce() {
     for (overlay, enforcement, unknown) in [
         ("overlays/audit-first", "Audit", Some("--unknown-pods=allow")),
         ("overlays/enforce", "Enforce", None),
@@ -217,6 +230,6 @@ fn versions_are_the_workspaces() {
     for path in render::KUSTOMIZE {
         let image =
             one(&kustomize(path), "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["image"].clone();
-        assert_eq!(image, format!("egress-enforcer/egress-agent:{version}"), "{path}");
+        assert_eq!(image, format!("localhost/egress-enforcer/egress-agent:{version}"), "{path}");
     }
 }

@@ -20,7 +20,8 @@ use tokio::time::{Instant, timeout};
 
 use super::connect::Connector;
 use super::inbox::{Inbox, State};
-use super::wire::{self, Event, Garbage};
+use super::stop::{DEFINITION, Stop, meaning, path, resource, silent};
+use super::wire::{self, Event};
 
 /// Objects of a page: those of a tenant may have more than a MiB each, and a page is held as a whole.
 const PAGE: u32 = 100;
@@ -28,14 +29,10 @@ const PAGE: u32 = 100;
 const WATCH: u32 = 290;
 /// Longest line of a watch. The API server's own limit for an object is 3 MiB.
 const LINE: u64 = 16 << 20;
-/// The longest wait that a busy server may ask for, in seconds.
-const MOST_ASKED: u32 = 60;
 /// How often the same version may be followed by what is not understood, before everything is listed anew.
 const PATIENCE: u32 = 3;
 /// How often a streaming list may end half-way, before pages are asked for.
 const HALVES: u32 = 2;
-/// The name of our own kind's definition.
-const DEFINITION: &str = "egressgatewaypolicies.egress-enforcer.io";
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -65,46 +62,6 @@ impl Default for Timing {
             wait: Duration::from_secs(15),
         }
     }
-}
-
-/// Why following stopped.
-#[derive(Debug, thiserror::Error)]
-enum Stop {
-    #[error("the version is not kept any more")]
-    Gone,
-    #[error("the server has no streaming lists")]
-    NoStreaming,
-    #[error("not installed")]
-    NotInstalled,
-    #[error("{0}")]
-    Refused(String),
-    #[error("{0}")]
-    Failed(String),
-    #[error("{0}")]
-    Unreachable(String),
-    #[error("{0}")]
-    Busy(String, Duration),
-    #[error(transparent)]
-    Garbage(#[from] Garbage),
-}
-
-/// Where objects of a kind are.
-fn path(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Pod => "/api/v1/pods",
-        Kind::Namespace => "/api/v1/namespaces",
-        Kind::Service => "/api/v1/services",
-        Kind::Node => "/api/v1/nodes",
-        Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
-        Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
-        Kind::EgressGatewayPolicy => "/apis/egress-enforcer.io/v1alpha1/egressgatewaypolicies",
-    }
-}
-
-/// The kind's resource and API group, as RBAC names them.
-pub(super) fn resource(kind: Kind) -> (&'static str, &'static str) {
-    let group = kind.api_version().split_once('/').map_or("", |(group, _)| group);
-    (path(kind).rsplit_once('/').map_or("", |(_, resource)| resource), group)
 }
 
 fn backoff(longest: Duration) -> ExponentialBackoff {
@@ -269,8 +226,10 @@ impl Follower {
             let answer = timeout(self.timing.answer, client.request_text(request)).await;
             let text = match answer {
                 Ok(Ok(text)) => text,
-                Ok(Err(error)) => return Err(self.stop(client, "list", error).await),
-                Err(_) => return Err(self.silent("list")),
+                Ok(Err(error)) => {
+                    return Err(meaning(self.kind, client, "list", error, self.timing.answer).await);
+                }
+                Err(_) => return Err(silent(self.kind, "list")),
             };
             let page = wire::page(&text)?;
             self.not_older(page.metadata.resource_version.as_deref().unwrap_or_default())?;
@@ -337,8 +296,10 @@ impl Follower {
             Ok(Err(kube::Error::Api(status))) if listing.is_some() && matches!(status.code, 400 | 422) => {
                 return Err(Stop::NoStreaming);
             }
-            Ok(Err(error)) => return Err(self.stop(client, "watch", error).await),
-            Err(_) => return Err(self.silent("watch")),
+            Ok(Err(error)) => {
+                return Err(meaning(self.kind, client, "watch", error, self.timing.answer).await);
+            }
+            Err(_) => return Err(silent(self.kind, "watch")),
         };
         if listing.is_none() {
             self.inbox.state(self.kind, State::Watching, None);
@@ -413,58 +374,6 @@ impl Follower {
             }
             // The connection went; what was not whole is told again.
             Ok(_) | Err(_) => Ok(false),
-        }
-    }
-
-    fn silent(&self, verb: &str) -> Stop {
-        Stop::Failed(format!("the API server does not answer ({verb} {})", resource(self.kind).0))
-    }
-
-    /// What an error of the API server means.
-    async fn stop(&self, client: &Client, verb: &str, error: kube::Error) -> Stop {
-        let (resource, group) = resource(self.kind);
-        let kube::Error::Api(status) = error else {
-            let error = anyhow::Error::from(error);
-            return Stop::Unreachable(format!("cannot reach the API server ({verb} {resource}): {error:#}"));
-        };
-        match status.code {
-            410 => Stop::Gone,
-            401 => Stop::Refused(format!(
-                "the API server does not accept the agent's credentials (an expired token?): {}",
-                status.message
-            )),
-            403 => Stop::Failed(format!(
-                "the agent may not {verb} {resource}: its ClusterRole needs the verbs list and watch on {resource} in API group {group:?} ({})",
-                status.message
-            )),
-            429 | 503 => {
-                let asked = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-                let text =
-                    format!("the API server is busy ({verb} {resource}): {} {}", status.code, status.message);
-                Stop::Busy(text, Duration::from_secs(asked.min(MOST_ASKED).into()))
-            }
-            404 if self.kind == Kind::EgressGatewayPolicy => self.is_installed(client).await,
-            code => Stop::Failed(format!("cannot {verb} {resource}: {code} {}", status.message)),
-        }
-    }
-
-    /// Whether the kind is really not installed, or not served yet: a server that starts answers 404 for a moment as well, and that
-    /// must not take policies away.
-    async fn is_installed(&self, client: &Client) -> Stop {
-        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{DEFINITION}");
-        let Ok(request) = http::Request::get(path).body(Vec::new()) else { return Stop::NotInstalled };
-        match timeout(self.timing.answer, client.request_text(request)).await {
-            // In the API server's own words: what stands before it may answer 404 as well.
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 && status.reason == "NotFound" => {
-                Stop::NotInstalled
-            }
-            Ok(Ok(_)) => Stop::Failed(format!("{DEFINITION} is installed, but not served yet")),
-            Ok(Err(kube::Error::Api(status))) if status.code == 403 => Stop::Failed(format!(
-                "{DEFINITION} is not served, and the agent may not see whether it is installed: its ClusterRole needs the verb get on customresourcedefinitions in API group \"apiextensions.k8s.io\" ({})",
-                status.message
-            )),
-            Ok(Err(error)) => Stop::Failed(format!("cannot see whether {DEFINITION} is installed: {error}")),
-            Err(_) => self.silent("get"),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod connect;
 mod follow;
 mod inbox;
+mod stop;
 mod wire;
 
 use std::sync::Arc;

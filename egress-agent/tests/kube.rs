@@ -152,7 +152,9 @@ fn on_a_node_without_pins_nothing_is_cut_before_everything_was_read() {
     world.stand.agent.spawn(&world.stand.topology).unwrap();
     let waits = |status: &Value| {
         status["pending"].to_string().contains("first complete list of NetworkPolicy")
-            && status["source"]["errors"].to_string().contains("may not watch networkpolicies")
+            && status["source"]["errors"]
+                .to_string()
+                .contains("needs the verbs list and watch on networkpolicies")
     };
     world.stand.agent.wait("it says what it may not", waits).unwrap();
     passes(&pod, &outside()[0]);

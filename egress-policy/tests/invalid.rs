@@ -149,6 +149,7 @@ fn a_gateway_with_a_misspelt_field_is_not_wider_than_it_was_meant() {
         *gateway = json!({"pods": {}, "namespace": namespaces});
     });
     assert_eq!(reason(&namespace, "app/web"), Reason::InvalidPolicy);
+    assert_eq!(reason(&namespace, "other/free"), Reason::Unselected, "nor closed for it");
     assert_eq!(reason(&with(|_| {}), "gw/gate"), Reason::Unselected);
 }
 

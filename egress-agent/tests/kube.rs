@@ -284,6 +284,10 @@ fn the_api_server_is_told_what_became_of_policies_and_packets() {
     world.apply(&policy(json!({})));
     world.stand.start();
     denied(&pod, &outside()[0]);
+    let endpoint = common::endpoints(&world.stand.agent).remove(0);
+    assert_eq!(endpoint["containers"][0]["name"], "app", "{endpoint}");
+    assert_eq!(endpoint["containers"][0]["role"], "other", "{endpoint}");
+    assert_eq!(endpoint["revision"], world.status()["revision"]);
     let accepted = |world: &World| {
         let policy = world.fixture.get("egressgatewaypolicies", "", "lock").unwrap();
         (policy["status"]["conditions"][0]["status"].clone(), policy["status"]["subjects"].clone())

@@ -157,7 +157,9 @@ impl Agent {
     }
 
     fn containers(&self, cgroup: u64, info: &EndpointInfo) -> Vec<ContainerStatus> {
-        let pod = self.scan.pods.iter().find(|pod| pod.cgroup == cgroup);
+        // Asked for each pod at every publication; a scan is in the order of cgroups.
+        let pod = self.scan.pods.binary_search_by_key(&cgroup, |pod| pod.cgroup);
+        let pod = pod.ok().and_then(|at| self.scan.pods.get(at));
         let status = |(id, cgroup): &(String, u64)| ContainerStatus {
             name: self.container_name(&info.uid, id).map(str::to_owned),
             cgroup: *cgroup,

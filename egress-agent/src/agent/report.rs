@@ -168,7 +168,11 @@ impl Agent {
                 false => "other".to_owned(),
             },
         };
-        pod.map(|pod| pod.containers.iter().map(status).collect()).unwrap_or_default()
+        let mut containers: Vec<_> =
+            pod.map(|pod| pod.containers.iter().map(status).collect()).unwrap_or_default();
+        // Those without a name last: a pod's sandbox, and what nobody has named yet.
+        containers.sort_by_key(|one: &ContainerStatus| (one.name.is_none(), one.name.clone(), one.cgroup));
+        containers
     }
 }
 

@@ -23,7 +23,8 @@ use egress_common::reason::counter_slot;
 use egress_common::wire::{
     ABI, Addr, Config, Denial, DenialKey, Device, Endpoint, FlowEvent, Row, RowKey, Witness, WitnessKey,
 };
-use egress_common::{Action, Decision, Hook, Meta, Owner as _, Reason, View, decide, witness};
+use egress_common::witness::{self, FIRST, Half, SECOND, place};
+use egress_common::{Action, Decision, Hook, Meta, Owner as _, Reason, View, decide};
 use egress_policy::plan::{State, Step, diff};
 use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
@@ -40,6 +41,16 @@ struct Host {
     state: State,
     devices: BTreeMap<u32, u64>,
     witnesses: BTreeMap<WitnessKey, Witness>,
+}
+
+impl Host {
+    /// Remembers as the programs do.
+    fn remember(&mut self, half: &Half, cgroup: u64, now: u64) {
+        let [first, second] = [FIRST, SECOND].map(|choice| self.witnesses.get(&half.key(choice)));
+        if let Some(choice) = place(half, first, second, cgroup, now) {
+            self.witnesses.insert(half.key(choice), half.entry(cgroup, now).1);
+        }
+    }
 }
 
 impl View for Host {
@@ -206,12 +217,12 @@ fn compare(
         kernel.decides(&expected, meta, packet, *times);
         *seen.entry((*hook as u8, expected.verdict.reason)).or_default() += u64::from(*times);
         if expected.begins(meta) && witness::begins(host, &expected.flow, expected.cgroup) {
-            host.witnesses.extend([witness::begun(&expected.flow).entry(expected.cgroup, now)]);
+            host.remember(&witness::begun(&expected.flow), expected.cgroup, now);
         }
         if *hook == Hook::Veth && expected.verdict.action != Action::Deny {
-            let parted =
-                witness::is_first_fragment(&expected.flow).then(|| witness::datagram(&expected.flow));
-            host.witnesses.extend(parted.map(|seen| seen.entry(expected.cgroup, now)));
+            if witness::is_first_fragment(&expected.flow) {
+                host.remember(&witness::datagram(&expected.flow), expected.cgroup, now);
+            }
         }
     }
     kernel.has_seen(host);

@@ -11,12 +11,11 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use egress_common::packet::protocol;
-use egress_common::wire::{
-    APPROVAL_CAME_IN, APPROVAL_LOCKED, Addr, Approval, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_TTL,
-};
-use egress_common::{View as _, witness};
+use egress_common::wire::{APPROVAL_CAME_IN, APPROVAL_LOCKED, Addr, Approval, WITNESS_CLOSED};
+use egress_common::witness;
 
-use crate::maps::{APPROVALS, Kernel, WITNESSES};
+use crate::maps::{APPROVALS, Kernel};
+use crate::seen::remember;
 
 const AF_INET: u32 = 2;
 
@@ -51,19 +50,10 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     }
     let mut flow = flow(ctx.ops);
-    let (key, like) = witness::connection(&flow, WITNESS_CAME_IN, Kernel.now());
-    let Some(seen) = Kernel.witness(&key) else {
+    let Some(cgroup) = witness::came_in_to(&Kernel, &flow) else {
         return;
     };
-    let same = seen.kind == like.kind
-        && seen.protocol == like.protocol
-        && seen.remote.same(&like.remote)
-        && seen.remote_port == like.remote_port
-        && seen.local_port == like.local_port;
-    if !same || like.seen.saturating_sub(seen.seen) > WITNESS_TTL {
-        return;
-    }
-    flow.cgroup = seen.cgroup;
+    flow.cgroup = cgroup;
     flow.flags = APPROVAL_CAME_IN;
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: a map of this kind, a socket that is not null, a value of the map's type.
@@ -79,8 +69,7 @@ fn closed(ctx: &SockOpsContext) {
         && kept.cgroup != 0
         && kept.protocol == protocol::TCP
     {
-        let (key, value) = witness::connection(kept, WITNESS_CLOSED, Kernel.now());
-        let _full = WITNESSES.insert(key, value, 0);
+        remember(&witness::connection(kept, WITNESS_CLOSED), kept.cgroup);
     }
 }
 

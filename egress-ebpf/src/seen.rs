@@ -3,7 +3,7 @@
 //! Invariant: nothing is judged here. Where the map is full it is not remembered, and will not be answered.
 
 use egress_common::wire::Witness;
-use egress_common::witness::{self, Half};
+use egress_common::witness::{self, FIRST, Half, SECOND};
 use egress_common::{Decision, Flow, Hook, Meta, View as _};
 
 use crate::maps::{Kernel, WITNESSES};
@@ -47,17 +47,15 @@ fn parted(flow: &Flow, cgroup: u64) {
 
 /// Writes down what was seen, unless the same was written a short time ago.
 #[inline(never)]
-fn remember(seen: &Half, cgroup: u64) {
+pub fn remember(seen: &Half, cgroup: u64) {
     let now = Kernel.now();
-    // By reference, or there would be copies of them on the stack.
-    let key = &seen.key();
-    if let Some(old) = Kernel.witness(key)
-        && old.kind == seen.kind
-        && seen.is_of(old, cgroup)
-        && now.saturating_sub(old.seen) < seen.fresh()
-    {
+    let first = Kernel.witness(&seen.key(FIRST));
+    let second = Kernel.witness(&seen.key(SECOND));
+    let Some(choice) = witness::place(seen, first, second, cgroup, now) else {
         return;
-    }
+    };
+    // By reference, or there would be copies of them on the stack.
+    let key = &seen.key(choice);
     let mut value = Witness::default();
     seen.write(&mut value, cgroup, now);
     let value = &value;

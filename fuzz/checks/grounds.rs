@@ -214,8 +214,12 @@ impl Case<'_> {
             };
             let kind = match (seen.kind, flow.protocol) {
                 (WITNESS_STOOD, 6) => socket == Socket::Inet && flow.kind & 2 == 0,
-                (WITNESS_CAME_IN, 6) if !self.veth() => socket == Socket::Listening && flow.kind & 18 == 18,
-                (WITNESS_CAME_IN | WITNESS_CLOSED, 6) => self.veth() && bare && socket != Socket::Inet,
+                (WITNESS_CAME_IN | WITNESS_CLOSED, 6) if !self.veth() => {
+                    let shakes = seen.kind == WITNESS_CAME_IN && flow.kind & 18 == 18;
+                    let resets = bare && flow.kind & 6 == 4;
+                    socket == Socket::Listening && (shakes || resets)
+                }
+                (WITNESS_CAME_IN | WITNESS_CLOSED, 6) => bare && socket != Socket::Inet,
                 (WITNESS_CAME_IN, _) => self.veth() || socket == Socket::Inet,
                 _ => false,
             };

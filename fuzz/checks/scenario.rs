@@ -262,16 +262,12 @@ impl Draw<'_> {
             let parted = Flow { parted: true, ..flow };
             let now = scenario.maps.now;
             let drawn = match self.byte() % 4 {
-                0 | 1 => witness::came_in(&asked, cgroup, now),
-                2 => {
-                    witness::is_first_fragment(&parted).then(|| witness::datagram(&parted).entry(cgroup, now))
-                }
+                0 | 1 => witness::came_in(&asked),
+                2 => witness::is_first_fragment(&parted).then(|| witness::datagram(&parted)),
                 _ => None,
             };
-            let (key, mut seen) = drawn.unwrap_or_else(|| {
-                let kept = Approval { cgroup, ..kept };
-                witness::connection(&kept, 2 + self.byte() % 2, now)
-            });
+            let half = drawn.unwrap_or_else(|| witness::connection(&kept, 2 + self.byte() % 2));
+            let (key, mut seen) = half.entry(cgroup, now);
             seen.seen = now.saturating_add_signed(self.of(&[
                 0,
                 -1_500_000_000,

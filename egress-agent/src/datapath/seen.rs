@@ -7,7 +7,8 @@ use aya::Ebpf;
 use aya::maps::{HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use egress_common::reason::counter_slot;
 use egress_common::wire::{Approval, Counter, Denial, DenialKey, WITNESS_STOOD, Witness, WitnessKey};
-use egress_common::{Action, Addr, Hook, Reason, witness};
+use egress_common::witness::{self, Half};
+use egress_common::{Action, Addr, Hook, Reason};
 use serde::{Deserialize, Serialize};
 
 use super::maps::Fill;
@@ -35,7 +36,7 @@ pub struct Seen {
     /// Entries of `inbound`, as of the last look.
     witnesses: usize,
     /// Most entries of `inbound`.
-    places: u32,
+    capacity: u32,
 }
 
 /// Packets and bytes of one hook, action and reason.
@@ -97,7 +98,7 @@ impl Seen {
             ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
         };
         let inbound = take(INBOUND)?;
-        let places = match &inbound {
+        let capacity = match &inbound {
             Map::HashMap(data) => data.info()?.max_entries(),
             _ => 0,
         };
@@ -108,7 +109,7 @@ impl Seen {
             inbound: inbound.try_into()?,
             events: Some(take(EVENTS)?.try_into()?),
             witnesses: 0,
-            places,
+            capacity,
         })
     }
 
@@ -167,17 +168,29 @@ impl Seen {
                 destination_port: connection.remote.port(),
                 ..Approval::default()
             };
-            let (key, value) = witness::connection(&like, WITNESS_STOOD, 0);
-            self.inbound.insert(key, value, 0).context("cannot remember a connection that stands")?;
+            let half = witness::connection(&like, WITNESS_STOOD);
+            let [first, second] = self.places(&half);
+            let Some(choice) = witness::place(&half, first.as_ref(), second.as_ref(), cgroup, 0) else {
+                continue;
+            };
+            let (_, value) = half.entry(cgroup, 0);
+            self.inbound
+                .insert(half.key(choice), value, 0)
+                .context("cannot remember a connection that stands")?;
         }
         Ok(())
     }
 
-    /// What was seen of the TCP connection that a socket kept; another one's where they share their place.
+    /// What was seen of the TCP connection that a socket kept.
     #[must_use]
     pub fn of(&self, kept: &Approval) -> Option<Witness> {
-        let (key, _) = witness::connection(kept, WITNESS_STOOD, 0);
-        self.inbound.get(&key, 0).ok()
+        let half = witness::connection(kept, WITNESS_STOOD);
+        self.places(&half).into_iter().flatten().find(|seen| half.is_of(seen, kept.cgroup))
+    }
+
+    /// What is in the places of a flow.
+    fn places(&self, half: &Half) -> [Option<Witness>; 2] {
+        [witness::FIRST, witness::SECOND].map(|choice| self.inbound.get(&half.key(choice), 0).ok())
     }
 
     /// Forgets what belongs to pods that are gone.
@@ -203,7 +216,7 @@ impl Seen {
 
     /// How full the map of what came in was at the last look.
     pub(super) fn fill(&self) -> Fill {
-        Fill::new(INBOUND, self.witnesses, self.places, "what comes in and does not fit cannot be answered")
+        Fill::new(INBOUND, self.witnesses, self.capacity, "what comes in and does not fit cannot be answered")
     }
 
     pub(super) fn take_events(&mut self) -> Option<RingBuf<MapData>> {

@@ -264,6 +264,42 @@ fn row_8_a_question_opens_nothing_but_its_answer() {
     ]);
 }
 
+/// A listening server is asked about a connection that it does not know; the resets that are seen outside. Since 6.13 the kernel sends
+/// them in the listening socket's name, so that the socket hook is shown them as well.
+fn refusals(range: &mut Range, pod: &Container, v6: bool) -> usize {
+    let from = SocketAddr::new(outside(v6), unique().1);
+    let to = SocketAddr::new(own(pod, v6), LISTENS);
+    for flags in [SYN, ACK | PSH] {
+        let packet = to_hex(&Packet::tcp(from, to, flags, &[]).bytes().unwrap());
+        let sent = range.stand.topology.outside_attempt(&["inject", &packet, "--via", "raw"]).unwrap();
+        assert!(sent.succeeded(), "{sent:?}");
+    }
+    let header = 14 + if v6 { 40 } else { 20 };
+    let ports = [to.port().to_be_bytes(), from.port().to_be_bytes()].concat();
+    let resets = |frame: &&Vec<u8>| {
+        frame.get(header..header + 4) == Some(&ports[..])
+            && frame.get(header + 13).is_some_and(|flags| flags & RST != 0)
+    };
+    std::thread::sleep(Duration::from_millis(300));
+    range.outside.look();
+    range.outside.seen.iter().filter(resets).count()
+}
+
+#[test]
+fn row_8_what_is_not_known_is_refused() {
+    let mut range = Range::new(json!({}));
+    let (free, locked) = (range.free.clone(), range.locked.clone());
+    let _servers = [&free, &locked].map(|pod| serve(pod, "serve-echo", LISTENS));
+    for v6 in [false, true] {
+        for pod in [&free, &locked] {
+            assert!(refusals(&mut range, pod, v6) > 0, "{} {v6}", pod.pod().name());
+        }
+    }
+    for endpoint in crate::common::endpoints(&range.stand.agent) {
+        assert_eq!(endpoint["denials"], json!([]), "{endpoint}");
+    }
+}
+
 #[test]
 fn row_8_what_came_in_is_answered() {
     let mut range = Range::new(json!({}));

@@ -1,11 +1,12 @@
 //! Random maps, packets, and what was seen of them.
 
+use egress_common::Hook;
 use egress_common::packet::{Flow, icmp, protocol, read, tcp};
 use egress_common::wire::{
     ABI, Addr, Approval, Cidr, Config, Endpoint, IDENTITY_WORLD, PROXIES, Ports, Proxy, ROW_ENTRIES, Row,
     RowKey, WITNESS_TTL, Witness, WitnessKey,
 };
-use egress_common::{Hook, witness};
+use egress_common::witness::{self, FIRST, SECOND};
 use egress_policy::plan::State;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -41,6 +42,8 @@ pub struct Seen {
     age: i64,
     /// Bits that differ in the other end's port.
     near: u16,
+    /// Which of the flow's places it is in.
+    choice: usize,
 }
 
 impl Seen {
@@ -48,8 +51,7 @@ impl Seen {
     pub fn of(self, ethertype: u16, packet: &[u8], now: u64) -> (WitnessKey, Witness) {
         let mut flow = Flow::default();
         let _refused = read(packet, ethertype, &mut flow);
-        let fragment =
-            (flow.protocol != protocol::TCP).then(|| witness::datagram(&flow).entry(self.cgroup, now));
+        let fragment = (flow.protocol != protocol::TCP).then(|| witness::datagram(&flow));
         let begin = match flow.protocol {
             protocol::TCP => tcp::SYN,
             protocol::ICMPV6 => icmp::ECHO_V6,
@@ -71,11 +73,13 @@ impl Seen {
             cgroup: self.cgroup,
             ..Approval::default()
         };
-        let (key, value) = match self.kind {
+        let half = match self.kind {
             4 => fragment,
-            _ => witness::came_in(&asked, self.cgroup, now),
+            _ => witness::came_in(&asked),
         }
-        .unwrap_or_else(|| witness::connection(&like, self.kind, now));
+        .unwrap_or_else(|| witness::connection(&like, self.kind));
+        let (_, value) = half.entry(self.cgroup, now);
+        let key = half.key(self.choice);
         let seen = now.saturating_add_signed(-self.age);
         (key, Witness { seen, kind: self.kind, remote_port: value.remote_port ^ self.near, ..value })
     }
@@ -89,8 +93,9 @@ fn seen(pods: [u64; 2]) -> impl Strategy<Value = Option<Seen>> {
         prop_oneof![6 => 1u8..=4, 1 => any::<u8>()],
         select(vec![0, 0, 500_000_000, 30_000_000_000, long_ago, -1_000_000_000]),
         prop_oneof![7 => Just(0u16), 1 => any::<u16>()],
+        select(vec![FIRST, SECOND]),
     )
-        .prop_map(|(cgroup, kind, age, near)| Seen { cgroup, kind, age, near })
+        .prop_map(|(cgroup, kind, age, near, choice)| Seen { cgroup, kind, age, near, choice })
         .prop_map(Some)
 }
 

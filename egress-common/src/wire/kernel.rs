@@ -13,7 +13,7 @@ pub struct Counter {
 }
 
 /// Most flows of one local address that are remembered as having come in; a later one takes the place of an earlier one
-/// with the same slot, never of another address's.
+/// with the same slots, never of another address's.
 pub const WITNESS_SLOTS: u32 = 16_384;
 /// How long what came in may be answered where no socket keeps it in mind: two minutes, as RFC 4787 (REQ-5) asks of
 /// translators for UDP, and more than a SYN-ACK is sent again (63 s with `tcp_synack_retries` at 5). Nanoseconds.
@@ -34,7 +34,7 @@ pub const FRAGMENT_TTL: u64 = 2_000_000_000;
 pub struct WitnessKey {
     /// The pod's address.
     pub local: Addr,
-    /// Below [`WITNESS_SLOTS`]; made of the other half of the flow by [`slot`](crate::witness::slot).
+    /// Below [`WITNESS_SLOTS`]; made of the other half of the flow by [`slots`](crate::witness::slots).
     pub slot: u32,
     /// 1 where the pod began the flow, 0 for all that came in: the one never takes the other's place.
     pub began: u32,

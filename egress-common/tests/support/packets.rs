@@ -100,14 +100,14 @@ pub fn flow(packet: &[u8]) -> Flow {
 
 /// What is written down of a packet that comes in to [`POD`] now.
 pub fn came_in(maps: &Maps, packet: &[u8]) -> (WitnessKey, Witness) {
-    witness::came_in(&flow(packet), POD, maps.now).unwrap()
+    witness::came_in(&flow(packet)).unwrap().entry(POD, maps.now)
 }
 
 /// What is written down of a connection between these ends, `from` being the pod's.
 pub fn connection(maps: &Maps, ends: Ends, kind: u8) -> (WitnessKey, Witness) {
     // What stood before us has no time of its own.
     let now = if kind == WITNESS_STOOD { 0 } else { maps.now };
-    witness::connection(&ends.kept(maps), kind, now)
+    witness::connection(&ends.kept(maps), kind).entry(POD, now)
 }
 
 pub const SYN: u8 = tcp::SYN;

@@ -2,8 +2,7 @@
 # Makes a kind cluster, installs the enforcer into it and verifies it: deploy/kind/up.sh
 #
 # Needs kind, kubectl, and docker (or podman, with KIND_EXPERIMENTAL_PROVIDER=podman), and what `cargo xtask image` needs. The cluster
-# stays; `kind delete cluster --name egress-enforcer` removes it. A cluster of this name that is there already is used. Run this again after
-# `docker restart` of a node, which loses the bpffs that is mounted here, and with it every pin.
+# stays; `kind delete cluster --name egress-enforcer` removes it. A cluster of this name that is there already is used.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -29,11 +28,6 @@ export KUBECONFIG=$kubeconfig
 
 for image in egress-agent egress-probe; do
   kind load image-archive --name "$name" "$images/$image.tar"
-done
-# A node of kind has no bpffs of its own, and must not share the machine's with the others.
-kind get nodes --name "$name" | while read -r node; do
-  "$engine" exec "$node" sh -c \
-    'findmnt --noheadings --types bpf /sys/fs/bpf > /dev/null || mount -t bpf -o mode=0700 bpf /sys/fs/bpf' < /dev/null
 done
 
 deploy/install.sh deploy/kustomize/overlays/kind

@@ -106,6 +106,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             let lock = lock::Lock::bpffs(&args.bpffs.bpffs)?;
             cleanup::cleanup(&args.bpffs.bpffs, &args.socket.socket, lock)?;
         }
+        Command::MountBpffs(args) => preflight::mount_bpffs(&args.bpffs)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -72,6 +72,9 @@ pub enum Command {
     Lint(LintArgs),
     /// Remove every link, program, map and pin of the enforcer from this node: nothing is enforced afterwards.
     Cleanup(CleanupArgs),
+    /// Mount a bpffs where the node has none, and leave one that is there: for nodes that are containers themselves (kind, k3d), by an init
+    /// container whose mounts reach the node.
+    MountBpffs(BpffsArgs),
 }
 
 /// Where the enforcer keeps its pins.

@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{self, FsType};
 
 /// `BPF_FS_MAGIC`, `include/uapi/linux/magic.h`.
@@ -41,7 +42,7 @@ pub enum Missing {
         name: &'static str,
     },
     /// No bpffs.
-    #[error("{} is not a bpffs: mount one with `mount -t bpf -o mode=0700 bpf {}`, or name one with --bpffs", path.display(), path.display())]
+    #[error("{} is not a bpffs: mount one with `mount -t bpf -o mode=0700 bpf {}` (in a cluster: bpffs.mount of the chart, or the component mount-bpffs), or name one with --bpffs", path.display(), path.display())]
     Bpffs {
         /// The path that should be one.
         path: PathBuf,
@@ -140,6 +141,24 @@ pub fn bpffs(path: &Path) -> Result<(), Missing> {
         Ok(stat) if stat.filesystem_type() == BPF_FS => Ok(()),
         _ => Err(Missing::Bpffs { path: path.to_owned() }),
     }
+}
+
+/// Mounts a bpffs at a path, unless there is one.
+///
+/// # Errors
+/// It cannot be mounted: CAP_SYS_ADMIN is missing, or the path is no directory.
+pub fn mount_bpffs(path: &Path) -> anyhow::Result<()> {
+    if bpffs(path).is_ok() {
+        tracing::info!(path = %path.display(), "a bpffs is there");
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // As systemd mounts it.
+    mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=0700"))
+        .with_context(|| format!("cannot mount a bpffs at {}", path.display()))?;
+    bpffs(path)?;
+    tracing::info!(path = %path.display(), "a bpffs is mounted");
+    Ok(())
 }
 
 /// Makes a directory that root alone can enter, or checks that it is one: who else could write there could remove our pins.

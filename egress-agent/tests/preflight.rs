@@ -40,6 +40,29 @@ fn a_missing_bpffs_is_named() {
 }
 
 #[test]
+fn a_bpffs_is_mounted_where_there_is_none_and_left_where_there_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"
+        set -e
+        "$AGENT" mount-bpffs --bpffs "$DIR"
+        mkdir "$DIR/kept"
+        "$AGENT" mount-bpffs --bpffs "$DIR"
+        echo "$(stat --file-system --format %T "$DIR") $(stat --format %a "$DIR") $(ls -d "$DIR/kept")"
+        grep -c " $DIR bpf " /proc/self/mounts
+        "$AGENT" mount-bpffs --bpffs "$DIR/none" || echo "code $?"
+    "#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).env("AGENT", common::agent_binary()).env("DIR", dir.path());
+    // SAFETY: system calls only.
+    let output = unsafe { shell.pre_exec(private) }.output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let kept = format!("bpf_fs 1700 {}/kept", dir.path().display());
+    assert_eq!(said.lines().collect::<Vec<_>>(), [kept.as_str(), "1", "code 1"], "{errors}");
+    assert!(errors.contains("cannot mount a bpffs at"), "{errors}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it was mounted in that namespace alone");
+}
+
+#[test]
 fn missing_capabilities_are_named() {
     let stand = Stand::new(CgroupDriver::Systemd);
     let (code, stderr) = run(&stand, |exec| exec.capabilities(Capabilities::RUNTIME_DEFAULT));

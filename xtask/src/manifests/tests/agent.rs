@@ -20,10 +20,14 @@ fn pod(objects: &[Value]) -> &Value {
 fn every_flag_and_variable_is_one_of_the_agents() {
     let cli = Cli::command();
     let everything = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.logFormat=json,\
-        agent.flowLog=-,nodeTaint.enabled=true";
-    let chart = helm(&["--set", everything]);
-    for objects in render::KUSTOMIZE.map(kustomize).into_iter().chain([chart]) {
-        let container = &pod(&objects)["containers"][0];
+        agent.flowLog=-,nodeTaint.enabled=true,bpffs.mount=true";
+    let rendered: Vec<_> =
+        render::KUSTOMIZE.map(kustomize).into_iter().chain([helm(&["--set", everything])]).collect();
+    let containers = rendered.iter().flat_map(|objects| {
+        let of = |field: &str| pod(objects)[field].as_array().into_iter().flatten();
+        of("initContainers").chain(of("containers"))
+    });
+    for container in containers {
         let args = texts(&container["args"]);
         let command =
             cli.find_subcommand(args[0]).unwrap_or_else(|| panic!("there is no command {}", args[0]));
@@ -40,7 +44,7 @@ fn every_flag_and_variable_is_one_of_the_agents() {
             assert!(value.is_none_or(fits), "--{flag} does not take {value:?}");
         }
         // Named by the help of --node-name, and by an argument.
-        for variable in container["env"].as_array().unwrap() {
+        for variable in container["env"].as_array().into_iter().flatten() {
             let variable = variable["name"].as_str().unwrap();
             let is_flags = known().any(|known| known.get_env().is_some_and(|env| env == variable));
             let is_said =

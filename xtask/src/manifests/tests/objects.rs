@@ -200,15 +200,41 @@ fn the_example_audits_in_audit_first_and_is_enforced_in_enforce() {
     }
 }
 
+/// The base with a component.
+fn component(name: &str) -> Vec<Value> {
+    let directory = tempfile::tempdir_in(root().join("deploy/kustomize/overlays")).unwrap();
+    let text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../base]\n\
+         components: [../../components/{name}]\n"
+    );
+    fs::write(directory.path().join("kustomization.yaml"), text).unwrap();
+    super::parse(&tools().kustomize_at(directory.path()).unwrap())
+}
+
 #[test]
 fn the_node_taint_is_a_component_with_a_role_of_its_own() {
-    let directory = tempfile::tempdir_in(root().join("deploy/kustomize/overlays")).unwrap();
-    let text = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../base]\n\
-        components: [../../components/node-taint]\n";
-    fs::write(directory.path().join("kustomization.yaml"), text).unwrap();
-    let rendered = super::parse(&tools().kustomize_at(directory.path()).unwrap());
     let chart = helm(&["--set", "namespace.create=true,nodeTaint.enabled=true"]);
-    assert_eq!(by_name(rendered), by_name(chart));
+    assert_eq!(by_name(component("node-taint")), by_name(chart));
+}
+
+#[test]
+fn a_bpffs_is_mounted_by_a_component_that_alone_is_privileged() {
+    let objects = component("mount-bpffs");
+    let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let [init] = &pod["initContainers"].as_array().unwrap()[..] else { panic!("{pod}") };
+    assert_eq!(init["securityContext"]["privileged"], true);
+    assert_eq!(pod["containers"][0]["securityContext"]["privileged"], false);
+    // The agent looks where this has mounted.
+    let [mount] = &init["volumeMounts"].as_array().unwrap()[..] else { panic!("{init}") };
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let agents = mounts.iter().find(|one| one["name"] == mount["name"]).unwrap();
+    assert_eq!(
+        (&mount["mountPath"], &mount["mountPropagation"]),
+        (&agents["mountPath"], &json!("Bidirectional"))
+    );
+    assert_eq!(init["image"], pod["containers"][0]["image"]);
+    let chart = helm(&["--set", "namespace.create=true,bpffs.mount=true"]);
+    assert_eq!(by_name(objects), by_name(chart));
 }
 
 #[test]
@@ -228,8 +254,11 @@ fn versions_are_the_workspaces() {
     .unwrap();
     assert_eq!((&chart["version"], &chart["appVersion"]), (&json!(version), &json!(version)));
     for path in render::KUSTOMIZE {
-        let image =
-            one(&kustomize(path), "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["image"].clone();
-        assert_eq!(image, format!("localhost/egress-enforcer/egress-agent:{version}"), "{path}");
+        let pod = one(&kustomize(path), "DaemonSet")["spec"]["template"]["spec"].clone();
+        let of = |field: &str| pod[field].as_array().cloned().unwrap_or_default();
+        for container in of("initContainers").into_iter().chain(of("containers")) {
+            let image = &container["image"];
+            assert_eq!(image, &format!("localhost/egress-enforcer/egress-agent:{version}"), "{path}");
+        }
     }
 }

@@ -18,6 +18,8 @@ pub mod flow;
 mod flow_file;
 pub mod http;
 pub mod lock;
+#[cfg(target_env = "gnu")]
+mod memory;
 pub mod metrics;
 pub mod network;
 pub mod offline;

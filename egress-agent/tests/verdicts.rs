@@ -219,10 +219,9 @@ fn compare(
         if expected.begins(meta) && witness::begins(host, &expected.flow, expected.cgroup) {
             host.remember(&witness::begun(&expected.flow), expected.cgroup, now);
         }
-        if *hook == Hook::Veth && expected.verdict.action != Action::Deny {
-            if witness::is_first_fragment(&expected.flow) {
-                host.remember(&witness::datagram(&expected.flow), expected.cgroup, now);
-            }
+        let passed_veth = *hook == Hook::Veth && expected.verdict.action != Action::Deny;
+        if passed_veth && witness::is_first_fragment(&expected.flow) {
+            host.remember(&witness::datagram(&expected.flow), expected.cgroup, now);
         }
     }
     kernel.has_seen(host);

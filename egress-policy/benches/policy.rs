@@ -90,10 +90,13 @@ fn main() {
         println!("memory {size} of pods alone {}", (ALLOCATOR.allocated() - before) / size);
         drop(pods);
         let before = ALLOCATOR.allocated();
-        let cluster = cluster(size);
+        let mut cluster = cluster(size);
+        cluster.index.pack();
         println!("memory {size} of all objects {}", (ALLOCATOR.allocated() - before) / size);
         let before = ALLOCATOR.allocated();
         let mut followed = Followed::new(cluster);
+        followed.compiler.pack();
+        followed.observed.pack();
         println!(
             "memory {size} compiled, with what the maps hold {}",
             (ALLOCATOR.allocated() - before) / size

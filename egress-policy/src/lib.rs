@@ -13,6 +13,7 @@ pub mod explain;
 pub mod index;
 pub mod lint;
 pub mod object;
+mod pack;
 pub mod plan;
 #[cfg(feature = "reference")]
 pub mod reference;

@@ -103,6 +103,17 @@ impl Follower {
         }
         Ok(plan.steps.len())
     }
+
+    /// Changes nothing, whenever it comes.
+    fn pack(&mut self) -> Result<(), TestCaseError> {
+        let before = (self.index.clone(), self.compiler.compiled().desired.clone(), self.observed.clone());
+        self.index.pack();
+        self.compiler.pack();
+        self.observed.pack();
+        let after = (self.index.clone(), self.compiler.compiled().desired.clone(), self.observed.clone());
+        prop_assert_eq!(before, after);
+        Ok(())
+    }
 }
 
 /// A history that fails is kept in `incremental.regressions` beside this file, and tried first from then on.
@@ -132,6 +143,7 @@ proptest! {
         }
         follower.local = clusters[0].world().local;
         follower.update()?;
+        follower.pack()?;
         for change in history {
             match change {
                 Change::Put(which, at) => {

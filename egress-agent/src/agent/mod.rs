@@ -54,6 +54,8 @@ pub(crate) struct Agent {
     lingering: Vec<(String, ObjectRef)>,
     /// The source was not read whole yet.
     held: bool,
+    /// What the first complete look at the objects brought is held tightly.
+    packed: bool,
     /// The maps were another agent's when this one started.
     adopted: bool,
     compiler: Compiler,
@@ -108,6 +110,7 @@ impl Agent {
             coverage: Coverage::default(),
             lingering: Vec::new(),
             held: true,
+            packed: false,
             adopted,
             compiler: Compiler::default(),
             changed: Dirty::default(),
@@ -287,29 +290,6 @@ impl Agent {
         }
     }
 
-    /// Tells the log what is enforced, once; until then, what is waited for.
-    pub(crate) fn announce(&mut self) {
-        let enforces = !self.waits_for_source();
-        if std::mem::replace(&mut self.announced, enforces) {
-            return;
-        }
-        if !self.announced {
-            if !std::mem::replace(&mut self.waiting, true) {
-                tracing::info!(
-                    "nothing is attached yet: waiting for the first complete lists of the API server"
-                );
-            }
-            return;
-        }
-        tracing::info!(
-            node = self.node,
-            pod_root = %self.root.path.display(),
-            endpoints = self.compiler.compiled().endpoints.len(),
-            revision = self.datapath.observed().config.revision,
-            "enforcing"
-        );
-    }
-
     /// Whether nothing is done yet: there is nothing of ours in the kernel, and what is allowed is not known.
     pub(crate) fn waits_for_source(&self) -> bool {
         self.held && !self.adopted && self.source.comes_first()
@@ -358,6 +338,12 @@ impl Agent {
         // Of another version, and perhaps under policies that could not be read yet: until then either one denies.
         if !self.held && self.datapath.attached().is_some() {
             self.datapath.retire_other_versions();
+        }
+        if !self.held && !std::mem::replace(&mut self.packed, true) {
+            // Everything came in order, object by object, which leaves maps half empty.
+            self.index.pack();
+            self.compiler.pack();
+            self.datapath.pack();
         }
         self.retry = !self.errors.is_empty();
         self.meters.in_step(!self.retry && !self.held);

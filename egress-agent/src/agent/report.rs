@@ -90,6 +90,29 @@ impl Agent {
         Published { status, endpoints, measured }
     }
 
+    /// Tells the log what is enforced, once; until then, what is waited for.
+    pub(crate) fn announce(&mut self) {
+        let enforces = !self.waits_for_source();
+        if std::mem::replace(&mut self.announced, enforces) {
+            return;
+        }
+        if !self.announced {
+            if !std::mem::replace(&mut self.waiting, true) {
+                tracing::info!(
+                    "nothing is attached yet: waiting for the first complete lists of the API server"
+                );
+            }
+            return;
+        }
+        tracing::info!(
+            node = self.node,
+            pod_root = %self.root.path.display(),
+            endpoints = self.compiler.compiled().endpoints.len(),
+            revision = self.datapath.observed().config.revision,
+            "enforcing"
+        );
+    }
+
     fn watches(&self) -> Vec<WatchStatus> {
         let mut watches = self.source_state.watches.clone();
         for watch in &mut watches {

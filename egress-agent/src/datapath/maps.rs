@@ -125,6 +125,10 @@ impl Maps {
         })
     }
 
+    pub(super) fn pack(&mut self) {
+        self.observed.pack();
+    }
+
     pub(super) fn observed(&self) -> &State {
         &self.observed
     }

@@ -160,6 +160,11 @@ impl Datapath {
         &self.seen
     }
 
+    /// Takes less memory for what is known of the maps, after many writes.
+    pub fn pack(&mut self) {
+        self.maps.pack();
+    }
+
     /// What the maps say now, as of the last read or write.
     #[must_use]
     pub fn observed(&self) -> &State {

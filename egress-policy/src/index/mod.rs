@@ -23,6 +23,7 @@ use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
     PodPeer, Service, address,
 };
+use crate::pack::pack;
 
 /// A change of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +113,19 @@ impl Index {
     #[must_use]
     pub fn of_node(name: &str) -> Self {
         Self { node: Some(Arc::from(name)), ..Self::default() }
+    }
+
+    /// Takes less memory for the same, after many events. Looks at everything.
+    pub fn pack(&mut self) {
+        pack(&mut self.pods);
+        pack(&mut self.services);
+        pack(&mut self.endpoint_slices);
+        pack(&mut self.nodes);
+        pack(&mut self.network_policies);
+        pack(&mut self.owners);
+        pack(&mut self.node_names);
+        pack(&mut self.by_uid);
+        self.lookups.pack();
     }
 
     /// Takes an event in; tells what may have changed by it.

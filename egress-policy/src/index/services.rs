@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::{Index, Name, unlist};
 use crate::object::{EndpointSlice, PortRange, Ports, Service, ServicePort, address};
+use crate::pack::pack;
 
 /// Backends of one service port in one address family: (address, target port).
 pub(crate) type Targets = BTreeSet<(Addr, u16)>;
@@ -34,6 +35,13 @@ pub(super) struct Lookups {
 }
 
 impl Lookups {
+    /// See [`Index::pack`].
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.slices);
+        pack(&mut self.behind);
+        pack(&mut self.vips);
+    }
+
     pub(super) fn add_slice(&mut self, slice: &Arc<EndpointSlice>) {
         if let Some(service) = &slice.service {
             let service = (slice.namespace.clone(), service.clone());

@@ -37,6 +37,7 @@ use egress_common::wire::{
 use serde::{Serialize, Serializer};
 
 use crate::object::protocol_name;
+use crate::pack::pack;
 
 /// What the maps hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +55,14 @@ pub struct State {
 }
 
 impl State {
+    /// Takes less memory for the same, after many steps. Looks at everything.
+    pub fn pack(&mut self) {
+        pack(&mut self.endpoints);
+        pack(&mut self.addresses);
+        pack(&mut self.cidrs);
+        pack(&mut self.rows);
+    }
+
     /// Takes one step, as the maps would.
     pub fn apply(&mut self, step: &Step) {
         match step {

@@ -47,8 +47,9 @@ impl Host {
     /// Remembers as the programs do.
     fn remember(&mut self, half: &Half, cgroup: u64, now: u64) {
         let [first, second] = [FIRST, SECOND].map(|choice| self.witnesses.get(&half.key(choice)));
-        if let Some(choice) = place(half, first, second, cgroup, now) {
-            self.witnesses.insert(half.key(choice), half.entry(cgroup, now).1);
+        let (_, new) = half.entry(cgroup, now);
+        if let Some(choice) = place(&new, first, second) {
+            self.witnesses.insert(half.key(choice), new);
         }
     }
 }

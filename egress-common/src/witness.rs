@@ -58,14 +58,20 @@ pub struct Found {
 /// Looks up what was seen of a flow for the pod of `cgroup`; nothing where that was another flow or another pod's.
 #[inline(always)]
 pub fn find<V: View>(view: &V, half: &Half, cgroup: u64) -> Found {
-    let first = at(view, half, cgroup, FIRST);
-    if first.kind == 0 { at(view, half, cgroup, SECOND) } else { first }
+    // One key for both: there is no room for two on the stacks of programs.
+    let mut key = half.key(FIRST);
+    let first = at(view, &key, half, cgroup);
+    if first.kind != 0 {
+        return first;
+    }
+    key.slot = half.slot(SECOND);
+    at(view, &key, half, cgroup)
 }
 
 #[inline(always)]
-fn at<V: View>(view: &V, half: &Half, cgroup: u64, choice: usize) -> Found {
+fn at<V: View>(view: &V, key: &WitnessKey, half: &Half, cgroup: u64) -> Found {
     const NOTHING: Found = Found { kind: 0, recent: false };
-    let Some(seen) = view.witness(&half.key(choice)) else {
+    let Some(seen) = view.witness(key) else {
         return NOTHING;
     };
     if cgroup == 0 || !half.is_of(seen, cgroup) {
@@ -86,39 +92,50 @@ pub const FIRST: usize = 0;
 /// The other one.
 pub const SECOND: usize = 1;
 
-/// Where to write what was seen of a flow of the pod of `cgroup`, given what is in its first and second place: where the same flow
-/// is, else where nothing is, else where what was written longer ago is. Nothing where the same was written a short time ago.
+/// Where to write what was seen of a flow, given what is in its first and second place: where the same flow is, else where nothing is,
+/// else where what was written longer ago is. Nothing where the same was written a short time ago.
 #[must_use]
 #[inline(always)]
-pub fn place(
-    half: &Half,
-    first: Option<&Witness>,
-    second: Option<&Witness>,
-    cgroup: u64,
-    now: u64,
-) -> Option<usize> {
-    const WRITTEN: u64 = u64::MAX;
-    const SAME: u64 = u64::MAX - 1;
-    const EMPTY: u64 = u64::MAX - 2;
-    let suits = |seen: Option<&Witness>| match seen {
+pub fn place(new: &Witness, first: Option<&Witness>, second: Option<&Witness>) -> Option<usize> {
+    let suits = |old| match old {
         None => EMPTY,
-        Some(seen) => {
-            let age = now.saturating_sub(seen.seen);
-            if half.is_of(seen, cgroup) {
-                if seen.kind == half.kind && age < half.fresh() { WRITTEN } else { SAME }
-            } else if seen.kind == WITNESS_STOOD {
-                // Nobody will see it come in again.
-                0
-            } else {
-                age
-            }
-        }
+        Some(old) => suits(new, old),
     };
     let (first, second) = (suits(first), suits(second));
     if first == WRITTEN || second == WRITTEN {
         return None;
     }
     Some(if second > first { SECOND } else { FIRST })
+}
+
+/// The same is there, and was written a short time ago.
+const WRITTEN: u64 = u64::MAX;
+/// The same flow is there.
+const SAME: u64 = u64::MAX - 1;
+/// Nothing is there.
+const EMPTY: u64 = u64::MAX - 2;
+
+/// How well an entry would stand where an old one is: better the higher. By itself for the stacks of programs.
+#[inline(never)]
+fn suits(new: &Witness, old: &Witness) -> u64 {
+    let age = new.seen.saturating_sub(old.seen);
+    let same = old.cgroup == new.cgroup
+        && old.remote.same(&new.remote)
+        && old.remote_port == new.remote_port
+        && old.local_port == new.local_port
+        && old.protocol == new.protocol;
+    // Of fragments there may be another datagram in a moment, with the same number.
+    let again = if new.kind == WITNESS_FRAGMENT { 0 } else { WITNESS_TTL / 8 };
+    if same && old.kind == new.kind && age < again {
+        WRITTEN
+    } else if same {
+        SAME
+    } else if old.kind == WITNESS_STOOD {
+        // Nobody will see it come in again.
+        0
+    } else {
+        age
+    }
 }
 
 /// The cgroup of the pod that a TCP connection, which has just been established, came in to: its SYN was seen a short time ago.
@@ -159,9 +176,15 @@ impl Half {
     #[must_use]
     #[inline(always)]
     pub fn key(&self, choice: usize) -> WitnessKey {
+        WitnessKey { local: self.local, slot: self.slot(choice), began: u32::from(self.began) }
+    }
+
+    /// The slot of that place.
+    #[must_use]
+    #[inline(always)]
+    pub const fn slot(&self, choice: usize) -> u32 {
         let slots = slots(&self.remote, self.remote_port, self.local_port, self.protocol);
-        let slot = if choice == FIRST { slots[FIRST] } else { slots[SECOND] };
-        WitnessKey { local: self.local, slot, began: u32::from(self.began) }
+        if choice == FIRST { slots[FIRST] } else { slots[SECOND] }
     }
 
     /// What to write, and its first place.
@@ -171,13 +194,6 @@ impl Half {
         let mut witness = Witness::default();
         self.write(&mut witness, cgroup, now);
         (self.key(FIRST), witness)
-    }
-
-    /// How long ago the same may have been written for it not to be written again, nanoseconds.
-    #[must_use]
-    #[inline(always)]
-    pub const fn fresh(&self) -> u64 {
-        if self.kind == WITNESS_FRAGMENT { 0 } else { WITNESS_TTL / 8 }
     }
 
     /// Writes what is to be remembered, in place: copies would not fit the stacks of programs.

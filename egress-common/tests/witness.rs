@@ -408,8 +408,9 @@ fn slots_spread_and_depend_on_every_part() {
 /// What the programs do with a packet that comes in.
 fn remember(maps: &mut Maps, half: &Half) -> Option<usize> {
     let [first, second] = [FIRST, SECOND].map(|choice| maps.witnesses.get(&half.key(choice)));
-    let choice = place(half, first, second, POD, maps.now)?;
-    maps.witnesses.insert(half.key(choice), half.entry(POD, maps.now).1);
+    let (_, new) = half.entry(POD, maps.now);
+    let choice = place(&new, first, second)?;
+    maps.witnesses.insert(half.key(choice), new);
     Some(choice)
 }
 

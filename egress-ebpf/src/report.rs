@@ -127,7 +127,11 @@ fn event(origin: &Origin, decision: &Decision, now: u64, suppressed: u64) {
         (*event).destination = flow.destination;
         (*event).ifindex = origin.ifindex;
         (*event).length = origin.length;
-        (*event).process = process(origin.sk);
+        // In place: a copy would be on the stack first.
+        match process(origin.sk) {
+            Some(process) => (*event).process = *process,
+            None => (*event).process = Process::default(),
+        }
         (*event).source_port = flow.source_port;
         (*event).destination_port = flow.destination_port;
         (*event).rule = verdict.rule;
@@ -143,13 +147,12 @@ fn event(origin: &Origin, decision: &Decision, now: u64, suppressed: u64) {
 
 /// The process that used the socket last.
 #[inline(always)]
-fn process(sk: *mut bpf_sock) -> Process {
+fn process<'s>(sk: *mut bpf_sock) -> Option<&'s Process> {
     if sk.is_null() {
-        return Process::default();
+        return None;
     }
     let map = ptr::from_ref(&PROCESSES).cast_mut().cast();
-    // SAFETY: a map of this kind and a socket that is not null; the helper gives null for one that is not whole.
+    // SAFETY: a map of this kind and a socket that is not null; the helper gives null for one that is not whole, and what it gives is
+    // there as long as this program runs.
     unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).cast::<Process>().as_ref() }
-        .copied()
-        .unwrap_or_default()
 }

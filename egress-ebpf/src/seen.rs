@@ -48,16 +48,19 @@ fn parted(flow: &Flow, cgroup: u64) {
 /// Writes down what was seen, unless the same was written a short time ago.
 #[inline(never)]
 pub fn remember(seen: &Half, cgroup: u64) {
-    let now = Kernel.now();
-    let first = Kernel.witness(&seen.key(FIRST));
-    let second = Kernel.witness(&seen.key(SECOND));
-    let Some(choice) = witness::place(seen, first, second, cgroup, now) else {
+    let mut value = Witness::default();
+    seen.write(&mut value, cgroup, Kernel.now());
+    // One key for all, and by reference: there is no room for more on the stack.
+    let mut key = seen.key(FIRST);
+    let first = Kernel.witness(&key);
+    key.slot = seen.slot(SECOND);
+    let second = Kernel.witness(&key);
+    let Some(choice) = witness::place(&value, first, second) else {
         return;
     };
-    // By reference, or there would be copies of them on the stack.
-    let key = &seen.key(choice);
-    let mut value = Witness::default();
-    seen.write(&mut value, cgroup, now);
-    let value = &value;
+    if choice == FIRST {
+        key.slot = seen.slot(FIRST);
+    }
+    let (key, value) = (&key, &value);
     let _full = WITNESSES.insert(key, value, 0);
 }

@@ -15,6 +15,8 @@ use crate::{Capabilities, Container, Exec, Finished, Process, Topology};
 
 /// How long the agent may take to enforce, and to end, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The seconds of it, for machines where the kernel's verifier takes longer: emulated ones.
+const PATIENCE_OF_MACHINE: &str = "EGRESS_TEST_PATIENCE";
 
 /// An agent that is to run, runs, or ran.
 #[derive(Debug)]
@@ -38,6 +40,7 @@ impl Agent {
     pub fn new(binary: PathBuf, bpffs: &Path, dir: &Path) -> Self {
         let (bpffs, dir) = (bpffs.to_owned(), dir.to_owned());
         let (arguments, launcher) = (Vec::new(), Vec::new());
+        let seconds = std::env::var(PATIENCE_OF_MACHINE).ok().and_then(|text| text.parse().ok());
         Self {
             binary,
             bpffs,
@@ -46,7 +49,7 @@ impl Agent {
             arguments,
             launcher,
             finds_pod_root: false,
-            patience: PATIENCE,
+            patience: seconds.map_or(PATIENCE, Duration::from_secs),
             capabilities: None,
             process: None,
         }

@@ -169,11 +169,11 @@ impl Seen {
                 ..Approval::default()
             };
             let half = witness::connection(&like, WITNESS_STOOD);
+            let (_, value) = half.entry(cgroup, 0);
             let [first, second] = self.places(&half);
-            let Some(choice) = witness::place(&half, first.as_ref(), second.as_ref(), cgroup, 0) else {
+            let Some(choice) = witness::place(&value, first.as_ref(), second.as_ref()) else {
                 continue;
             };
-            let (_, value) = half.entry(cgroup, 0);
             self.inbound
                 .insert(half.key(choice), value, 0)
                 .context("cannot remember a connection that stands")?;

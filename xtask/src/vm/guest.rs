@@ -68,6 +68,8 @@ fn first() -> anyhow::Result<()> {
         .arg(COMMAND)
         .env_clear()
         .envs([("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("TMPDIR", "/tmp")])
+        // Without hardware virtualisation, verifying the programs takes up to a minute.
+        .env("EGRESS_TEST_PATIENCE", "180")
         .spawn()?;
     loop {
         let status = wait()?;

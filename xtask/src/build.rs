@@ -9,6 +9,7 @@ use comfy_table::{Table, presets};
 
 use crate::command::{cargo, root, run, target};
 use crate::setup::{self, BpfRustc, Need, Tools};
+use crate::stack;
 
 /// The target of BPF programs on little-endian machines.
 pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
@@ -54,6 +55,10 @@ fn build_as(binary: &str, options: &[&str], name: &str) -> anyhow::Result<PathBu
     let built = target().join("bpf").join(BPF_TARGET).join("release").join(binary);
     let object = root().join("target/bpf").join(name).with_extension("o");
     let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    // What this kernel takes may be too much for an older one. The traced object is for development.
+    if name == binary {
+        stack::depths(&bytes)?;
+    }
     // An object that did not change keeps its time, so that the agent is not built again.
     if fs::read(&object).ok().as_deref() != Some(&bytes) {
         fs::create_dir_all(object.parent().unwrap_or(&object))?;
@@ -110,10 +115,12 @@ pub(crate) fn remapped() -> [String; 2] {
 fn describe(bytes: &[u8]) -> anyhow::Result<()> {
     let object = aya_obj::Object::parse(bytes).context("the built object cannot be read")?;
     let mut programs = Table::new();
-    programs.load_preset(presets::NOTHING).set_header(["PROGRAM", "SECTION", "INSTRUCTIONS"]);
+    programs.load_preset(presets::NOTHING).set_header(["PROGRAM", "SECTION", "INSTRUCTIONS", "STACK"]);
+    let depths = stack::depths(bytes).unwrap_or_default();
     for (name, program) in &object.programs {
         let instructions = object.functions.get(&program.function_key()).map_or(0, |f| f.instructions.len());
-        programs.add_row([name.clone(), format!("{:?}", program.section), instructions.to_string()]);
+        let stack = depths.get(name).map_or_else(|| "too much".to_owned(), u32::to_string);
+        programs.add_row([name.clone(), format!("{:?}", program.section), instructions.to_string(), stack]);
     }
     let mut maps = Table::new();
     maps.load_preset(presets::NOTHING).set_header(["MAP", "KEY", "VALUE", "ENTRIES"]);

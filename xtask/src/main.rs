@@ -11,6 +11,7 @@ mod image;
 mod lint;
 mod manifests;
 mod setup;
+mod stack;
 mod test;
 mod tries;
 mod verify;

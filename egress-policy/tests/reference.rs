@@ -59,7 +59,7 @@ fn stored(objects: &[Value]) -> Vec<Object> {
     .collect()
 }
 
-/// Brings an index to hold these objects and no others, by single events or by relists.
+/// Brings an index to hold these objects and no others, by single events or a kind at a time, as lists bring them.
 fn bring(index: &mut Index, objects: &[Object], order: &[u16], relist: bool) {
     if relist {
         let at = |i: usize| order.get(i).copied().unwrap_or_default();
@@ -67,8 +67,13 @@ fn bring(index: &mut Index, objects: &[Object], order: &[u16], relist: bool) {
             Kind::ALL.into_iter().enumerate().map(|(i, k)| (at(i), k)).collect();
         kinds.sort();
         for (_, kind) in kinds {
-            let of_kind = objects.iter().filter(|object| object.object_ref().kind == kind);
-            index.relist(kind, of_kind.cloned().collect());
+            let listed: Vec<_> = objects.iter().filter(|object| object.object_ref().kind == kind).collect();
+            let known = index.objects().filter(|object| object.kind == kind);
+            let gone = known.filter(|object| !listed.iter().any(|one| one.object_ref() == *object));
+            let events = gone.map(Event::Delete).collect::<Vec<_>>().into_iter();
+            for event in events.chain(listed.into_iter().cloned().map(Event::Upsert)) {
+                index.apply(event);
+            }
         }
         return;
     }

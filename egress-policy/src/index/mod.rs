@@ -175,21 +175,6 @@ impl Index {
         dirty
     }
 
-    /// Makes `objects` all there is of a kind: what is not among them is gone. Objects of another kind are left out.
-    pub fn relist(&mut self, kind: Kind, objects: Vec<Object>) -> Dirty {
-        let listed: BTreeSet<ObjectRef> = objects.iter().map(Object::object_ref).collect();
-        let of_kind = self.objects().filter(|object| object.kind == kind);
-        let gone: Vec<_> = of_kind.filter(|object| !listed.contains(object)).collect();
-        let mut dirty = Dirty::default();
-        for object in gone {
-            dirty |= self.apply(Event::Delete(object));
-        }
-        for object in objects.into_iter().filter(|object| object.object_ref().kind == kind) {
-            dirty |= self.apply(Event::Upsert(object));
-        }
-        dirty
-    }
-
     fn put_pod(&mut self, name: &Name, pod: Option<Pod>) -> Dirty {
         let pod = pod.map(|mut pod| {
             if self.node.is_none() || self.node != pod.node {

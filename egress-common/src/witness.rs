@@ -147,11 +147,13 @@ pub fn came_in_to<V: View>(view: &V, kept: &Approval) -> Option<u64> {
     let of = |choice| {
         let seen = view.witness(&half.key(choice))?;
         let lately = now.saturating_sub(seen.seen) <= WITNESS_TTL;
-        (seen.kind == WITNESS_CAME_IN && half.is_flow(seen) && lately).then_some(seen.cgroup)
+        (seen.kind == WITNESS_CAME_IN && half.is_flow(seen) && lately).then_some(seen)
     };
-    match of(FIRST) {
-        None => of(SECOND),
-        found => found,
+    // Where the address was another pod's a moment ago, and the client's port is the same, that one's may still be there.
+    match (of(FIRST), of(SECOND)) {
+        (Some(first), Some(second)) if second.seen > first.seen => Some(second.cgroup),
+        (Some(one), _) | (None, Some(one)) => Some(one.cgroup),
+        (None, None) => None,
     }
 }
 

@@ -502,6 +502,10 @@ fn a_connection_came_in_to_the_pod_where_its_syn_was_seen_in_either_place() {
             assert_eq!(says(Witness { remote_port: 1, ..seen }), None);
             assert_eq!(says(Witness { protocol: 17, ..seen }), None);
             assert_eq!(says(Witness { seen: seen.seen - WITNESS_TTL - 1, ..seen }), None);
+            // The pod that had the address before.
+            let other = Witness { cgroup: POD + 1, seen: seen.seen - 1, ..seen };
+            maps.witnesses = [(half.key(choice), seen), (half.key(SECOND - choice), other)].into();
+            assert_eq!(witness::came_in_to(&maps, &kept), Some(POD));
         }
     }
 }

@@ -15,7 +15,8 @@ use crate::{admin, cleanup, lock, offline, preflight, run};
 /// Runs a parsed command line and maps its end to an exit code.
 #[must_use]
 pub fn main(cli: Cli) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log);
+    // The client's own words do not tell which request failed, and come with each try; what asks says it. `--log` may ask for them.
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("kube_client=off,{}", cli.log));
     let filter = match filter {
         Ok(filter) => filter,
         Err(error) => {

@@ -98,6 +98,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     let (mut runtimes, wants) = Runtimes::ask(args.cri_socket.as_deref());
     agent.ask_runtimes(&runtimes.places, wants);
+    agent.look_at_addresses();
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();
@@ -151,6 +152,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             _ = counters.tick() => {
                 publish.send_replace(Arc::new(agent.published()));
             }
+        }
+        if look != Look::New {
+            agent.look_at_addresses();
         }
         let applied = agent.enforce();
         let covered = agent.cover(look);

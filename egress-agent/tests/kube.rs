@@ -190,6 +190,9 @@ fn the_api_server_may_go_and_come_back() {
     eventually("it is said", || {
         world.status()["source"]["errors"].to_string().contains("cannot reach the API server")
     });
+    // Once for each kind, by who knows what was asked for.
+    let log = world.stand.agent.log();
+    assert!(log.contains("cannot reach the API server") && !log.contains("failed with error"), "{log}");
     denied(&pod, &outside()[0]);
     passes(&free, &outside()[0]);
     // What is pinned rules, also for a new agent.

@@ -94,6 +94,14 @@ fn unknown_pods_stay_inside() {
     assert!(world.allows(UNKNOWN, "10.96.0.1", "tcp/443"));
     assert!(!world.allows(UNKNOWN, "10.0.2.1", "tcp/443"), "a gateway");
     assert!(!world.allows(UNKNOWN, "1.1.1.1", "tcp/443"));
+    // Answers to kubelet's probes; no server of the node's, and no node port.
+    for port in ["tcp/32768", "tcp/60999"] {
+        assert!(world.allows(UNKNOWN, "192.168.0.1", port), "{port}");
+        assert!(!world.allows(UNKNOWN, "192.168.0.2", port), "{port}");
+    }
+    for port in ["tcp/10250", "tcp/30000", "tcp/32767", "tcp/61000", "udp/40000", "sctp/40000"] {
+        assert!(!world.allows(UNKNOWN, "192.168.0.1", port), "{port}");
+    }
     world.unknown = UnknownPods::Deny;
     assert!(!world.allows(UNKNOWN, "10.0.1.3", "tcp/80"));
     world.unknown = UnknownPods::Allow;

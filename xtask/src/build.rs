@@ -1,8 +1,10 @@
 //! `build-ebpf`: the BPF object, and what is in it.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
@@ -81,7 +83,10 @@ pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
     let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
     // The object's line information names files: the same ones wherever it is built.
     let maps = remapped();
-    let flags = [&linker, "-Clink-arg=--btf", &arch, "-Cdebuginfo=2", &maps[0], &maps[1]].join("\u{1f}");
+    // Cargo does not see who stands in for rustc, but flags: what was built before is built anew.
+    let numbered = "--cfg=numbered_by_name";
+    let flags = [&linker, "-Clink-arg=--btf", &arch, "-Cdebuginfo=2", numbered, &maps[0], &maps[1]];
+    let flags = flags.join("\u{1f}");
     let mut command = match &tools.rustc {
         BpfRustc::Rustup(name) => {
             let mut command = Command::new("rustup");
@@ -98,9 +103,37 @@ pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
     command.current_dir(root().join("egress-ebpf"));
     command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags);
     command.env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
+    if let Ok(program) = std::env::current_exe() {
+        command.env("RUSTC_WRAPPER", program).env(FOR_CARGO, "1");
+    }
     command.args([subcommand, "--locked", "-Zbuild-std=core", "--target", BPF_TARGET, "--target-dir"]);
     command.arg(target().join("bpf"));
     command
+}
+
+/// Is set where cargo starts this program in rustc's place.
+const FOR_CARGO: &str = "EGRESS_XTASK_RUSTC";
+
+/// Runs rustc, if it is cargo that has started this program, for the BPF object; else nothing.
+///
+/// Cargo hashes the places of packages outside of the workspace, absolute ones, into the numbers of crates, so into every symbol of
+/// the object. `egress-common` is such a package, and the same commit would give an object of its own in each directory.
+pub(crate) fn rustc_for_cargo() -> Option<ExitCode> {
+    std::env::var_os(FOR_CARGO)?;
+    let mut words = std::env::args_os().skip(1);
+    let error = Command::new(words.next()?).args(numbered_by_name(words.collect())).exec();
+    eprintln!("xtask: rustc does not start: {error}");
+    Some(ExitCode::FAILURE)
+}
+
+/// Arguments of rustc, where our crates are numbered by their names alone.
+fn numbered_by_name(words: Vec<OsString>) -> Vec<OsString> {
+    let mut names = words.iter().skip_while(|word| *word != "--crate-name").skip(1);
+    let name = names.next().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let ours = name.starts_with("egress_");
+    let is_number = |word: &OsString| word.to_str().is_some_and(|word| word.starts_with("metadata="));
+    let number = |word| if ours && is_number(&word) { format!("metadata={name}").into() } else { word };
+    words.into_iter().map(number).collect()
 }
 
 /// Flags for rustc that take the places of sources and registry on this machine from what is built.
@@ -133,4 +166,35 @@ fn describe(bytes: &[u8]) -> anyhow::Result<()> {
     }
     println!("{}\n\n{}", programs.trim_fmt(), maps.trim_fmt());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::numbered_by_name;
+
+    #[test]
+    fn our_crates_alone_are_numbered_by_name() {
+        let of = |name: &str| {
+            let words = [
+                "clippy-driver",
+                "rustc",
+                "--crate-name",
+                name,
+                "-C",
+                "metadata=1f",
+                "-C",
+                "extra-filename=-1f",
+            ];
+            let words = numbered_by_name(words.map(OsString::from).to_vec());
+            words.into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            of("egress_common"),
+            "clippy-driver rustc --crate-name egress_common -C metadata=egress_common -C extra-filename=-1f"
+        );
+        assert_eq!(of("core"), "clippy-driver rustc --crate-name core -C metadata=1f -C extra-filename=-1f");
+        assert_eq!(numbered_by_name(vec!["-vV".into()]), ["-vV"]);
+    }
 }

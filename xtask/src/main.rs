@@ -55,6 +55,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = build::rustc_for_cargo() {
+        return code;
+    }
     let result = match Cli::parse().command {
         Command::Setup => setup::setup(setup::Need::Run).map(|_| ()),
         Command::BuildEbpf(args) => build::build_and_describe(args).map(|_| ()),

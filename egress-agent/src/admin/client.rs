@@ -1,6 +1,7 @@
 //! The commands' end of the admin socket: asks, and prints tables or JSON.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -263,10 +264,54 @@ fn line(flow: &Flow) -> String {
     let process = flow.process.as_ref().map_or_else(String::new, |process| format!(" by {process}"));
     let more = if flow.suppressed > 0 { format!(" (and {} more)", flow.suppressed) } else { String::new() };
     let by = flow.rule.clone().unwrap_or_else(|| flow.policies.join(", "));
+    // A connection that was refused before it had an address, and a frame that has none.
+    let known = |at: &SocketAddr| at.port() != 0 || !at.ip().is_unspecified();
+    let source = if known(&flow.source) { format!(" {}", flow.source) } else { String::new() };
+    let destination = if known(&flow.source) || known(&flow.destination) {
+        format!("{}{to} {}", flow.destination, flow.protocol)
+    } else {
+        "what is not IP".to_owned()
+    };
     format!(
-        "{:.3} {:7} {:13} {} {} -> {}{to} {}{process}{more} {by}",
-        flow.time, flow.action, flow.reason, from, flow.source, flow.destination, flow.protocol
+        "{:.3} {:7} {:13} {from}{source} -> {destination}{process}{more} {by}",
+        flow.time, flow.action, flow.reason
     )
     .trim_end()
     .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Flow, line};
+
+    fn flow(source: &str, destination: &str, protocol: &str) -> Flow {
+        serde_json::from_value(json!({
+            "time": "2026-11-21T21:33:16.646Z", "node": "n", "pod": "shop/a", "uid": "u", "cgroup": 7,
+            "container": "app", "source": source, "destination": destination, "destination_name": null,
+            "destination_pod": null, "destination_service": null, "destination_node": null,
+            "protocol": protocol, "action": "deny", "reason": "NotAllowed", "policies": ["NetworkPolicy shop/p"],
+            "rule": null, "hook": "socket", "process": null, "suppressed": 0, "length": 40, "revision": 1,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_address_that_is_not_there_is_not_shown() {
+        let told = |source, destination, protocol| {
+            let line = line(&flow(source, destination, protocol));
+            line.strip_prefix("2026-11-21T21:33:16.646Z deny    NotAllowed    shop/a/app").unwrap().to_owned()
+        };
+        assert_eq!(
+            told("10.0.0.2:4000", "192.0.2.1:53", "UDP"),
+            " 10.0.0.2:4000 -> 192.0.2.1:53 UDP NetworkPolicy shop/p"
+        );
+        assert_eq!(told("[::]:0", "192.0.2.1:443", "TCP"), " -> 192.0.2.1:443 TCP NetworkPolicy shop/p");
+        assert_eq!(
+            told("0.0.0.0:68", "192.0.2.1:67", "UDP"),
+            " 0.0.0.0:68 -> 192.0.2.1:67 UDP NetworkPolicy shop/p"
+        );
+        assert_eq!(told("[::]:0", "[::]:0", "0"), " -> what is not IP NetworkPolicy shop/p");
+    }
 }

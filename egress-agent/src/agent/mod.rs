@@ -4,6 +4,7 @@
 //! pods that no policy selects stay unknown; a Pod object that goes before its cgroup is kept until the cgroup is gone.
 //! Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
 
+mod addresses;
 mod answer;
 mod names;
 mod report;
@@ -48,6 +49,8 @@ pub(crate) struct Agent {
     searches: bool,
     /// What runtimes said of containers.
     names: names::Names,
+    /// The node's own addresses.
+    own: addresses::Own,
     /// Which hooks judge each pod.
     coverage: Coverage,
     /// Pod objects that went while their cgroup, named by the UID, still stands.
@@ -107,6 +110,7 @@ impl Agent {
             elsewhere: None,
             searches: false,
             names: names::Names::default(),
+            own: addresses::Own::default(),
             coverage: Coverage::default(),
             lingering: Vec::new(),
             held: true,
@@ -169,7 +173,7 @@ impl Agent {
 
     /// Takes an event in, and keeps the pods whose processes may still run.
     fn take(&mut self, event: Event) {
-        match event {
+        match self.own.complete(&self.node, event) {
             Event::Delete(object) => match self.stands(&object) {
                 Some((name, _)) => {
                     if !self.lingering.iter().any(|(_, of)| *of == object) {

@@ -9,9 +9,10 @@ mod diag;
 mod monitor;
 mod netlink;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -64,6 +65,35 @@ pub fn on_node() -> io::Result<OnNode> {
     let links = netlink::links()?.into_iter().filter(|link| link.kind == Some(InfoKind::Veth));
     let veths = links.filter_map(|link| Some((Veth { index: link.index, name: link.name }, link.elsewhere?)));
     Ok(OnNode { namespace, veths: veths.collect() })
+}
+
+/// The addresses of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Those on the links of its pods: of the node's ends of veths, and of the bridges that these are ports of. What the node
+    /// itself sends to its pods comes from there, as kubelet's probes do.
+    pub toward_pods: BTreeSet<IpAddr>,
+    /// Those of all devices.
+    pub all: BTreeSet<IpAddr>,
+}
+
+/// Looks at the addresses of the node.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn addresses() -> io::Result<Addresses> {
+    let links = netlink::links()?;
+    let veths = links.iter().filter(|link| link.kind == Some(InfoKind::Veth) && link.elsewhere.is_some());
+    let toward: BTreeSet<u32> =
+        veths.flat_map(|veth| veth.controller.into_iter().chain([veth.index])).collect();
+    let mut found = Addresses::default();
+    for (index, address) in netlink::addresses()? {
+        found.all.insert(address);
+        if toward.contains(&index) {
+            found.toward_pods.insert(address);
+        }
+    }
+    Ok(found)
 }
 
 impl OnNode {

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, RawFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_sys::Socket;
@@ -27,6 +29,8 @@ pub(super) struct Link {
     pub(super) loopback: bool,
     /// The id, in its namespace, of the namespace that its other end or its lower device is in, if that is another one.
     pub(super) elsewhere: Option<i32>,
+    /// The index of the bridge that it is a port of, or of what else has it.
+    pub(super) controller: Option<u32>,
 }
 
 /// The devices of the namespace that this thread is in.
@@ -39,6 +43,29 @@ pub(super) fn links() -> io::Result<Vec<Link>> {
         }
     }
     Ok(links)
+}
+
+/// The addresses of the namespace that this thread is in, each with the index of its device; those that count on a link or
+/// within the machine alone are left out.
+pub(super) fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let mut addresses = Vec::new();
+    for answer in ask(request, NLM_F_DUMP)? {
+        let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
+        if message.header.scope != AddressScope::Universe {
+            continue;
+        }
+        // Where there are two, `Address` is the other end's.
+        let of = |local: bool| {
+            message.attributes.iter().find_map(|one| match one {
+                AddressAttribute::Local(address) if local => Some(*address),
+                AddressAttribute::Address(address) if !local => Some(*address),
+                _ => None,
+            })
+        };
+        addresses.extend(of(true).or_else(|| of(false)).map(|address| (message.header.index, address)));
+    }
+    Ok(addresses)
 }
 
 /// The devices of another namespace.
@@ -81,11 +108,13 @@ fn link(message: &LinkMessage) -> Link {
         kind: None,
         loopback: message.header.link_layer_type == LinkLayerType::Loopback,
         elsewhere: None,
+        controller: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::LinkNetNsId(id) => link.elsewhere = Some(*id),
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.clone()),

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use egress_common::packet::protocol;
+
 use super::grant::{Content, Grant, Peer, Rule, Tier};
 use super::report::RuleInfo;
 use crate::index::Index;
 use crate::object::{
     self, Destinations, EgressGatewayPolicy, Kind, LIFELINE_NAMESPACES, NamespaceLabels, NetworkPolicy,
-    ObjectError, ObjectRef, Pod, PodScope, Ports, Proxy, Scope, ToPeer,
+    ObjectError, ObjectRef, Pod, PodScope, Port, PortRange, Ports, Proxy, Scope, ToPeer,
 };
 
 /// What the policies say about a pod.
@@ -274,17 +276,24 @@ fn network_peer(peer: &object::Peer) -> Peer {
     }
 }
 
-/// What unknown pods may reach: pods and services of this cluster, its DNS and its API server, but no gateway.
+/// The ports that a node asks from, as Linux has them (`net.ipv4.ip_local_port_range`): above those of node ports (30000 to 32767), by
+/// which a gateway could be reached.
+const ASKING: PortRange = PortRange { protocol: protocol::TCP, low: 32768, high: 60999 };
+
+/// What unknown pods may reach: pods and services of this cluster, its DNS and its API server, but no gateway. Kubelet's probes
+/// are answered: nobody witnesses what comes in to a pod that is born while no agent runs, and it would be killed.
 pub(super) fn unknown_pods(node: &str) -> Content {
     let object = ObjectRef { kind: Kind::Node, namespace: None, name: Arc::from(node) };
-    let rule = |what: &str, peer| Rule {
+    let rule = |what: &str, peer, ports| Rule {
         info: RuleInfo { object: object.clone(), path: format!("unknown pods: {what}") },
-        grants: vec![allowed(peer, Ports::All)],
+        grants: vec![allowed(peer, ports)],
     };
+    let asking = Ports::Listed([Port::Range(ASKING)].into_iter().collect());
     let rules = vec![
-        rule("in cluster", Peer::InCluster),
-        rule("dns", Peer::Dns),
-        rule("api server", Peer::ApiServer),
+        rule("in cluster", Peer::InCluster, Ports::All),
+        rule("dns", Peer::Dns, Ports::All),
+        rule("api server", Peer::ApiServer, Ports::All),
+        rule("answers to its node", Peer::Node(Arc::from(node)), asking),
     ];
     Content { tiers: vec![Tier { audit: false, policies: Vec::new(), rules }] }
 }

@@ -1,0 +1,65 @@
+//! The node's addresses that its Node object does not have: those on the links of its pods.
+//!
+//! Kubelet's probes come from a bridge's address where the network plugin makes one. An agent is not needed to answer them, if
+//! that is known as the node's before. Invariant: these addresses add to the Node object, and stand for nothing without
+//! it; one counts only as long as the node has it. Tested by `tests/addresses.rs`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use egress_policy::index::Event;
+use egress_policy::object::{Kind, Node, Object};
+
+use super::Agent;
+use crate::network;
+
+/// What is known of the node's addresses.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    /// Found on its devices.
+    found: BTreeSet<IpAddr>,
+    /// Its object, as it was read.
+    object: Option<Node>,
+}
+
+impl Own {
+    /// The event, with the addresses that were found where it is about the node.
+    pub(super) fn complete(&mut self, node: &str, event: Event) -> Event {
+        match event {
+            Event::Upsert(Object::Node(mut object)) if *object.name == *node => {
+                self.object = Some(object.clone());
+                let more = self.found.iter().filter(|found| !object.addresses.contains(*found));
+                let more: Vec<_> = more.copied().collect();
+                object.addresses.extend(more);
+                Event::Upsert(Object::Node(object))
+            }
+            Event::Delete(object) if object.kind == Kind::Node && *object.name == *node => {
+                self.object = None;
+                Event::Delete(object)
+            }
+            event => event,
+        }
+    }
+}
+
+impl Agent {
+    /// Looks at the addresses of the node's devices.
+    pub(crate) fn look_at_addresses(&mut self) {
+        let now = match network::addresses() {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::error!(%error, "cannot see the node's addresses");
+                return;
+            }
+        };
+        // A bridge whose last pod has gone is still there for the next one.
+        let kept = self.own.found.intersection(&now.all).copied();
+        let found: BTreeSet<_> = kept.chain(now.toward_pods.iter().copied()).collect();
+        if found != self.own.found {
+            self.own.found = found;
+            if let Some(object) = self.own.object.clone() {
+                self.take(Event::Upsert(Object::Node(object)));
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! The identity of one address, from the objects and the grants.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use egress_common::wire::{Addr, IDENTITY_WORLD};
@@ -235,4 +236,9 @@ pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) 
         }
         Peer::Gateway(_) => index.gateways().for_each(|pod| of_pod(pod, found)),
     }
+}
+
+/// An address as people write it.
+pub(super) fn display(addr: &Addr) -> IpAddr {
+    IpAddr::from(addr.0).to_canonical()
 }

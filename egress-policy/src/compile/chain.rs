@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::compiler::display;
+use super::address::display;
 use super::grant::{Content, Tier};
 use super::report::RuleInfo;
 use super::select::{self, Selection};

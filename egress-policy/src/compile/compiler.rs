@@ -4,7 +4,6 @@
 //! depends on what changed and on what depends on that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use egress_common::wire::{
@@ -350,7 +349,7 @@ impl Compiler {
             path: String::new(),
             reason: format!(
                 "{} has several owners; what is allowed to each of them is allowed",
-                display(&addr)
+                address::display(&addr)
             ),
             severity: Severity::Warning,
         });
@@ -417,10 +416,6 @@ impl Compiler {
             self.report(Origin::Row(key), vec![diagnostic]);
         }
     }
-}
-
-pub(super) fn display(addr: &Addr) -> IpAddr {
-    IpAddr::from(addr.0).to_canonical()
 }
 
 #[cfg(test)]

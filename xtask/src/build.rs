@@ -103,9 +103,9 @@ pub(crate) fn bpf_cargo(tools: &Tools, subcommand: &str) -> Command {
     command.current_dir(root().join("egress-ebpf"));
     command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags);
     command.env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
-    if let Ok(program) = std::env::current_exe() {
-        command.env("RUSTC_WRAPPER", program).env(FOR_CARGO, "1");
-    }
+    // This process's own program, also where its file was built anew meanwhile, as `test` does.
+    let program = format!("/proc/{}/exe", std::process::id());
+    command.env("RUSTC_WRAPPER", program).env(FOR_CARGO, "1");
     command.args([subcommand, "--locked", "-Zbuild-std=core", "--target", BPF_TARGET, "--target-dir"]);
     command.arg(target().join("bpf"));
     command

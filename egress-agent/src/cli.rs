@@ -154,6 +154,9 @@ pub struct RunArgs {
     /// in locked-down pods cannot answer clients that are not allowed.
     #[arg(long, env = "EGRESS_HOOKS", value_enum, default_value_t = Hooks::Both)]
     pub hooks: Hooks,
+    /// Give the veths filters of tc, as on kernels before 6.6, also where the kernel has links for tc. For tests.
+    #[arg(long, env = "EGRESS_TC_FILTERS", hide = true, value_parser = clap::builder::FalseyValueParser::new())]
+    pub tc_filters: bool,
     /// End the open connections that a change of policies denies, so that their processes see an error at once instead of waiting
     /// for a time-out. Connections that came in are left alone.
     #[arg(long, env = "EGRESS_SEVER", value_parser = clap::builder::FalseyValueParser::new())]

@@ -204,7 +204,12 @@ async fn listen_later(address: SocketAddr, published: watch::Receiver<Arc<Publis
 
 fn open(args: &RunArgs) -> anyhow::Result<Datapath> {
     // What is ended is told by what its socket keeps.
-    let loading = Loading { map_entries: &args.map_entries, keep_always: args.sever, ..Loading::default() };
+    let loading = Loading {
+        map_entries: &args.map_entries,
+        keep_always: args.sever,
+        filters: args.tc_filters,
+        ..Loading::default()
+    };
     #[cfg(feature = "trace")]
     if let Some(object) = &args.trace_object {
         return crate::trace::open(&args.bpffs.bpffs, object, loading);

@@ -4,6 +4,7 @@
 //! comes after the first plan was applied; a new program is attached beside the old one before that one goes. Tested
 //! by `tests/lifecycle.rs`.
 
+mod clsact;
 pub mod events;
 mod maps;
 mod netfilter;
@@ -53,11 +54,13 @@ pub struct Loading<'a> {
     pub map_entries: &'a [(String, u32)],
     /// Every socket keeps its verdict from its first packet on, so that all of them can be told by it.
     pub keep_always: bool,
+    /// The veths get filters of tc, as on kernels that have no links for tc.
+    pub filters: bool,
 }
 
 impl Default for Loading<'_> {
     fn default() -> Self {
-        Self { object: OBJECT, map_entries: &[], keep_always: false }
+        Self { object: OBJECT, map_entries: &[], keep_always: false, filters: false }
     }
 }
 
@@ -120,7 +123,7 @@ impl Datapath {
         loader.override_global("NETFILTER", &hooks, true);
         let mut ebpf = loader.load(loading.object).context("the kernel refuses the BPF object")?;
         let mut lacks = programs::load(&mut ebpf)?;
-        let veths = Veths::load(&mut ebpf, &mut lacks)?;
+        let veths = Veths::load(&mut ebpf, loading.filters, &mut lacks)?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
         let seen = Seen::take(&mut ebpf)?;
         Ok(Self { pins, ebpf, maps, seen, veths, attached: None, alone: false, lacks })

@@ -4,19 +4,16 @@
 //! every frame is denied. Tested by `tests/threats/`.
 
 use std::collections::BTreeMap;
-use std::mem::ManuallyDrop;
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::{HashMap as BpfHash, MapData};
 use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, LinkOrder};
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcError, TcHandle, qdisc_add_clsact,
-    qdisc_detach_program,
-};
+use aya::programs::tc::{TcAttachOptions, TcAttachType};
 use egress_common::wire::Device;
 
+use super::clsact;
 use super::pins::Pins;
 use super::programs::{first_line, program};
 
@@ -31,10 +28,6 @@ pub const DEVICES: &str = "egress_devices";
 const HOOKS: [(&str, TcAttachType); 2] =
     [(WITNESS_PROGRAM, TcAttachType::Egress), (VETH_PROGRAM, TcAttachType::Ingress)];
 
-/// Priority and handle of the filters on kernels without tcx: before what others usually add.
-const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 0xe6e5);
-
 /// The devices that are covered.
 pub(super) struct Veths {
     devices: BpfHash<MapData, u32, Device>,
@@ -42,13 +35,14 @@ pub(super) struct Veths {
     covered: BTreeMap<u32, (u64, Vec<(String, u32)>)>,
     /// The programs are loaded.
     loaded: bool,
-    /// The kernel has links for tc (6.6 and later); known after the first device.
+    /// The kernel has links for tc (6.6 and later), and they are wanted; known after the first device.
     tcx: Option<bool>,
 }
 
 impl Veths {
-    /// Loads the programs and opens the map; adds what the kernel lacks.
-    pub(super) fn load(ebpf: &mut Ebpf, lacks: &mut Vec<String>) -> anyhow::Result<Self> {
+    /// Loads the programs and opens the map; adds what the kernel lacks. `filters`: does without links for tc, as on kernels that
+    /// have none.
+    pub(super) fn load(ebpf: &mut Ebpf, filters: bool, lacks: &mut Vec<String>) -> anyhow::Result<Self> {
         let mut loaded = true;
         for (name, _) in HOOKS {
             if let Err(error) = program::<SchedClassifier>(ebpf, name)?.load() {
@@ -61,7 +55,7 @@ impl Veths {
         }
         let devices =
             ebpf.take_map(DEVICES).with_context(|| format!("the BPF object has no map {DEVICES}"))?;
-        Ok(Self { devices: devices.try_into()?, covered: BTreeMap::new(), loaded, tcx: None })
+        Ok(Self { devices: devices.try_into()?, covered: BTreeMap::new(), loaded, tcx: filters.then_some(false) })
     }
 
     pub(super) fn covers(&self, index: u32) -> bool {
@@ -122,22 +116,35 @@ impl Veths {
         }
     }
 
-    /// Looks whether the links still are pinned.
+    /// Looks whether what covers the devices still does: pinned links, or filters.
     pub(super) fn check(&mut self, pins: &Pins) -> anyhow::Result<()> {
-        let lost = self.covered.iter().find_map(|(index, (_, programs))| {
-            let gone = programs.iter().find(|(pin, id)| !pins.holds(pin, *id))?;
-            Some((*index, gone.0.clone()))
-        });
-        if let Some((index, pin)) = lost {
-            self.covered.remove(&index);
-            bail!("somebody removed the pinned link {}", pins.link(&pin).display());
+        let lost: BTreeMap<u32, String> = self
+            .covered
+            .iter()
+            .filter_map(|(index, (_, programs))| {
+                if self.tcx == Some(false) {
+                    return Some((*index, filters_missing(*index)?));
+                }
+                let gone = programs.iter().find(|(pin, id)| !pins.holds(pin, *id))?;
+                Some((*index, format!("the pinned link {}", pins.link(&gone.0).display())))
+            })
+            .collect();
+        self.covered.retain(|index, _| !lost.contains_key(index));
+        if !lost.is_empty() {
+            bail!("somebody removed {}", lost.into_values().collect::<Vec<_>>().join(", "));
         }
         Ok(())
     }
 }
 
-/// Attaches a program to a device, before all others. Gives the link where the kernel has links for tc; otherwise the program
-/// stays attached by itself, in place of the one that an earlier agent left.
+/// Which filters of a device are not there; none if the device is gone.
+fn filters_missing(index: u32) -> Option<String> {
+    let name = device_name(index)?;
+    let missing = HOOKS.iter().find(|(_, direction)| !clsact::holds(index, *direction));
+    missing.map(|(hook, _)| format!("the filter of {hook} from {name}"))
+}
+
+/// Attaches a program to a device, before all others. Gives the link where the kernel has links for tc.
 fn attach(
     program: &mut SchedClassifier,
     tcx: &mut Option<bool>,
@@ -156,23 +163,8 @@ fn attach(
             Err(_) => {}
         }
     }
-    match qdisc_add_clsact(device) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
-        Err(error) if says_exists(&error) => {}
-        Err(error) => return Err(error).context("cannot make the clsact queue"),
-    }
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let id = match program.attach_with_options(device, direction, TcAttachOptions::Netlink(options)) {
-        Ok(id) => id,
-        // One is there from an earlier agent: the new program takes its place at once.
-        Err(_) => {
-            let there = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None)?;
-            program.attach_to_link(there).context("cannot attach by tc")?
-        }
-    };
+    clsact::attach(program, device, direction)?;
     *tcx = Some(false);
-    // Dropping it would detach it.
-    let _attached = ManuallyDrop::new(program.take_link(id)?);
     Ok(None)
 }
 
@@ -181,11 +173,6 @@ fn device_name(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?.to_string_lossy().into_owned();
     // What nix gives where there is no such device: it takes a null pointer for a success.
     (!name.is_empty()).then_some(name)
-}
-
-fn says_exists(error: &TcError) -> bool {
-    error.to_string().contains("File exists")
-        || matches!(error, TcError::IoError(io) if io.raw_os_error() == Some(nix::libc::EEXIST))
 }
 
 /// Removes the hooks from the devices that a pinned map names, where the kernel has no links for them.
@@ -199,7 +186,7 @@ pub fn detach_filters(devices: MapData) -> anyhow::Result<()> {
         let Some(name) = device_name(index) else { continue };
         for (hook, direction) in HOOKS {
             // Not found where links hold them.
-            let _not_there = qdisc_detach_program(&name, direction, hook);
+            let _not_there = clsact::detach(&name, direction, hook);
         }
     }
     Ok(())

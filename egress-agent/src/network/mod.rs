@@ -96,6 +96,14 @@ pub fn addresses() -> io::Result<Addresses> {
     Ok(found)
 }
 
+/// The filters of tc in one list of a device of the node (`TC_H_CLSACT` with one of its minor numbers), by priority and handle.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn filters(index: u32, list: u32) -> io::Result<Vec<(u16, u32)>> {
+    netlink::filters(index, list)
+}
+
 impl OnNode {
     /// The ends, on the node, of the veths that lead to a namespace.
     fn leading_to(&self, namespace: &File) -> io::Result<Vec<Veth>> {

@@ -12,6 +12,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use netlink_packet_route::tc::TcMessage;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sched::{CloneFlags, setns};
@@ -66,6 +67,24 @@ pub(super) fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
         addresses.extend(of(true).or_else(|| of(false)).map(|address| (message.header.index, address)));
     }
     Ok(addresses)
+}
+
+/// The filters of tc in one list of a device, by priority and handle.
+pub(super) fn filters(index: u32, list: u32) -> io::Result<Vec<(u16, u32)>> {
+    let mut message = TcMessage::default();
+    message.header.index = index.cast_signed();
+    message.header.parent = list.into();
+    let answers = ask(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            // The upper half is the priority, the lower the protocol.
+            RouteNetlinkMessage::NewTrafficFilter(filter) => {
+                Some(((filter.header.info >> 16) as u16, filter.header.handle.into()))
+            }
+            _ => None,
+        })
+        .collect())
 }
 
 /// The devices of another namespace.

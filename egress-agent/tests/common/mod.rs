@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// How the coverage of a pod begins that has a network.
-const COVERED: [&str; 2] = ["socket+veth", "socket (the node"];
+pub const COVERED: [&str; 2] = ["socket+veth", "socket (the node"];
 
 /// What the agent says of the pods it knows.
 pub fn endpoints(agent: &Agent) -> Vec<Value> {

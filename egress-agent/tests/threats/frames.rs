@@ -89,7 +89,11 @@ fn row_2_raw_sockets() {
 
 #[test]
 fn row_3_packet_sockets() {
-    let mut range = Range::new(json!({}));
+    packet_sockets(&mut Range::new(json!({})));
+}
+
+/// Row 3, with and without an agent.
+pub(crate) fn packet_sockets(range: &mut Range) {
     range.prove(&frames(Some("PacketSocket")));
     // What never leaves the node by its IP layer, but must not even reach the node.
     let fill = |shot: &Shot<'_>| datagram(shot);

@@ -5,6 +5,7 @@
 mod attack;
 #[path = "../common/mod.rs"]
 mod common;
+mod filters;
 mod frames;
 mod inside;
 mod plain;

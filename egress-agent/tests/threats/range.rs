@@ -60,7 +60,13 @@ pub(crate) struct Range {
 impl Range {
     /// With a policy that allows UDP to one port outside, merged with `more`. The agent runs, and neighbours are known.
     pub(crate) fn new(more: Value) -> Self {
+        Self::with(more, &[])
+    }
+
+    /// The same with arguments of the agent.
+    pub(crate) fn with(more: Value, arguments: &[&str]) -> Self {
         let mut range = Self::without_agent(more);
+        range.stand.agent = range.stand.agent.arguments(arguments);
         range.stand.start();
         range.lawful();
         range

@@ -302,7 +302,11 @@ fn row_8_what_is_not_known_is_refused() {
 
 #[test]
 fn row_8_what_came_in_is_answered() {
-    let mut range = Range::new(json!({}));
+    what_came_in(&mut Range::new(json!({})));
+}
+
+/// Servers in a locked-down pod answer: over a change of the policy, without an agent and with the next one.
+pub(crate) fn what_came_in(range: &mut Range) {
     let (free, locked, peer) = (range.free.clone(), range.locked.clone(), range.peer.clone());
     let mut servers = Vec::new();
     for container in [&free, &locked] {

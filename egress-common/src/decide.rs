@@ -74,8 +74,9 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Of nothing that was looked at: a deny.
     #[inline(always)]
-    pub(crate) fn none() -> Self {
+    pub fn none() -> Self {
         Self {
             verdict: Verdict::of(Reason::NotReady),
             flow: Flow::default(),
@@ -164,21 +165,24 @@ where
             let cgroup = owner.approval().map_or(0, |kept| kept.cgroup);
             Decision { verdict: Verdict::of(reason), cgroup, kept: true, ..Decision::none() }
         }
-        None => judge(view, owner, packet, meta),
+        None => {
+            let mut decision = Decision::none();
+            judge(view, owner, packet, meta, &mut decision);
+            decision
+        }
     }
 }
 
-/// Judges a packet afresh, and says what was found on the way.
+/// Judges a packet afresh. `decision` is [`Decision::none`] before, and says afterwards what was found on the way: in place, as the
+/// stacks of the kernel's programs have no room for a second one.
 #[inline(always)]
-pub fn judge<V, O, B>(view: &V, owner: &O, packet: &B, meta: Meta) -> Decision
+pub fn judge<V, O, B>(view: &V, owner: &O, packet: &B, meta: Meta, decision: &mut Decision)
 where
     V: View,
     O: Owner,
     B: Bytes + ?Sized,
 {
-    let mut decision = Decision::none();
-    decision.verdict = evaluate(view, owner, packet, meta, &mut decision);
-    decision
+    decision.verdict = evaluate(view, owner, packet, meta, decision);
 }
 
 #[inline(always)]
@@ -224,13 +228,13 @@ where
         }
         if meta.vlan || (flow.version == 0 && !is_ip(meta.ethertype)) {
             let arp = !meta.vlan && meta.ethertype == ETHERTYPE_ARP;
-            return if arp && neighbour::is_arp(packet, meta.length, &subject) {
+            return if arp && neighbour::is_arp(packet, meta.length, subject.endpoint) {
                 Verdict::of(Reason::Neighbour)
             } else {
                 Verdict::audited(Reason::NotIp, subject.audit)
             };
         }
-        if refused.is_none() && neighbour::is_neighbour(packet, flow, meta.length, &subject) {
+        if refused.is_none() && packet.is_neighbour(flow, meta.length, subject.endpoint) {
             return Verdict::of(Reason::Neighbour);
         }
     }
@@ -241,7 +245,7 @@ where
     if let Some(reason) = subject.closed {
         let answers = refused.is_none()
             && !matches!(reason, Reason::BadEntry)
-            && witness::reply(view, owner, flow, &meta, cgroup);
+            && owner.replies(view, flow, &meta, cgroup);
         return Verdict::of(if answers { Reason::WitnessedReply } else { reason });
     }
     if let Some(reason) = refused {
@@ -263,7 +267,7 @@ where
     if matches!(verdict.action, Action::Allow) {
         return verdict;
     }
-    if witness::reply(view, owner, &decision.flow, &meta, cgroup) {
+    if owner.replies(view, &decision.flow, &meta, cgroup) {
         return Verdict::of(Reason::WitnessedReply);
     }
     verdict

@@ -14,7 +14,7 @@
 pub mod connect;
 pub mod decide;
 pub mod established;
-mod neighbour;
+pub mod neighbour;
 pub mod packet;
 pub mod reason;
 mod subject;

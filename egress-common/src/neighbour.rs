@@ -1,16 +1,18 @@
 //! What finds addresses on a link: ARP, and neighbour discovery of IPv6.
 //!
 //! Invariant: it passes in the forms that kernels send, of the pod's own address, and carries nothing of the sender's choice but
-//! what is asked for. Functions that are not inlined, for the stacks of the kernel's programs.
+//! what is asked for.
 
 use crate::packet::{self, Bytes, Flow, icmp, protocol};
-use crate::subject::Subject;
-use crate::wire::Addr;
+use crate::subject::owns;
+use crate::wire::{Addr, Endpoint};
 
 /// Whether this is what IPv4 says on an Ethernet link to find addresses (RFC 826), and no more; of the pod's own address, or of
 /// none yet (RFC 5227).
+///
+/// `length` is that of the packet, `endpoint` the pod, where it is known. By itself, for the stacks of the kernel's programs.
 #[inline(never)]
-pub(crate) fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, subject: &Subject<'_>) -> bool {
+pub(crate) fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, endpoint: Option<&Endpoint>) -> bool {
     /// Ethernet, IPv4, and the lengths of their addresses.
     const KIND: [u32; 2] = [0x0001_0800_u32.to_be(), 0x0604_0000_u32.to_be()];
     /// The shortest payload of an Ethernet frame.
@@ -22,18 +24,19 @@ pub(crate) fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, subject: &Subje
     length <= PADDED
         && first == KIND[0]
         && second & const { 0xffff_0000_u32.to_be() } == KIND[1]
-        && (own.is_unspecified() || subject.says_itself(4, &own))
+        && (own.is_unspecified() || says_itself(endpoint, 4, &own))
 }
 
 /// Whether this is what IPv6 says on a link to find addresses, and no more. It goes no further than the link, or to an address of
 /// the pod's own /64 (a neighbour that is asked whether it is still there); a router would have lowered the hop limit of 255
 /// (RFC 4861, section 7.1), and listener reports have 1 (RFC 3810, section 5).
-#[inline(never)]
-pub(crate) fn is_neighbour<B: Bytes + ?Sized>(
+#[must_use]
+#[inline(always)]
+pub fn is_neighbour<B: Bytes + ?Sized>(
     packet: &B,
     flow: &Flow,
     length: u32,
-    subject: &Subject<'_>,
+    endpoint: Option<&Endpoint>,
 ) -> bool {
     /// IPv6, ICMPv6 and a target, with options for a link address and a nonce (RFC 3971, section 5.3.2).
     const LONGEST: u32 = 40 + 8 + 16 + 8 + 8;
@@ -45,13 +48,13 @@ pub(crate) fn is_neighbour<B: Bytes + ?Sized>(
     };
     let (first_header, hops) = (packet::byte(second, 2), packet::byte(second, 3));
     let (from, to) = (&flow.source, &flow.destination);
-    if !(from.is_link_scope() || from.is_unspecified() || subject.says_itself(6, from)) {
+    if !(from.is_link_scope() || from.is_unspecified() || says_itself(endpoint, 6, from)) {
         return false;
     }
     let on_link = to.is_link_scope();
     match flow.kind {
         icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT => {
-            length <= LONGEST && hops == 255 && (on_link || subject.shares_link(to))
+            length <= LONGEST && hops == 255 && (on_link || shares_link(endpoint, to))
         }
         icmp::ROUTER_SOLICITATION => length <= LONGEST && hops == 255 && on_link,
         // Listener reports come with an option that says "router alert".
@@ -102,4 +105,16 @@ fn asks_for_neighbours<B: Bytes + ?Sized>(packet: &B, at: u32) -> bool {
         Some(words) => Addr::of(words).is_solicited_node(),
         None => false,
     }
+}
+
+/// Whether the pod may call this address its own on a link: it is, or none of this version is known.
+#[inline(always)]
+fn says_itself(endpoint: Option<&Endpoint>, version: u8, addr: &Addr) -> bool {
+    endpoint.is_none_or(|endpoint| endpoint.own(version).is_zero() || owns(endpoint, version, addr))
+}
+
+/// Whether an address is one of the pod's own /64.
+#[inline(always)]
+fn shares_link(endpoint: Option<&Endpoint>, addr: &Addr) -> bool {
+    endpoint.is_some_and(|endpoint| !endpoint.v6.is_zero() && endpoint.v6.high() == addr.high())
 }

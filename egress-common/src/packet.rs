@@ -6,8 +6,9 @@
 use network_types::eth::EtherType;
 use network_types::ip::IpProto;
 
+use crate::neighbour::is_neighbour;
 use crate::reason::Reason;
-use crate::wire::{Addr, Approval};
+use crate::wire::{Addr, Approval, Endpoint};
 
 /// A packet, starting at its IP header. Words are of 32 bits and as they lie, which is to say in network byte order.
 pub trait Bytes {
@@ -21,6 +22,12 @@ pub trait Bytes {
     #[inline(always)]
     fn read(&self, ethertype: u16, flow: &mut Flow) -> Option<Reason> {
         read(self, ethertype, flow)
+    }
+
+    /// [`is_neighbour`] of this packet, as [`Self::read`].
+    #[inline(always)]
+    fn is_neighbour(&self, flow: &Flow, length: u32, endpoint: Option<&Endpoint>) -> bool {
+        is_neighbour(self, flow, length, endpoint)
     }
 }
 

@@ -31,29 +31,7 @@ impl Subject<'_> {
     /// Whether this is the pod's own address of this IP version.
     #[inline(always)]
     pub(crate) fn owns(&self, version: u8, addr: &Addr) -> bool {
-        match self.endpoint {
-            Some(endpoint) => {
-                let own = if version == 4 { &endpoint.v4 } else { &endpoint.v6 };
-                !own.is_zero() && addr.same(own)
-            }
-            None => false,
-        }
-    }
-
-    /// Whether the pod may call this address its own on a link: it is, or none of this version is known.
-    #[inline(always)]
-    pub(crate) fn says_itself(&self, version: u8, addr: &Addr) -> bool {
-        self.owns(version, addr)
-            || self.endpoint.is_none_or(|endpoint| {
-                let own = if version == 4 { &endpoint.v4 } else { &endpoint.v6 };
-                own.is_zero()
-            })
-    }
-
-    /// Whether an address is one of the pod's own /64.
-    #[inline(always)]
-    pub(crate) fn shares_link(&self, addr: &Addr) -> bool {
-        self.endpoint.is_some_and(|endpoint| !endpoint.v6.is_zero() && endpoint.v6.high() == addr.high())
+        self.endpoint.is_some_and(|endpoint| owns(endpoint, version, addr))
     }
 
     /// Whether the source address must be the pod's own: not on the host network, and not while no address of the pod is
@@ -79,6 +57,13 @@ impl Subject<'_> {
     pub(crate) fn denied(&self) -> Reason {
         if self.endpoint.is_some() { Reason::NotAllowed } else { Reason::UnknownPod }
     }
+}
+
+/// Whether this is the pod's own address of this IP version.
+#[inline(always)]
+pub(crate) fn owns(endpoint: &Endpoint, version: u8, addr: &Addr) -> bool {
+    let own = endpoint.own(version);
+    !own.is_zero() && addr.same(own)
 }
 
 /// The pod whose socket sends, by the ancestors of the socket's cgroup.

@@ -1,6 +1,7 @@
 //! What [`decide`](crate::decide()) is told: the maps, the sender, and the hook that asks.
 
 use crate::decide::{Said, look_up};
+use crate::packet::Flow;
 use crate::wire::{Addr, Approval, Config, Endpoint, Row, RowKey, Witness, WitnessKey};
 use crate::witness::{self, Found, Half};
 
@@ -108,6 +109,14 @@ pub trait Owner {
     fn socket(&self) -> Socket;
     /// What is kept with the socket.
     fn approval(&self) -> Option<&Approval>;
+    /// [`witness::reply`] of this sender, as [`View::said`].
+    #[inline(always)]
+    fn replies<V: View>(&self, view: &V, flow: &Flow, meta: &Meta, cgroup: u64) -> bool
+    where
+        Self: Sized,
+    {
+        witness::reply(view, self, flow, meta, cgroup)
+    }
 }
 
 /// What the hook knows of the packet besides its bytes.

@@ -357,10 +357,10 @@ pub(crate) fn follows<V: View>(view: &V, flow: &Flow, cgroup: u64) -> bool {
     found.kind == WITNESS_FRAGMENT && found.recent
 }
 
-/// Whether a packet answers what came in; `cgroup` is the pod's. By itself, so that the kernel's programs have room on their
-/// stacks.
-#[inline(never)]
-pub(crate) fn reply<V, O>(view: &V, owner: &O, flow: &Flow, meta: &Meta, cgroup: u64) -> bool
+/// Whether a packet answers what came in; `cgroup` is the pod's.
+#[must_use]
+#[inline(always)]
+pub fn reply<V, O>(view: &V, owner: &O, flow: &Flow, meta: &Meta, cgroup: u64) -> bool
 where
     V: View,
     O: Owner,

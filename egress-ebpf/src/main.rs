@@ -7,6 +7,7 @@
 
 mod connect;
 mod connection;
+mod judge;
 mod maps;
 mod packet;
 mod report;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: only the agent writes configuration, devices and policy maps; programs write what they saw, counted and report.
 
+use core::ptr;
+
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
@@ -80,7 +82,7 @@ impl Kernel {
     pub fn receives(&self, cgroup: u64, flow: &Flow) -> bool {
         match self.endpoint(cgroup) {
             Some(endpoint) => {
-                let own = if flow.version == 4 { &endpoint.v4 } else { &endpoint.v6 };
+                let own = endpoint.own(flow.version);
                 own.is_zero() || own.same(&flow.destination)
             }
             None => true,
@@ -104,8 +106,14 @@ impl View for Kernel {
 
     #[inline(always)]
     fn address(&self, addr: &Addr) -> Option<u64> {
-        // SAFETY: as above; the value is copied at once.
-        unsafe { IPCACHE.get(addr) }.copied()
+        // Kernels before 6.3 or so take keys from the stack, but not from memory that a global function was given. Volatile, as the
+        // compiler would do without the copy.
+        // SAFETY: a reference, read; and as above: the value is copied at once.
+        unsafe {
+            let key = ptr::read_volatile(addr);
+            IPCACHE.get(key)
+        }
+        .copied()
     }
 
     #[inline(always)]

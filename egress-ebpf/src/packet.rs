@@ -5,11 +5,13 @@ use core::ptr;
 use aya_ebpf::bindings::{__sk_buff, BPF_TCP_LISTEN, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::sk_buff::SkBuff;
+use egress_common::neighbour::is_neighbour;
 use egress_common::packet::read;
-use egress_common::wire::Approval;
-use egress_common::{Bytes, Flow, Hook, Meta, Owner, Reason, Socket};
+use egress_common::wire::{Approval, Endpoint};
+use egress_common::witness::reply;
+use egress_common::{Bytes, Flow, Hook, Meta, Owner, Reason, Socket, View};
 
-use crate::maps::APPROVALS;
+use crate::maps::{APPROVALS, Kernel};
 use crate::report::Origin;
 
 /// Length of an Ethernet header, which a tc program finds before the IP header.
@@ -144,6 +146,12 @@ impl Bytes for Packet {
             reason => Some(Reason::from_wire(reason as u8).unwrap_or(Reason::BadEntry)),
         }
     }
+
+    #[inline(always)]
+    fn is_neighbour(&self, flow: &Flow, _: u32, endpoint: Option<&Endpoint>) -> bool {
+        let endpoint = endpoint.map_or(ptr::null(), ptr::from_ref);
+        egress_is_neighbour(self.skb.skb, flow, endpoint) != 0
+    }
 }
 
 impl Owner for Packet {
@@ -183,6 +191,11 @@ impl Owner for Packet {
         // SAFETY: null or of the storage, see there.
         unsafe { self.kept.as_ref() }
     }
+
+    #[inline(always)]
+    fn replies<V: View>(&self, _: &V, flow: &Flow, _: &Meta, cgroup: u64) -> bool {
+        egress_replies(self.skb.skb, self.hook as u32, flow, cgroup) != 0
+    }
 }
 
 /// [`read`]: the number of the reason, 0 for none. A function of its own for the verifier, as those in `maps`.
@@ -192,12 +205,42 @@ extern "C" fn egress_read(skb: *mut __sk_buff, hook: u32, ethertype: u32, flow: 
     if flow.is_null() {
         return Reason::BadEntry as u32;
     }
-    let hook = if hook == Hook::Veth as u32 { Hook::Veth } else { Hook::Socket };
     // SAFETY: the verifier holds every caller to memory of this size.
-    match read(&Unread(Packet::new(skb, hook)), ethertype as u16, unsafe { &mut *flow }) {
+    match read(&Unread(Packet::new(skb, of_packets(hook))), ethertype as u16, unsafe { &mut *flow }) {
         None => 0,
         Some(reason) => reason as u32,
     }
+}
+
+/// [`is_neighbour`] of a frame: whether it is. As [`egress_read`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_is_neighbour(skb: *mut __sk_buff, flow: *const Flow, endpoint: *const Endpoint) -> u32 {
+    if flow.is_null() {
+        return 0;
+    }
+    let packet = Packet::new(skb, Hook::Veth);
+    // SAFETY: the verifier holds every caller to memory of these sizes.
+    let (flow, endpoint) = unsafe { (&*flow, endpoint.as_ref()) };
+    u32::from(is_neighbour(&Unread(Packet::new(skb, Hook::Veth)), flow, packet.length(), endpoint))
+}
+
+/// [`reply`]: whether it is one. As [`egress_read`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_replies(skb: *mut __sk_buff, hook: u32, flow: *const Flow, cgroup: u64) -> u32 {
+    if flow.is_null() {
+        return 0;
+    }
+    let packet = Packet::of_socket(skb, of_packets(hook));
+    // SAFETY: the verifier holds every caller to memory of this size.
+    u32::from(reply(&Kernel, &packet, unsafe { &*flow }, &packet.meta(), cgroup))
+}
+
+/// The hook of a number; the verifier knows nothing of what a global function is given.
+#[inline(always)]
+pub fn of_packets(hook: u32) -> Hook {
+    if hook == Hook::Veth as u32 { Hook::Veth } else { Hook::Socket }
 }
 
 /// The bytes of a packet, to be read here.

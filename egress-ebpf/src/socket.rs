@@ -8,8 +8,9 @@ use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use egress_common::packet::tcp;
 use egress_common::wire::{APPROVAL_CAME_IN, APPROVAL_LOCKED};
-use egress_common::{Action, Decision, Hook, Verdict, View as _, established, judge};
+use egress_common::{Action, Decision, Hook, Verdict, View as _, established};
 
+use crate::judge::afresh;
 use crate::maps::{APPROVALS, Kernel};
 use crate::packet::Packet;
 use crate::{report, seen};
@@ -27,7 +28,8 @@ pub fn egress_socket(ctx: SkBuffContext) -> i32 {
         report::count(Hook::Socket, meta.length, Verdict::of(reason));
         return PASS;
     }
-    let decision = judge(&Kernel, &packet, &packet, meta);
+    let mut decision = Decision::none();
+    afresh(ctx.skb.skb, Hook::Socket, &mut decision);
     let packets = report::report(&packet.origin(&meta), &decision);
     keep(&packet, &decision, packets);
     match decision.verdict.action {

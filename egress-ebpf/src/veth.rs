@@ -5,8 +5,9 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use egress_common::view::LOOPBACK_IFINDEX;
-use egress_common::{Action, Bytes as _, Flow, Hook, Owner as _, Verdict, View as _, established, judge};
+use egress_common::{Action, Bytes as _, Decision, Flow, Hook, Owner as _, Verdict, View as _, established};
 
+use crate::judge::afresh;
 use crate::maps::Kernel;
 use crate::packet::Packet;
 use crate::{report, seen};
@@ -29,7 +30,8 @@ pub fn egress_veth(ctx: TcContext) -> i32 {
         report::count(Hook::Veth, meta.length, Verdict::of(reason));
         return PASS;
     }
-    let decision = judge(&Kernel, &packet, &packet, meta);
+    let mut decision = Decision::none();
+    afresh(ctx.skb.skb, Hook::Veth, &mut decision);
     report::report(&packet.origin(&meta), &decision);
     match decision.verdict.action {
         Action::Allow | Action::Audit => {

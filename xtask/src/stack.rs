@@ -36,10 +36,12 @@ pub(crate) fn depths(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, u32>> {
     let mut depths = BTreeMap::new();
     for (name, program) in &object.programs {
         let function = object.functions.get(&program.function_key());
-        let depth = depth(&function.context("a program without instructions")?.instructions);
+        let frames = deepest(&function.context("a program without instructions")?.instructions);
+        let depth = frames.iter().sum();
         if depth > LIMIT {
+            let frames = frames.iter().map(u32::to_string).collect::<Vec<_>>().join(" + ");
             bail!(
-                "{name} may use {depth} bytes of stack where frames are rounded up to {ROUND} (6.1); {LIMIT} are allowed"
+                "{name} may use {depth} bytes of stack ({frames}) where frames are rounded up to {ROUND} (6.1); {LIMIT} are allowed"
             );
         }
         depths.insert(name.clone(), depth);
@@ -47,8 +49,8 @@ pub(crate) fn depths(bytes: &[u8]) -> anyhow::Result<BTreeMap<String, u32>> {
     Ok(depths)
 }
 
-/// The most that any chain of calls from the first instruction on may use.
-fn depth(program: &[bpf_insn]) -> u32 {
+/// The frames of the chain of calls from the first instruction on that may use the most.
+fn deepest(program: &[bpf_insn]) -> Vec<u32> {
     let mut starts = BTreeSet::from([0]);
     starts.extend(program.iter().enumerate().filter_map(|(at, one)| called(at, one)));
     let starts: Vec<usize> = starts.into_iter().collect();
@@ -65,12 +67,13 @@ fn depth(program: &[bpf_insn]) -> u32 {
 }
 
 /// The deepest chain from a function on; `above` many functions called it, and no program calls as deep as it has functions.
-fn chain(functions: &BTreeMap<usize, (u32, BTreeSet<usize>)>, start: usize, above: usize) -> u32 {
+fn chain(functions: &BTreeMap<usize, (u32, BTreeSet<usize>)>, start: usize, above: usize) -> Vec<u32> {
     let Some((frame, calls)) = functions.get(&start).filter(|_| above < functions.len()) else {
-        return 0;
+        return Vec::new();
     };
-    let below = calls.iter().map(|call| chain(functions, *call, above + 1)).max().unwrap_or(0);
-    frame.max(&1).next_multiple_of(ROUND) + below
+    let chains = calls.iter().map(|call| chain(functions, *call, above + 1));
+    let below = chains.max_by_key(|frames| frames.iter().sum::<u32>()).unwrap_or_default();
+    [vec![frame.max(&1).next_multiple_of(ROUND)], below].concat()
 }
 
 /// Where an instruction calls another function of the program.
@@ -147,7 +150,7 @@ mod tests {
         // main (40) calls a (8) and b (100); b calls c (none).
         let program =
             [store(40), call(2), call(3), exit(), store(8), exit(), store(100), call(1), exit(), exit()];
-        assert_eq!(depth(&program), 64 + 128 + 32);
+        assert_eq!(deepest(&program), [64, 128, 32]);
     }
 
     #[test]

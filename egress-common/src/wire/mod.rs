@@ -188,6 +188,15 @@ pub struct Endpoint {
     pub v6: Addr,
 }
 
+impl Endpoint {
+    /// The pod's address of an IP version, zero for none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn own(&self, version: u8) -> &Addr {
+        if version == 4 { &self.v4 } else { &self.v6 }
+    }
+}
+
 /// Key of map `CIDRS`: the data of `struct bpf_lpm_trie_key`, addresses in mapped form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cidr {

@@ -1,5 +1,4 @@
 //! What is in the object that is released, and what it costs the kernel to verify it.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use egress_agent::datapath::{Datapath, OBJECT};
 use egress_topology::mount_bpffs;

@@ -55,7 +55,12 @@ impl Veths {
         }
         let devices =
             ebpf.take_map(DEVICES).with_context(|| format!("the BPF object has no map {DEVICES}"))?;
-        Ok(Self { devices: devices.try_into()?, covered: BTreeMap::new(), loaded, tcx: filters.then_some(false) })
+        Ok(Self {
+            devices: devices.try_into()?,
+            covered: BTreeMap::new(),
+            loaded,
+            tcx: filters.then_some(false),
+        })
     }
 
     pub(super) fn covers(&self, index: u32) -> bool {

@@ -18,7 +18,8 @@ fn range() -> Range {
 /// The programs in the filters of a device, as `tc` shows them.
 fn filters(stand: &Stand, device: &str) -> Vec<String> {
     let of = |list: &str| {
-        let output = stand.topology.node().command("tc", &["-json", "filter", "show", "dev", device, list], "");
+        let output =
+            stand.topology.node().command("tc", &["-json", "filter", "show", "dev", device, list], "");
         let filters: Vec<Value> = serde_json::from_slice(&output.unwrap().stdout).unwrap_or_default();
         let names = filters.iter().filter_map(|filter| filter["options"]["bpf_name"].as_str());
         names.map(|name| format!("{name} {list}")).collect::<Vec<_>>()

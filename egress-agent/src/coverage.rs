@@ -200,6 +200,10 @@ impl Pod {
                 }
             }
         }
+        let bare = network.veths.is_empty() || !network.others.is_empty();
+        if let Err(error) = datapath.trust_frames(pod.cgroup, failed.is_none() && !bare) {
+            failed = Some(format!("pod {} may not make packet sockets: {error:#}", pod.uid));
+        }
         self.covered = failed.is_none();
         match failed {
             Some(error) => self.fail(error),

@@ -33,7 +33,7 @@ fn every_verdict_is_in_the_log() {
     stand.lock_down(json!({}));
     let pod = stand.pod(PodSpec::new("a", "pod"));
     stand.start();
-    assert_eq!(stand.agent.status().unwrap()["lacks"], json!([]));
+    assert_eq!(stand.agent.status().unwrap()["lacks"], common::lacks());
     let says = |stand: &Stand, words: [String; 2]| {
         let what = words.join(", ");
         eventually(&what, || {

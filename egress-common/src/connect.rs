@@ -1,7 +1,8 @@
-//! A connection that a process is about to begin, judged before any packet: so that who asks is told at once.
+//! What a process asks for, judged before any packet: a connection, so that who asks is told at once; a packet socket, where nobody
+//! would see what it sends.
 //!
 //! Invariant: nothing is let pass here that a packet would not be; what may still be changed on its way, or is not known yet, is
-//! left to the packets.
+//! left to the packets where these are judged.
 
 use crate::decide::{Decision, Verdict, by_rows, ready};
 use crate::packet::protocol;
@@ -40,6 +41,30 @@ where
         None => by_rows(view, &subject, &mut decision),
     };
     if matches!(decision.verdict.action, Action::Allow) { None } else { Some(decision) }
+}
+
+/// What denies a process a packet socket (`AF_PACKET`, `AF_XDP`), which no hook on sockets judges; nothing where it may have one: no
+/// policy selects its pod, or the veth hook judges the frames of all the pod's devices, as `covered` tells of a pod's cgroup.
+///
+/// `owner` is the process.
+#[inline(always)]
+pub fn packet_socket<V, O>(view: &V, owner: &O, covered: impl FnOnce(u64) -> bool) -> Option<Decision>
+where
+    V: View,
+    O: Owner,
+{
+    let mut decision = Decision::none();
+    let Some(config) = ready(view) else {
+        return Some(decision);
+    };
+    decision.revision = config.revision;
+    let subject = subject::sending(view, owner, config, &mut decision);
+    decision.policy = subject.policy;
+    if subject.settled.is_some() || covered(decision.cgroup) {
+        return None;
+    }
+    decision.verdict = Verdict::audited(Reason::PacketSocket, subject.audit);
+    Some(decision)
 }
 
 /// Whether anything that the process sends may be denied or reported.

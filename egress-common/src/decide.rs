@@ -39,7 +39,7 @@ impl Verdict {
 
     /// The same, with a deny turned into an audit where `audit` says so.
     #[inline(always)]
-    const fn audited(reason: Reason, audit: bool) -> Self {
+    pub(crate) const fn audited(reason: Reason, audit: bool) -> Self {
         match reason.action() {
             Action::Deny if audit => Self { action: Action::Audit, reason, rule: NO_RULE },
             action => Self { action, reason, rule: NO_RULE },

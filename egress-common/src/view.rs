@@ -17,7 +17,8 @@ pub enum Hook {
     Socket = 1,
     /// tc ingress on the node's end of the pod's veth: sees every frame that leaves the pod, as it leaves.
     Veth = 2,
-    /// `cgroup/connect4` and `connect6` on the pod root: sees what processes ask for, before there is a packet.
+    /// `cgroup/connect4` and `connect6`, and `socket_create` of the kernel's security modules, on the pod root: sees what processes ask
+    /// for, before there is a packet.
     Connect = 3,
 }
 

@@ -4,10 +4,10 @@
 
 mod support;
 
-use egress_common::connect::{concerns, connect, is_sure};
+use egress_common::connect::{concerns, connect, is_sure, packet_socket};
 use egress_common::wire::{
-    Addr, Config, FLAG_AUDIT, IDENTITY_WORLD, PROTOCOL_ANY, Ports, Proxy, STATE_INVALID, STATE_UNSELECTED,
-    UNKNOWN_ALLOW, VERDICT_ALLOW, VERDICT_AUDIT,
+    ABI, Addr, Config, FLAG_AUDIT, IDENTITY_WORLD, PROTOCOL_ANY, Ports, Proxy, STATE_INVALID,
+    STATE_UNSELECTED, UNKNOWN_ALLOW, VERDICT_ALLOW, VERDICT_AUDIT,
 };
 use egress_common::{Action, Decision, Reason};
 use support::packets::{OUTSIDE_V4, OUTSIDE_V6};
@@ -119,4 +119,36 @@ fn what_stays_in_the_pod_is_let_go_on() {
         assert_eq!(ask(&maps, Sender::NESTED, to, 80), None, "{to:?}");
     }
     assert!(is_sure(&ask(&maps, Sender::NESTED, Addr::v4(PEER_V4), 443).unwrap()));
+}
+
+#[test]
+fn a_packet_socket_is_for_pods_that_no_policy_selects_and_those_whose_frames_are_judged() {
+    let (mut refused, mut audited, mut passed) = (0, 0, 0);
+    for maps in variants() {
+        for sender in [Sender::NESTED, Sender::DIRECT, Sender::STRANGER] {
+            // What a policy of this pod's would deny is denied.
+            let free = maps.config.is_some_and(|config| config.abi == ABI) && !concerns(&maps, &sender);
+            let told = packet_socket(&maps, &sender, |_| false);
+            match told {
+                None => assert!(free, "{maps:?}"),
+                Some(decision) => {
+                    assert!(!free, "{maps:?}");
+                    let ready = !matches!(decision.verdict.reason, Reason::NotReady);
+                    assert!(!ready || decision.verdict.reason == Reason::PacketSocket, "{maps:?}");
+                    match decision.verdict.action {
+                        Action::Deny => refused += 1,
+                        Action::Audit => audited += 1,
+                        Action::Allow => panic!("{decision:?}"),
+                    }
+                }
+            }
+            passed += usize::from(told.is_none());
+            // Covered, that is another matter, but not before the maps are written.
+            let covered =
+                packet_socket(&maps, &sender, |cgroup| told.is_some_and(|told| told.cgroup == cgroup));
+            let ready = maps.config.is_some_and(|config| config.abi == ABI);
+            assert_eq!(covered.is_none(), ready, "{maps:?}");
+        }
+    }
+    assert!(refused > 15 && audited > 1 && passed > 2, "{refused} {audited} {passed}");
 }

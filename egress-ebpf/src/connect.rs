@@ -16,7 +16,7 @@ use egress_common::wire::{Approval, Process};
 use egress_common::{Addr, Hook, Owner, Socket};
 
 use crate::maps::{Kernel, PROCESSES};
-use crate::report::{self, Origin};
+use crate::report::{self, OfSocket, Origin};
 
 /// Return codes: the call goes on, or fails with `EPERM`.
 const PASS: i32 = 1;
@@ -77,7 +77,7 @@ fn connects(ctx: &SockAddrContext, to: Addr) -> i32 {
     }
     // SAFETY: as above.
     let sk = unsafe { (*sa).__bindgen_anon_1.sk };
-    report::report(&Origin { sk, hook: Hook::Connect, ifindex: 0, length: 0 }, &decision);
+    report::report(&Origin { who: OfSocket(sk), hook: Hook::Connect, ifindex: 0, length: 0 }, &decision);
     REFUSE
 }
 
@@ -114,7 +114,7 @@ fn may_be_redirected(ctx: &SockAddrContext, v4: bool) -> bool {
 }
 
 /// The process that runs, whose sockets are taken for its own.
-struct Current;
+pub struct Current;
 
 impl Owner for Current {
     #[inline(always)]

@@ -7,6 +7,7 @@
 
 mod connect;
 mod connection;
+mod create;
 mod judge;
 mod maps;
 mod packet;

@@ -44,6 +44,10 @@ static ROWS: HashMap<RowKey, Row, 262_144, SPARSE> = HashMap::new();
 #[btf_map(name = "egress_devices")]
 static DEVICES: HashMap<u32, Device, 16_384, SPARSE> = HashMap::new();
 
+/// Pods all of whose devices have the veth hook, by the id of their cgroup.
+#[btf_map(name = "egress_covered")]
+static COVERED: HashMap<u64, u32, 16_384, SPARSE> = HashMap::new();
+
 /// What was seen coming in, by local address and slot.
 #[btf_map(name = "egress_inbound")]
 pub static WITNESSES: HashMap<WitnessKey, Witness, 524_288, SPARSE> = HashMap::new();
@@ -72,10 +76,21 @@ pub static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map(name = "egress_events")]
 pub static EVENTS: RingBuf<FlowEvent, { 1 << 20 }> = RingBuf::new();
 
+/// One entry: new sockets that the kernel has asked security modules about, while the agent found out whether it does.
+#[btf_map(name = "egress_asked")]
+pub static ASKED: Array<u64, 1> = Array::new();
+
 /// The maps as `decide` reads them.
 pub struct Kernel;
 
 impl Kernel {
+    /// Whether the veth hook judges the frames of all the pod's devices.
+    #[inline(always)]
+    pub fn covered(&self, cgroup: u64) -> bool {
+        // SAFETY: as for endpoints; the value is not read.
+        unsafe { COVERED.get(cgroup) }.is_some()
+    }
+
     /// Whether what goes to this address is the pod's to receive: a neighbour on the link can send it anything. While no address
     /// of the pod is known, everything is.
     #[inline(always)]

@@ -12,7 +12,7 @@ use egress_common::witness::reply;
 use egress_common::{Bytes, Flow, Hook, Meta, Owner, Reason, Socket, View};
 
 use crate::maps::{APPROVALS, Kernel};
-use crate::report::Origin;
+use crate::report::{OfSocket, Origin};
 
 /// Length of an Ethernet header, which a tc program finds before the IP header.
 const ETHERNET: u32 = 14;
@@ -110,8 +110,8 @@ impl Packet {
 
     /// What a verdict on it is about.
     #[inline(always)]
-    pub fn origin(&self, meta: &Meta) -> Origin {
-        Origin { sk: self.sk(), hook: self.hook, ifindex: meta.ifindex, length: meta.length }
+    pub fn origin(&self, meta: &Meta) -> Origin<OfSocket> {
+        Origin { who: OfSocket(self.sk()), hook: self.hook, ifindex: meta.ifindex, length: meta.length }
     }
 
     /// Its socket, null where it has none; it need not be a whole one.

@@ -5,8 +5,8 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_sk_storage_get};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns};
 use egress_common::reason::counter_slot;
 use egress_common::wire::{Denial, DenialKey, EVENT_LIMIT, EVENT_WINDOW, Process};
 use egress_common::{Action, Decision, Hook, Verdict};
@@ -14,15 +14,57 @@ use egress_common::{Action, Decision, Hook, Verdict};
 use crate::maps::{COUNTERS, DENIALS, EVENTS, LOST, PROCESSES};
 
 /// What a verdict is about.
-pub struct Origin {
-    /// The socket, null where there is none.
-    pub sk: *mut bpf_sock,
+pub struct Origin<W> {
+    /// The process.
+    pub who: W,
     /// Who gave the verdict.
     pub hook: Hook,
     /// See [`FlowEvent::ifindex`](egress_common::wire::FlowEvent::ifindex).
     pub ifindex: u32,
     /// Bytes from the IP header on.
     pub length: u32,
+}
+
+/// How the process is found that a verdict is about.
+pub trait Who {
+    /// Writes it down, zero where it is not known.
+    ///
+    /// # Safety
+    /// `to` is memory of a record that is being written.
+    unsafe fn write(&self, to: *mut Process);
+}
+
+/// The one that used a socket last; null where there is none.
+pub struct OfSocket(pub *mut bpf_sock);
+
+impl Who for OfSocket {
+    #[inline(always)]
+    unsafe fn write(&self, to: *mut Process) {
+        let process = process(self.0);
+        // SAFETY: the caller's; in place, as a copy would be on the stack first.
+        unsafe {
+            match process {
+                Some(process) => *to = *process,
+                None => *to = Process::default(),
+            }
+        }
+    }
+}
+
+/// The one that runs.
+pub struct Current;
+
+impl Who for Current {
+    #[inline(always)]
+    unsafe fn write(&self, to: *mut Process) {
+        // SAFETY: the caller's; the helper writes all bytes of the command, whatever becomes of it.
+        unsafe {
+            (*to).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+            (*to).uid = bpf_get_current_uid_gid() as u32;
+            let command = &raw mut (*to).command;
+            bpf_get_current_comm(command.cast(), size_of::<[u8; 16]>() as u32);
+        }
+    }
 }
 
 /// Counts a verdict; gives the number of packets that this CPU has counted under it.
@@ -41,7 +83,7 @@ pub fn count(hook: Hook, length: u32, verdict: Verdict) -> u64 {
 
 /// Counts the verdict, as [`count`], and reports it where someone must know.
 #[inline(always)]
-pub fn report(origin: &Origin, decision: &Decision) -> u64 {
+pub fn report<W: Who>(origin: &Origin<W>, decision: &Decision) -> u64 {
     #[cfg(feature = "trace")]
     crate::trace::verdict(decision, origin.hook);
     let verdict = decision.verdict;
@@ -106,7 +148,7 @@ fn lost() {
 }
 
 #[inline(never)]
-fn event(origin: &Origin, decision: &Decision, now: u64, suppressed: u64) {
+fn event<W: Who>(origin: &Origin<W>, decision: &Decision, now: u64, suppressed: u64) {
     let Some(mut entry) = EVENTS.reserve(0) else {
         lost();
         return;
@@ -127,11 +169,7 @@ fn event(origin: &Origin, decision: &Decision, now: u64, suppressed: u64) {
         (*event).destination = flow.destination;
         (*event).ifindex = origin.ifindex;
         (*event).length = origin.length;
-        // In place: a copy would be on the stack first.
-        match process(origin.sk) {
-            Some(process) => (*event).process = *process,
-            None => (*event).process = Process::default(),
-        }
+        origin.who.write(&raw mut (*event).process);
         (*event).source_port = flow.source_port;
         (*event).destination_port = flow.destination_port;
         (*event).rule = verdict.rule;

@@ -107,11 +107,11 @@ impl Datapath {
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf));
-        for name in maps::NAMES.iter().chain(&seen::NAMES).chain([&DEVICES]) {
+        for name in maps::NAMES.iter().chain(&seen::NAMES).chain(&veth::NAMES) {
             loader.map_pin_path(name, pins.map(name));
         }
         for (name, entries) in loading.map_entries {
-            if ![maps::NAMES.as_slice(), &seen::NAMES, &[DEVICES]].concat().contains(&name.as_str()) {
+            if ![maps::NAMES.as_slice(), &seen::NAMES, &veth::NAMES].concat().contains(&name.as_str()) {
                 bail!("there is no map {name}");
             }
             loader.map_max_entries(name, *entries);
@@ -122,7 +122,7 @@ impl Datapath {
         let hooks = netfilter::offsets(&std::fs::read(KERNEL_TYPES).unwrap_or_default());
         loader.override_global("NETFILTER", &hooks, true);
         let mut ebpf = loader.load(loading.object).context("the kernel refuses the BPF object")?;
-        let mut lacks = programs::load(&mut ebpf)?;
+        let mut lacks = programs::load(&mut ebpf, &btf)?;
         let veths = Veths::load(&mut ebpf, loading.filters, &mut lacks)?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
         let seen = Seen::take(&mut ebpf)?;
@@ -229,6 +229,14 @@ impl Datapath {
         self.veths.cover(&mut self.ebpf, &self.pins, index, name, cgroup)
     }
 
+    /// Says whether the veth hook judges all frames of the pod of `cgroup`: only then may it make packet sockets, if a policy selects it.
+    ///
+    /// # Errors
+    /// The map refuses it.
+    pub fn trust_frames(&mut self, cgroup: u64, judged: bool) -> anyhow::Result<()> {
+        self.veths.trust(cgroup, judged)
+    }
+
     /// Whether a device is covered, by this process.
     #[must_use]
     pub fn covers(&self, index: u32) -> bool {
@@ -243,7 +251,7 @@ impl Datapath {
 
     /// Lets go of devices that are gone, and of what was seen of pods other than these.
     pub fn forget_gone(&mut self, cgroups: &BTreeSet<u64>) {
-        self.veths.forget_gone(&self.pins);
+        self.veths.forget_gone(&self.pins, cgroups);
         self.pins.keep_numbered(programs::ARRIVAL_PROGRAM, |cgroup| cgroups.contains(&cgroup));
         self.seen.forget_all_but(cgroups);
     }

@@ -5,11 +5,14 @@
 use std::fs::File;
 
 use anyhow::{Context as _, anyhow};
-use aya::Ebpf;
+use aya::maps::Array;
 use aya::programs::links::FdLink;
 use aya::programs::{
-    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError, SockOps,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Lsm, LsmCgroup, Program, ProgramError,
+    SockOps,
 };
+use aya::{Btf, Ebpf};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::pins::Pins;
 
@@ -18,6 +21,13 @@ pub const SOCKET_PROGRAM: &str = "egress_socket";
 /// Witnesses what comes in to pods of the node's network.
 pub(super) const ARRIVAL_PROGRAM: &str = "egress_arrival";
 const CONNECTION_PROGRAM: &str = "egress_connection";
+/// Refuses packet sockets where no hook would judge their frames.
+const CREATE_PROGRAM: &str = "egress_create";
+/// Tells whether the kernel asks security modules of BPF at all.
+const ASKED_PROGRAM: &str = "egress_lsm";
+const ASKED: &str = "egress_asked";
+/// The hook of security modules on new sockets.
+const SOCKET_CREATE: &str = "socket_create";
 const PROCESS_PROGRAMS: [&str; 4] =
     ["egress_connect4", "egress_connect6", "egress_sendmsg4", "egress_sendmsg6"];
 
@@ -31,7 +41,7 @@ where
 }
 
 /// Loads the programs; gives what the kernel lacks.
-pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<Vec<String>> {
+pub(super) fn load(ebpf: &mut Ebpf, btf: &Btf) -> anyhow::Result<Vec<String>> {
     program::<CgroupSkb>(ebpf, SOCKET_PROGRAM)?
         .load()
         .context("the kernel refuses the BPF program of the socket hook")?;
@@ -53,7 +63,30 @@ pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<Vec<String>> {
         let result = program::<CgroupSockAddr>(ebpf, name)?.load();
         note(name, "events do not name the process, and TCP that is denied waits for its time-out", result);
     }
+    let result = program::<LsmCgroup>(ebpf, CREATE_PROGRAM)?.load(SOCKET_CREATE, btf);
+    note(CREATE_PROGRAM, FRAMES, result);
+    if program::<LsmCgroup>(ebpf, CREATE_PROGRAM)?.fd().is_ok() && !asks(ebpf, btf).unwrap_or(false) {
+        // It would be attached, and never run.
+        program::<LsmCgroup>(ebpf, CREATE_PROGRAM)?.unload()?;
+        lacks.push(format!(
+            "the kernel does not ask BPF about sockets (`bpf` is not in its list of `lsm`): {FRAMES}"
+        ));
+    }
     Ok(lacks)
+}
+
+/// What is not done without [`CREATE_PROGRAM`].
+const FRAMES: &str = "packet sockets of pods whose veth is not covered are not refused";
+
+/// Whether the kernel asks BPF about new sockets: it may have all that it takes and not do it, and nothing but trying tells.
+fn asks(ebpf: &mut Ebpf, btf: &Btf) -> anyhow::Result<bool> {
+    let program: &mut Lsm = program(ebpf, ASKED_PROGRAM)?;
+    program.load(SOCKET_CREATE, btf)?;
+    program.attach()?;
+    let _socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    program.unload()?;
+    let asked: Array<_, u64> = ebpf.map(ASKED).context("the BPF object has no such map")?.try_into()?;
+    Ok(asked.get(&0, 0)? > 0)
 }
 
 /// Attaches to the pod root what is loaded, the socket hook last: by then the others see what it relies on.
@@ -74,6 +107,14 @@ pub(super) fn attach(
             pins.replace_link(name, link)?;
             attached.push((name, id));
         }
+    }
+    let create: &mut LsmCgroup = program(ebpf, CREATE_PROGRAM)?;
+    if create.fd().is_ok() {
+        let id = create.info()?.id();
+        let link = create.attach(cgroup)?;
+        let link: FdLink = create.take_link(link)?.into();
+        pins.replace_link(CREATE_PROGRAM, link)?;
+        attached.push((CREATE_PROGRAM, id));
     }
     let connection: &mut SockOps = program(ebpf, CONNECTION_PROGRAM)?;
     if connection.fd().is_ok() {

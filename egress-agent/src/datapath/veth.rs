@@ -3,11 +3,11 @@
 //! Invariant: a device that has the hooks has an entry that says whose it is, written first and removed last; without it
 //! every frame is denied. Tested by `tests/threats/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
-use aya::maps::{HashMap as BpfHash, MapData};
+use aya::maps::{HashMap as BpfHash, MapData, MapError};
 use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{TcAttachOptions, TcAttachType};
@@ -23,6 +23,10 @@ pub const VETH_PROGRAM: &str = "egress_veth";
 pub const WITNESS_PROGRAM: &str = "egress_witness";
 /// The map of devices.
 pub const DEVICES: &str = "egress_devices";
+/// The map of pods all of whose devices are covered.
+const COVERED: &str = "egress_covered";
+/// Both; each is pinned under its name.
+pub(super) const NAMES: [&str; 2] = [DEVICES, COVERED];
 
 /// Where each of the two is attached. tc's ingress is what comes to the node from the pod.
 const HOOKS: [(&str, TcAttachType); 2] =
@@ -31,6 +35,9 @@ const HOOKS: [(&str, TcAttachType); 2] =
 /// The devices that are covered.
 pub(super) struct Veths {
     devices: BpfHash<MapData, u32, Device>,
+    /// Pods that may have packet sockets, by their cgroups, as in the kernel.
+    pods: BpfHash<MapData, u64, u32>,
+    trusted: BTreeSet<u64>,
     /// By this process: the pod's cgroup, and the ids of the programs where links hold them.
     covered: BTreeMap<u32, (u64, Vec<(String, u32)>)>,
     /// The programs are loaded.
@@ -55,8 +62,12 @@ impl Veths {
         }
         let devices =
             ebpf.take_map(DEVICES).with_context(|| format!("the BPF object has no map {DEVICES}"))?;
+        let pods = ebpf.take_map(COVERED).with_context(|| format!("the BPF object has no map {COVERED}"))?;
+        let pods: BpfHash<_, u64, u32> = pods.try_into()?;
         Ok(Self {
             devices: devices.try_into()?,
+            trusted: pods.keys().flatten().collect(),
+            pods,
             covered: BTreeMap::new(),
             loaded,
             tcx: filters.then_some(false),
@@ -75,6 +86,24 @@ impl Veths {
     /// Writes whose device it is.
     pub(super) fn claim(&mut self, index: u32, cgroup: u64) -> anyhow::Result<()> {
         self.devices.insert(index, Device { cgroup }, 0).context("cannot write whose device it is")
+    }
+
+    /// Whether all frames of the pod of `cgroup` are judged, so that it may make packet sockets.
+    pub(super) fn trust(&mut self, cgroup: u64, judged: bool) -> anyhow::Result<()> {
+        if self.trusted.contains(&cgroup) == judged {
+            return Ok(());
+        }
+        if judged {
+            self.pods.insert(cgroup, 1, 0).context("cannot write that the pod is covered")?;
+            self.trusted.insert(cgroup);
+        } else {
+            match self.pods.remove(&cgroup) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(error).context("cannot write that the pod is not covered"),
+            }
+            self.trusted.remove(&cgroup);
+        }
+        Ok(())
     }
 
     /// Covers a device; tells whether no agent had covered it for this pod before.
@@ -109,7 +138,14 @@ impl Veths {
 
     /// Forgets the devices that the node has no longer. The kernel has taken the hooks of a device that is gone along with it;
     /// numbers of devices are not given again before they run out.
-    pub(super) fn forget_gone(&mut self, pins: &Pins) {
+    /// Of pods, those other than `cgroups` are gone.
+    pub(super) fn forget_gone(&mut self, pins: &Pins, cgroups: &BTreeSet<u64>) {
+        let gone: Vec<u64> = self.trusted.difference(cgroups).copied().collect();
+        for cgroup in gone {
+            if let Err(error) = self.trust(cgroup, false) {
+                tracing::warn!("{error:#}");
+            }
+        }
         let stands = |index: u32| device_name(index).is_some();
         self.covered.retain(|index, _| stands(*index));
         for (hook, _) in HOOKS {

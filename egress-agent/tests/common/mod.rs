@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use egress_agent::datapath::Datapath;
 use egress_probe::{Attempt, Outcome};
 use egress_topology::{
     Agent, CgroupDriver, Container, Exec, MountPoint, OUTSIDE_V4, OUTSIDE_V6, Options, Pod, PodSpec, Process,
@@ -168,6 +169,17 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(start.elapsed() < patience, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// What this kernel lacks, whoever asks: nothing but the hook on new sockets, which some have without using it for BPF.
+pub fn lacks() -> Value {
+    let dir = TempDir::with_prefix("egress-test-").unwrap();
+    let bpffs = mount_bpffs(&dir.path().join("bpf")).unwrap();
+    let datapath = Datapath::open(bpffs.path()).unwrap();
+    for lack in datapath.lacks() {
+        assert!(lack.contains("packet sockets of pods"), "{lack}");
+    }
+    json!(datapath.lacks())
 }
 
 /// Entries of a map, as the agent's status tells.

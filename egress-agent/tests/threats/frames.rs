@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 
 use egress_probe::packet::{ACK, Packet, SYN};
+use egress_topology::{Agent, Container, PodSpec};
 use serde_json::json;
 
 use crate::attack::{Attack, BRIDGE_MAC, SOURCE_PORT, Shot, attack};
+use crate::common::{COVERED, endpoints, eventually};
 use crate::range::{At, Range};
 
 /// A datagram with the tag to the outside.
@@ -110,6 +112,113 @@ pub(crate) fn packet_sockets(range: &mut Range) {
     );
     range.stand.agent.kill().unwrap();
     range.prove(&frames(None));
+}
+
+/// Whether the kernel asks about new sockets; where it does not, the agent says so, and what is said to be weaker then is.
+fn refuses_packet_sockets(agent: &Agent) -> bool {
+    let status = agent.status().unwrap();
+    let named = status["hooks"].as_array().unwrap().iter().any(|hook| hook["program"] == "egress_create");
+    let lacks = status["lacks"].as_array().unwrap();
+    // Shown in the guests of `test --vm`: who asks BPF must be made use of, unless somebody forbids it (EPERM).
+    let modules = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let forbidden = lacks.iter().any(|lack| lack.as_str().unwrap().contains("Operation not permitted"));
+    assert!(named || forbidden || !modules.split(',').any(|module| module.trim() == "bpf"), "{status}");
+    assert_eq!(
+        lacks.iter().any(|lack| lack.as_str().unwrap().contains("packet sockets of pods")),
+        !named,
+        "{status}"
+    );
+    named
+}
+
+#[test]
+fn row_10_packet_sockets_of_a_pod_that_is_born_while_no_agent_runs() {
+    let mut range = Range::new(json!({}));
+    let refused = refuses_packet_sockets(&range.stand.agent);
+    let attacked = range.free.clone();
+    range.stand.agent.kill().unwrap();
+    let [free, locked] = ["b", "a"].map(|namespace| range.stand.pod(PodSpec::new(namespace, "born")));
+    range.prove_arrives(At::Bridge, &attacked, &frames(None));
+    if refused {
+        range.prove_stopped(At::Bridge, &locked, &frames(None));
+        // Nobody knows yet that no policy selects it.
+        range.prove_stopped(At::Bridge, &free, &frames(None));
+    } else {
+        range.prove_arrives(At::Bridge, &locked, &frames(None));
+    }
+    range.stand.start();
+    range.prove_arrives(At::Bridge, &free, &frames(None));
+    eventually("both are covered", || {
+        let known = endpoints(&range.stand.agent);
+        known.iter().filter(|one| one["name"] == "born" && one["coverage"] == COVERED[0]).count() == 2
+    });
+    // What was refused before is told now, with the process; what it may make now is judged frame by frame.
+    let asked = |flow: &serde_json::Value| {
+        flow["hook"] == "connect"
+            && flow["reason"] == "PacketSocket"
+            && flow["process"]["command"] == "egress-probe"
+    };
+    assert_eq!(
+        range.stand.agent.flows().unwrap().iter().any(asked),
+        refused,
+        "{:?}",
+        range.stand.agent.flows()
+    );
+    range.prove_stopped(At::Bridge, &locked, &frames(Some("PacketSocket")));
+    range.lawful_of(&locked);
+}
+
+/// The veth hook sees nothing of what leaves by other devices, and nothing of what leaves the node's own network.
+#[test]
+fn row_15_packet_sockets_where_no_veth_hook_is() {
+    let mut range = Range::new(json!({}));
+    let by = |interface: &'static str| {
+        let frame = move |shot: &Shot<'_>| {
+            let (from, target, port) =
+                (shot.from().ip().to_string(), shot.to().ip().to_string(), shot.port.to_string());
+            let words = ["packet", &target, "--interface", interface, "--from", &from, "--port", &port];
+            shot.probe(
+                &[&words[..], &["--payload", &shot.tag, "--destination-mac", "ff:ff:ff:ff:ff:ff"]].concat(),
+            )
+        };
+        [attack("a frame of a packet socket", frame)]
+    };
+    let node = range.stand.topology.node().clone();
+    let macvlan = |container: &Container, name: &str| {
+        let netns = container.pod().netns();
+        node.ip(&[format!(
+            "link add {name} link uplink netns {} type macvlan mode bridge",
+            netns.path().display()
+        )])
+        .unwrap();
+        netns.ip(&[format!("link set {name} up")]).unwrap();
+    };
+    let refused = refuses_packet_sockets(&range.stand.agent);
+    let prove = |range: &mut Range, locked: &Container, frames: &[Attack]| {
+        if refused {
+            range.prove_stopped(At::Outside, locked, frames);
+        } else {
+            range.prove_arrives(At::Outside, locked, frames);
+        }
+    };
+    let (free, locked) = (range.free.clone(), range.locked.clone());
+    macvlan(&free, "net1");
+    range.prove_arrives(At::Outside, &free, &by("net1"));
+    macvlan(&locked, "net1");
+    eventually("the device is known", || {
+        let known = endpoints(&range.stand.agent);
+        known
+            .iter()
+            .any(|one| one["name"] == "locked" && one["coverage"] == "socket+veth, not net1 (macvlan)")
+    });
+    prove(&mut range, &locked, &by("net1"));
+    range.prove_stopped(At::Outside, &locked, &by("eth0"));
+    let [free, locked] =
+        ["b", "a"].map(|namespace| range.stand.pod(PodSpec::new(namespace, "host").host_network()));
+    eventually("both are known", || range.stand.agent.status().unwrap()["unknown_pods"] == 0);
+    range.prove_arrives(At::Outside, &free, &by("uplink"));
+    prove(&mut range, &locked, &by("uplink"));
+    range.lawful();
 }
 
 /// Headers that hide where a packet goes or what it is.

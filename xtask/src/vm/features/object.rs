@@ -27,7 +27,7 @@ pub(crate) fn programs(object: &Path, table: &mut Table<'_>) -> anyhow::Result<(
     let mut programs: Vec<_> = ebpf.programs_mut().collect();
     programs.sort_by_key(|(name, _)| *name);
     for (name, program) in programs {
-        match load(program) {
+        match load(program, btf.as_ref()) {
             Ok(instructions) => table.found(GROUP, name, format!("yes, {instructions} verified"))?,
             Err(error) => table.tell(GROUP, name, Err(words(&error)))?,
         }
@@ -36,14 +36,18 @@ pub(crate) fn programs(object: &Path, table: &mut Table<'_>) -> anyhow::Result<(
 }
 
 /// Gives how many instructions the verifier followed.
-fn load(program: &mut Program) -> Result<u32, ProgramError> {
+fn load(program: &mut Program, btf: Option<&Btf>) -> Result<u32, ProgramError> {
+    /// What ours are for.
+    const HOOK: &str = "socket_create";
     let kind = program.prog_type();
-    match program {
-        Program::CgroupSkb(program) => program.load()?,
-        Program::CgroupSockAddr(program) => program.load()?,
-        Program::CgroupSock(program) => program.load()?,
-        Program::SchedClassifier(program) => program.load()?,
-        Program::SockOps(program) => program.load()?,
+    match (&mut *program, btf) {
+        (Program::CgroupSkb(program), _) => program.load()?,
+        (Program::CgroupSockAddr(program), _) => program.load()?,
+        (Program::CgroupSock(program), _) => program.load()?,
+        (Program::SchedClassifier(program), _) => program.load()?,
+        (Program::SockOps(program), _) => program.load()?,
+        (Program::Lsm(program), Some(btf)) => program.load(HOOK, btf)?,
+        (Program::LsmCgroup(program), Some(btf)) => program.load(HOOK, btf)?,
         _ => {
             let what =
                 format!("programs of type {kind:?} are not loaded here: xtask/src/vm/features/object.rs");

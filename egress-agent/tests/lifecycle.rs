@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Stand, denied, entries, eventually, outside, passes, pod_object, policy};
-use egress_topology::{Agent, CgroupDriver, ContainerKind, Exec, PodSpec, Qos, mount_bpffs};
+use common::{Stand, denied, entries, eventually, outside, passes, pod_object, policy, udp};
+use egress_topology::{Agent, CgroupDriver, ContainerKind, Exec, OUTSIDE_V4, PodSpec, Qos, mount_bpffs};
 use serde_json::json;
 
 #[test]
@@ -356,6 +356,37 @@ fn a_pod_that_comes_again_under_its_name_leaves_the_one_before_locked_down() {
     denied(&old, peer.pod().v4());
     old.pod().remove().unwrap();
     eventually("it is let go", || entries(&stand.agent, "egress_endpoint") == 1);
+}
+
+#[test]
+fn a_pod_whose_object_went_while_no_agent_ran_is_closed_as_long_as_its_processes_run() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let peer = stand.peer();
+    // Less than what unknown pods may do.
+    stand.lock_down(json!({"allow": {"to": [{"cidr": format!("{OUTSIDE_V4}/32")}], "inCluster": false}}));
+    let (locked, free) = (stand.pod(PodSpec::new("a", "locked")), stand.pod(PodSpec::new("b", "free")));
+    stand.start();
+    denied(&locked, peer.pod().v4());
+    passes(&locked, OUTSIDE_V4);
+    stand.agent.kill().unwrap();
+    let objects = [&locked, &free].map(|container| pod_object(&stand, container.pod()));
+    objects.iter().for_each(|object| stand.remove(object));
+    stand.start();
+    // One that was not locked down is unknown like any other.
+    eventually("it is unknown", || !udp(&free, OUTSIDE_V4).succeeded());
+    passes(&free, peer.pod().v4());
+    denied(&locked, peer.pod().v4());
+    denied(&locked, OUTSIDE_V4);
+    let told = stand.agent.status().unwrap()["diagnostics"].to_string();
+    assert!(told.contains(&format!("UID {} was locked down before", locked.pod().uid())), "{told}");
+    // Also by the next agent; and what comes back counts.
+    stand.agent.kill().unwrap();
+    stand.start();
+    denied(&locked, peer.pod().v4());
+    objects.iter().for_each(|object| stand.write(object.clone()));
+    eventually("it is known again", || udp(&locked, OUTSIDE_V4).succeeded());
+    denied(&locked, peer.pod().v4());
+    eventually("the other, too", || udp(&free, OUTSIDE_V4).succeeded());
 }
 
 #[test]

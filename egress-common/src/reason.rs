@@ -104,7 +104,7 @@ reasons! {
     NotReady = 16, Deny;
     /// The pod is not known (yet), and the destination is not one that unknown pods may reach.
     UnknownPod = 17, Deny;
-    /// A policy that selects this pod is invalid, so the pod fails closed.
+    /// A policy that selects this pod is invalid, or the pod is gone and its processes are not, so it fails closed.
     InvalidPolicy = 18, Deny;
     /// A map entry cannot be read, so the packet fails closed.
     BadEntry = 19, Deny;

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{NODE, egp, json, labels, lock, mesh, pod, set};
+use egress_common::wire::{Addr, Endpoint, FLAG_AUDIT, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED};
 use egress_policy::compile::{LocalPod, PodState, UnknownPods, compile_every_pod};
 
 #[test]
@@ -88,7 +89,7 @@ fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
     mirror["metadata"]["ownerReferences"] =
         json!([{"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "n"}]);
     let mut world = mesh().with(lock(json!({})));
-    world.local.push(LocalPod { uid: "abc".to_owned(), cgroup: 77, containers: Vec::new() });
+    world.local.push(LocalPod { uid: "abc".to_owned(), cgroup: 77, containers: Vec::new(), left: None });
     world.names.push("by-hash".to_owned());
     assert!(!world.compile().endpoints.contains_key(&77));
     assert_eq!(world.with(mirror.clone()).compile().endpoints[&77].name, "static");
@@ -120,10 +121,44 @@ fn a_uid_of_two_pods_is_nobodys() {
 #[test]
 fn a_cgroup_without_an_object_is_unknown_and_nothing_is_wrong() {
     let mut world = mesh();
-    world.local.push(LocalPod { uid: "nobody".to_owned(), cgroup: 77, containers: Vec::new() });
+    world.local.push(LocalPod { uid: "nobody".to_owned(), cgroup: 77, containers: Vec::new(), left: None });
     assert_eq!(world.diagnostics(), "");
     let compiled = world.compile();
     assert!(!compiled.endpoints.contains_key(&77) && compiled.endpoints.len() == world.names.len());
+}
+
+#[test]
+fn what_was_locked_down_and_would_be_unknown_is_closed() {
+    let own = Addr::v4([10, 0, 1, 77]);
+    let left = Endpoint {
+        policy: 5,
+        lock: 6,
+        state: STATE_ISOLATED,
+        flags: FLAG_AUDIT,
+        v4: own,
+        ..Endpoint::default()
+    };
+    let mut world = mesh().with(lock(json!({})));
+    world.local.push(LocalPod {
+        uid: "nobody".to_owned(),
+        cgroup: 77,
+        containers: Vec::new(),
+        left: Some(left),
+    });
+    world.names.push("nobody".to_owned());
+    let compiled = world.compile();
+    let closed = Endpoint { state: STATE_INVALID, v4: own, ..Endpoint::default() };
+    assert_eq!(compiled.desired.endpoints[&77], closed);
+    assert!(!compiled.endpoints.contains_key(&77), "nobody knows what it is called");
+    assert!(world.diagnostics().contains("UID nobody was locked down before"));
+    // What an object says comes first, whatever it says.
+    for local in &mut world.local {
+        local.left = Some(left);
+    }
+    let known = world.compile();
+    assert_eq!(known.endpoints, compiled.endpoints);
+    assert!(known.desired.endpoints.values().any(|endpoint| endpoint.state == STATE_UNSELECTED));
+    assert_eq!(known.desired, compiled.desired);
 }
 
 #[test]

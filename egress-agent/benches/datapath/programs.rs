@@ -90,8 +90,12 @@ fn desired(topology: &Topology, container: &Container, destinations: &Destinatio
     let root = PodRoot::find(Some(topology.pod_root().path()))?;
     let pod = container.pod();
     let local = LocalContainer { name: container.name().to_owned(), cgroup: cgroup_id(container.cgroup())? };
-    let pods =
-        [LocalPod { uid: pod.uid().to_owned(), cgroup: cgroup_id(pod.cgroup())?, containers: vec![local] }];
+    let pods = [LocalPod {
+        uid: pod.uid().to_owned(),
+        cgroup: cgroup_id(pod.cgroup())?,
+        containers: vec![local],
+        left: None,
+    }];
     let node = Node {
         name: topology.node_name(),
         pod_root_level: root.level,

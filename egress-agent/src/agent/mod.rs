@@ -11,10 +11,11 @@ mod report;
 mod services;
 mod sever;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use egress_common::wire::ABI;
+use egress_common::wire::{ABI, Endpoint, STATE_UNSELECTED};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef, Pod};
@@ -61,6 +62,8 @@ pub(crate) struct Agent {
     packed: bool,
     /// The maps were another agent's when this one started.
     adopted: bool,
+    /// The pods that those locked down, by cgroup.
+    left: BTreeMap<u64, Endpoint>,
     compiler: Compiler,
     /// What the events since the last compile may have changed.
     changed: Dirty,
@@ -96,6 +99,9 @@ impl Agent {
         source: Objects,
     ) -> Self {
         let adopted = datapath.observed().config.abi == ABI;
+        let before = datapath.observed().endpoints.iter();
+        let left = before.filter(|(_, endpoint)| adopted && endpoint.state != STATE_UNSELECTED);
+        let left = left.map(|(cgroup, endpoint)| (*cgroup, *endpoint)).collect();
         Self {
             root,
             unknown_pods,
@@ -116,6 +122,7 @@ impl Agent {
             held: true,
             packed: false,
             adopted,
+            left,
             compiler: Compiler::default(),
             changed: Dirty::default(),
             announced: false,

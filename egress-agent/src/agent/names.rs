@@ -53,7 +53,9 @@ impl Agent {
         let mut wanted = Wanted::new();
         let mut pods = Vec::new();
         for pod in &self.scan.pods {
-            let mut local = LocalPod { uid: pod.uid.clone(), cgroup: pod.cgroup, containers: Vec::new() };
+            let left = self.left.get(&pod.cgroup).copied();
+            let mut local =
+                LocalPod { uid: pod.uid.clone(), cgroup: pod.cgroup, containers: Vec::new(), left };
             for (id, cgroup) in &pod.containers {
                 let told = self.index.container_name(&pod.uid, id);
                 if told.is_none() {

@@ -185,7 +185,8 @@ pub fn cluster(pods: usize) -> Cluster {
     // Spread over the namespaces, as a node's pods are.
     let local = (0..LOCAL.min(pods)).map(|i| i * pods / LOCAL.min(pods) + i * 20 % 40);
     let local = local.filter(|pod| *pod < pods).zip(1..);
-    let local =
-        local.map(|(pod, cgroup)| LocalPod { uid: uid(pod), cgroup, containers: Vec::new() }).collect();
+    let local = local
+        .map(|(pod, cgroup)| LocalPod { uid: uid(pod), cgroup, containers: Vec::new(), left: None })
+        .collect();
     Cluster { index, local, namespaces: pods / PER_NAMESPACE, pods }
 }

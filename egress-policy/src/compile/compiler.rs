@@ -127,8 +127,12 @@ impl Compiler {
             let wrong = wrong.or_else(|| endpoint::elsewhere(pod.as_ref()?, node.name));
             self.found.insert(cgroup, Found { local: local.clone(), namespace });
             let judge = |pod: Arc<Pod>| endpoint::local(index, &pod, &local.containers, node.incomplete);
+            let left = local.left;
             let mut local = pod.map_or_else(Local::default, judge);
             local.diagnostics.extend(wrong);
+            if let (None, Some(left)) = (&local.endpoint, &left) {
+                endpoint::close(&mut local, uid, left);
+            }
             self.endpoint(cgroup, local, &mut keys);
         }
         self.settle(index, dirty, &mut keys);
@@ -197,13 +201,15 @@ impl Compiler {
         let dropped = before.iter().flat_map(numbers).filter(|number| *number != 0);
         dropped.for_each(|number| self.policies.drop(number));
         let old = match local.endpoint {
-            Some((mut entry, mut info)) => {
+            Some((mut entry, info)) => {
                 (entry.policy, entry.lock) = (policy, lock);
                 for (place, proxy) in entry.proxies.iter_mut().zip(&proxies) {
                     *place = Proxy { cgroup: proxy.cgroup, policy: proxy.policy };
                 }
-                (info.policy, info.lock, info.proxies) = (policy, lock, proxies);
-                self.compiled.endpoints.insert(cgroup, info);
+                if let Some(mut info) = info {
+                    (info.policy, info.lock, info.proxies) = (policy, lock, proxies);
+                    self.compiled.endpoints.insert(cgroup, info);
+                }
                 self.compiled.desired.endpoints.insert(cgroup, entry).filter(|old| *old == entry)
             }
             None => {
@@ -449,7 +455,7 @@ mod tests {
     #[test]
     fn what_is_gone_leaves_nothing_behind() {
         let (mut index, mut compiler) = (Index::default(), Compiler::default());
-        let pods = [LocalPod { uid: "web".to_owned(), cgroup: 1, containers: Vec::new() }];
+        let pods = [LocalPod { uid: "web".to_owned(), cgroup: 1, containers: Vec::new(), left: None }];
         let node = Node {
             name: "n",
             pod_root_level: 1,

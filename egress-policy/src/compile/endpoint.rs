@@ -16,7 +16,7 @@ use crate::object::{ContainerKind, Pod, address};
 /// What there is of a local pod. Without an endpoint it is unknown.
 #[derive(Debug, Default)]
 pub(super) struct Local {
-    pub(super) endpoint: Option<(Endpoint, EndpointInfo)>,
+    pub(super) endpoint: Option<(Endpoint, Option<EndpointInfo>)>,
     /// What policies say together about it, where it is isolated; under a lock, about containers that are no proxy.
     pub(super) content: Option<Content>,
     /// What the lock does not cover, where there is one.
@@ -60,6 +60,21 @@ pub(super) fn elsewhere(pod: &Pod, node: &str) -> Option<Diagnostic> {
         ),
         severity: Severity::Error,
     })
+}
+
+/// Closes a pod that would be unknown, and was locked down before: of processes whose pod is gone, nobody knows what they may do, but it
+/// is not more than they might.
+pub(super) fn close(local: &mut Local, uid: &str, left: &Endpoint) {
+    let (flags, v4, v6) = (left.flags & FLAG_HOST_NETWORK, left.v4, left.v6);
+    local.endpoint = Some((Endpoint { state: STATE_INVALID, flags, v4, v6, ..Endpoint::default() }, None));
+    local.diagnostics.push(Diagnostic {
+        object: None,
+        path: "metadata.uid".to_owned(),
+        reason: format!(
+            "the pod with UID {uid} was locked down before the agent started, and no object says what it may do: its processes run on, closed"
+        ),
+        severity: Severity::Error,
+    });
 }
 
 /// Judges a local pod with these containers. `incomplete`: see [`Node`](super::Node).
@@ -112,7 +127,7 @@ pub(super) fn local(index: &Index, pod: &Pod, containers: &[LocalContainer], inc
         addresses: pod.addresses.to_vec(),
         host_network: pod.host_network,
     };
-    out.endpoint = Some((entry, info));
+    out.endpoint = Some((entry, Some(info)));
     out
 }
 

@@ -24,6 +24,8 @@ mod select;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use egress_common::wire::Endpoint;
+
 pub use chain::{Backend, Chain, TierVerdict, chain};
 pub use compiler::Compiler;
 pub use report::{Diagnostic, EndpointInfo, PodState, Provenance, ProxyInfo, RuleInfo, Severity};
@@ -41,6 +43,8 @@ pub struct LocalPod {
     pub cgroup: u64,
     /// Its containers that have a cgroup and a name that is known. A container that is not among them is no proxy.
     pub containers: Vec<LocalContainer>,
+    /// What an earlier agent left of it in the maps, where that locked it down. It is closed where it would be unknown.
+    pub left: Option<Endpoint>,
 }
 
 /// A container's cgroup, as found on this node.

@@ -59,7 +59,12 @@ impl World {
                     cgroup: cgroup * 100 + number,
                 });
                 let containers = containers.collect();
-                self.local.push(LocalPod { uid: text(&object["metadata"]["uid"]), cgroup, containers });
+                self.local.push(LocalPod {
+                    uid: text(&object["metadata"]["uid"]),
+                    cgroup,
+                    containers,
+                    left: None,
+                });
                 self.names.push(name);
             }
         }

@@ -69,10 +69,11 @@ impl Agent {
         self
     }
 
-    /// Gives it more time to be ready, and to end: it may have much to read.
+    /// Gives it at least this time to be ready, and to end: it may have much to read, or be expected to get nowhere. On a slow machine
+    /// it has more.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.patience = if self.patience > PATIENCE { self.patience.max(patience) } else { patience };
         self
     }
 

@@ -119,21 +119,9 @@ impl Compiler {
             if found.is_some() && !every_pod && !dirty.uids.contains(uid) && !in_namespace() {
                 continue;
             }
-            let (pod, wrong) = match endpoint::find(index, node.name, uid) {
-                Ok(pod) => (pod, None),
-                Err(wrong) => (None, Some(*wrong)),
-            };
-            let namespace = pod.as_ref().map(|pod| pod.namespace.clone());
-            let wrong = wrong.or_else(|| endpoint::elsewhere(pod.as_ref()?, node.name));
+            let (namespace, judged) = endpoint::of_cgroup(index, node, local);
             self.found.insert(cgroup, Found { local: local.clone(), namespace });
-            let judge = |pod: Arc<Pod>| endpoint::local(index, &pod, &local.containers, node.incomplete);
-            let left = local.left;
-            let mut local = pod.map_or_else(Local::default, judge);
-            local.diagnostics.extend(wrong);
-            if let (None, Some(left)) = (&local.endpoint, &left) {
-                endpoint::close(&mut local, uid, left);
-            }
-            self.endpoint(cgroup, local, &mut keys);
+            self.endpoint(cgroup, judged, &mut keys);
         }
         self.settle(index, dirty, &mut keys);
         keys

@@ -6,10 +6,10 @@ use egress_common::wire::{
     Addr, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, PROXIES, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED,
 };
 
-use super::LocalContainer;
 use super::grant::Content;
 use super::report::{Diagnostic, EndpointInfo, PodState, Severity};
 use super::select::{self, Selection};
+use super::{LocalContainer, LocalPod, Node};
 use crate::index::Index;
 use crate::object::{ContainerKind, Pod, address};
 
@@ -26,11 +26,28 @@ pub(super) struct Local {
     pub(super) diagnostics: Vec<Diagnostic>,
 }
 
+/// Judges what was found on the node; with the namespace of its pod, where that is known.
+pub(super) fn of_cgroup(index: &Index, node: &Node<'_>, found: &LocalPod) -> (Option<Arc<str>>, Local) {
+    let (pod, wrong) = match find(index, node.name, &found.uid) {
+        Ok(pod) => (pod, None),
+        Err(wrong) => (None, Some(*wrong)),
+    };
+    let wrong = wrong.or_else(|| elsewhere(pod.as_ref()?, node.name));
+    let namespace = pod.as_ref().map(|pod| pod.namespace.clone());
+    let judge = |pod: Arc<Pod>| local(index, &pod, &found.containers, node.incomplete);
+    let mut out = pod.map_or_else(Local::default, judge);
+    out.diagnostics.extend(wrong);
+    if let (None, Some(left)) = (&out.endpoint, &found.left) {
+        close(&mut out, &found.uid, left);
+    }
+    (namespace, out)
+}
+
 /// The pod of a cgroup, by the UID in the cgroup's name.
 ///
 /// # Errors
 /// Several pods claim it.
-pub(super) fn find(index: &Index, node: &str, uid: &str) -> Result<Option<Arc<Pod>>, Box<Diagnostic>> {
+fn find(index: &Index, node: &str, uid: &str) -> Result<Option<Arc<Pod>>, Box<Diagnostic>> {
     // Anybody may write the annotation; it counts for pods of this node only, and after the UID.
     let by_hash = || index.by_hash(uid).iter().filter(|pod| pod.node.as_deref() == Some(node)).collect();
     let mut claims: Vec<&Arc<Pod>> = index.by_uid(uid).iter().collect();
@@ -50,7 +67,7 @@ pub(super) fn find(index: &Index, node: &str, uid: &str) -> Result<Option<Arc<Po
 }
 
 /// What is wrong with a pod that is found here and names another node.
-pub(super) fn elsewhere(pod: &Pod, node: &str) -> Option<Diagnostic> {
+fn elsewhere(pod: &Pod, node: &str) -> Option<Diagnostic> {
     let named = pod.node.as_deref().filter(|named| *named != node)?;
     Some(Diagnostic {
         object: Some(pod.object_ref()),
@@ -64,7 +81,7 @@ pub(super) fn elsewhere(pod: &Pod, node: &str) -> Option<Diagnostic> {
 
 /// Closes a pod that would be unknown, and was locked down before: of processes whose pod is gone, nobody knows what they may do, but it
 /// is not more than they might.
-pub(super) fn close(local: &mut Local, uid: &str, left: &Endpoint) {
+fn close(local: &mut Local, uid: &str, left: &Endpoint) {
     let (flags, v4, v6) = (left.flags & FLAG_HOST_NETWORK, left.v4, left.v6);
     local.endpoint = Some((Endpoint { state: STATE_INVALID, flags, v4, v6, ..Endpoint::default() }, None));
     local.diagnostics.push(Diagnostic {

@@ -36,58 +36,89 @@ pub(super) struct Addresses<'a> {
 
 /// Whether an address is nothing but itself: its identity is a base identity.
 pub(super) fn plain(index: &Index, addr: &Addr) -> bool {
-    !index.is_vip(addr) && index.owners(addr).len() + usize::from(!index.nodes_at(addr).is_empty()) <= 1
+    !in_front(index, addr) && owners(index, addr) <= 1
+}
+
+/// Whether an address stands for others: a service's, or a node's with ports that lead out.
+pub(super) fn in_front(index: &Index, addr: &Addr) -> bool {
+    index.is_vip(addr) || index.leads_out(addr)
 }
 
 /// Whether an address belongs to more than one thing.
 pub(super) fn shared(index: &Index, addr: &Addr) -> bool {
-    index.owned(addr) && !plain(index, addr)
+    owners(index, addr) + usize::from(index.is_vip(addr)) > 1
+}
+
+/// How many pods and nodes have an address; all nodes count as one.
+fn owners(index: &Index, addr: &Addr) -> usize {
+    index.owners(addr).len() + usize::from(!index.nodes_at(addr).is_empty())
 }
 
 impl Addresses<'_> {
     /// The identity of an address.
     pub(super) fn identity(&mut self, addr: &Addr) -> u64 {
         *self.work += 1;
-        let is_vip = self.index.is_vip(addr);
         if plain(self.index, addr) {
             return self.bases(addr).first().copied().unwrap_or(IDENTITY_WORLD);
         }
-        let owners = if !is_vip || self.index.owned(addr) { self.bases(addr) } else { BTreeSet::new() };
-        let ports = if is_vip { self.backends(addr) } else { Backends::new() };
+        let in_front = in_front(self.index, addr);
+        let owners = if !in_front || self.index.owned(addr) { self.bases(addr) } else { BTreeSet::new() };
+        let ports = if in_front { self.backends(addr) } else { Backends::new() };
         match owners.first() {
-            Some(only) if owners.len() == 1 && !is_vip => *only,
+            Some(only) if owners.len() == 1 && !in_front => *only,
             _ => self.identities.composite(Composite { owners, ports }),
         }
     }
 
-    /// What is behind each port of the services that an address stands for.
-    fn backends(&mut self, vip: &Addr) -> Backends {
+    /// What is behind each port of what an address stands for.
+    fn backends(&mut self, front: &Addr) -> Backends {
         let mut out = Backends::new();
         let index = self.index;
         // A backend is behind every port of a service, and costs as much as it has ports.
-        let mut bases: BTreeMap<Addr, BTreeSet<u64>> = BTreeMap::new();
-        for service in index.services_at(vip) {
+        let mut bases = BTreeMap::new();
+        for service in index.services_at(front) {
             for port in &service.ports {
                 let mut behind = BTreeSet::new();
-                for (addr, target) in index.chosen(service, port, vip.is_v4()) {
-                    *self.work += 1;
-                    // Nobody's but a service's: packets are translated once, so that it leads past its backends.
-                    if index.is_vip(&addr) && !index.owned(&addr) {
-                        behind.insert((IDENTITY_WORLD, target));
-                        continue;
-                    }
-                    match self.known.get(&addr).filter(|_| plain(index, &addr)) {
-                        Some(identity) => drop(behind.insert((*identity, target))),
-                        None => {
-                            let bases = bases.entry(addr).or_insert_with(|| self.bases(&addr));
-                            behind.extend(bases.iter().map(|identity| (*identity, target)));
-                        }
+                for (addr, target) in index.chosen(service, port, front.is_v4()) {
+                    self.backend((addr, target), &mut bases, &mut behind);
+                    // Another node translates what comes to a port of its own.
+                    if index.leads_out(&addr) {
+                        let next = index.behind_node(&addr).remove(&(port.protocol, target));
+                        let next = next.into_iter().flatten();
+                        next.for_each(|target| self.backend(target, &mut bases, &mut behind));
                     }
                 }
                 out.entry((port.protocol, port.port)).or_default().extend(behind);
             }
         }
+        for (port, targets) in index.behind_node(front) {
+            let behind = out.entry(port).or_default();
+            targets.into_iter().for_each(|target| self.backend(target, &mut bases, behind));
+        }
         out
+    }
+
+    /// Adds the base identities of one backend.
+    fn backend(
+        &mut self,
+        (addr, target): (Addr, u16),
+        bases: &mut BTreeMap<Addr, BTreeSet<u64>>,
+        behind: &mut BTreeSet<(u64, u16)>,
+    ) {
+        let index = self.index;
+        *self.work += 1;
+        // Nobody's but a service's: packets are translated once, so that it leads past its backends.
+        if index.is_vip(&addr) && !index.owned(&addr) {
+            behind.insert((IDENTITY_WORLD, target));
+            return;
+        }
+        match self.known.get(&addr).filter(|_| plain(index, &addr)) {
+            Some(identity) => drop(behind.insert((*identity, target))),
+            None => {
+                let bases = bases.entry(addr).or_insert_with(|| self.bases(&addr));
+                behind.extend(bases.iter().map(|identity| (*identity, target)));
+            }
+        }
     }
 
     /// The base identities of an address: one for each owner, or that of an address nobody owns.

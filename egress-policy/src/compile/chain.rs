@@ -44,7 +44,8 @@ pub struct Chain {
     pub tiers: Vec<TierVerdict>,
     /// The containers that a lock of the pod calls its proxy; none without a lock.
     pub proxies: BTreeSet<String>,
-    /// Where the address is a service's: the backends behind this port, each of which has to be allowed.
+    /// Where the address is a service's, or the port one of a node's that leads out: the backends behind it, each of which has to be
+    /// allowed.
     pub backends: BTreeSet<Backend>,
 }
 
@@ -66,6 +67,9 @@ pub fn chain(
                 .extend(targets.iter().map(|(addr, port)| Backend { address: display(addr), port: *port }));
         }
     }
+    let node_ports = index.behind_node(&address(to)).remove(&(protocol, port));
+    let targets = node_ports.into_iter().flatten();
+    out.backends.extend(targets.map(|(addr, port)| Backend { address: display(&addr), port }));
     let pod = index.shared_pod(pod.0, pod.1);
     let selection = pod.map(|pod| (pod, select::select(index, pod, container)));
     if let Some((pod, Selection::Isolated { content, lock })) = selection {

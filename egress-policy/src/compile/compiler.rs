@@ -287,12 +287,12 @@ impl Compiler {
     /// Judges addresses anew: those that are only themselves before those that stand for others.
     fn addresses(&mut self, index: &Index, dirty: BTreeSet<Addr>, keys: &mut Keys) {
         let lengths = Prefixes::new(&self.compiled.desired.cidrs);
-        let (mut vips, others): (BTreeSet<Addr>, BTreeSet<Addr>) =
-            dirty.into_iter().partition(|addr| index.is_vip(addr));
-        let in_front = |addr: &Addr, vips: &mut BTreeSet<Addr>| {
-            let v4 = addr.is_v4();
-            let fronts = index.fronts(addr).flat_map(|front| &front.service.vips);
-            vips.extend(fronts.map(|vip| crate::object::address(*vip)).filter(|vip| vip.is_v4() == v4));
+        let (mut fronts, others): (BTreeSet<Addr>, BTreeSet<Addr>) =
+            dirty.into_iter().partition(|addr| address::in_front(index, addr));
+        let add_fronts = |addr: &Addr, fronts: &mut BTreeSet<Addr>| {
+            let vips = index.fronts(addr).flat_map(|front| &front.service.vips);
+            let all = vips.map(|vip| crate::object::address(*vip)).chain(index.nodes_before(addr));
+            fronts.extend(all.filter(|front| front.is_v4() == addr.is_v4()));
         };
         for addr in others {
             let before = self.compiled.desired.addresses.get(&addr).copied();
@@ -301,14 +301,14 @@ impl Compiler {
             let same_prefix = before.is_some() || keys.cidrs.is_empty();
             let same = before == after && same_prefix && address::plain(index, &addr);
             if !same {
-                in_front(&addr, &mut vips);
+                add_fronts(&addr, &mut fronts);
             }
         }
-        let behind: Vec<Addr> = vips.iter().copied().collect();
+        let behind: Vec<Addr> = fronts.iter().copied().collect();
         for addr in behind {
-            in_front(&addr, &mut vips);
+            add_fronts(&addr, &mut fronts);
         }
-        for addr in vips {
+        for addr in fronts {
             self.address(index, &lengths, addr, keys);
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a row is a function of the meanings of its policy and its identity.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -291,7 +292,14 @@ pub(super) fn row(cells: &Cells) -> (Option<Row>, usize) {
         }));
     }
     let dropped = entries.len().saturating_sub(ROW_ENTRIES);
-    entries.truncate(ROW_ENTRIES);
+    if dropped > 0 {
+        // The narrowest are the least loss, of equal ones the last.
+        let mut kept: Vec<(usize, Entry)> = entries.into_iter().enumerate().collect();
+        kept.sort_by_key(|(at, entry)| (Reverse(entry.high - entry.low), *at));
+        kept.truncate(ROW_ENTRIES);
+        kept.sort_by_key(|(at, _)| *at);
+        entries = kept.into_iter().map(|(_, entry)| entry).collect();
+    }
     (if entries.is_empty() { None } else { Row::new(&entries) }, dropped)
 }
 

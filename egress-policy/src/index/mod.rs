@@ -7,6 +7,7 @@
 mod dirty;
 mod intern;
 mod lookup;
+mod node_ports;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +61,7 @@ pub struct Index {
     /// Pods that are a gateway of some lock-down.
     gateways: BTreeSet<Name>,
     lookups: services::Lookups,
+    leading_out: node_ports::LeadingOut,
 }
 
 impl PartialEq for Index {
@@ -184,6 +186,7 @@ impl Index {
             Arc::new(pod)
         });
         let old = self.pods.get(name).cloned();
+        let was_gateway = self.gateways.contains(name);
         let mut dirty = Dirty::default();
         if old == pod {
             return dirty;
@@ -222,6 +225,13 @@ impl Index {
                 dirty.objects.insert(pod.object_ref());
             }
         }
+        // What is behind ports of nodes is the same where nobody's part in it changed.
+        let addresses =
+            |pod: &Option<Arc<Pod>>| pod.as_deref().into_iter().flat_map(owned).collect::<Vec<_>>();
+        let gateway = was_gateway || self.gateways.contains(name);
+        if gateway || addresses(&old) != addresses(&pod) {
+            [&old, &pod].into_iter().flatten().for_each(|pod| self.judge_pod_ports(pod, &mut dirty));
+        }
         dirty
     }
 
@@ -238,7 +248,9 @@ impl Index {
         let pods: Vec<Arc<Pod>> = of_namespace(&self.pods, &name).cloned().collect();
         for pod in pods {
             dirty.addresses.extend(owned(&pod));
-            self.judge_gateway(&pod);
+            if self.judge_gateway(&pod) {
+                self.judge_pod_ports(&pod, &mut dirty);
+            }
             if pod.host_network {
                 dirty.objects.insert(pod.object_ref());
             }
@@ -268,6 +280,9 @@ impl Index {
             dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
             dirty.addresses.extend(self.addresses_behind(&service));
         }
+        let behind =
+            self.services.get(name).map(|service| self.addresses_behind(service).collect::<Vec<_>>());
+        self.judge_service(name, behind.unwrap_or_default(), true, &mut dirty);
         dirty
     }
 
@@ -293,6 +308,7 @@ impl Index {
             let service = services::service_of(&slice).and_then(|name| self.services.get(&name));
             let vips = service.into_iter().flat_map(|service| &service.vips);
             dirty.addresses.extend(vips.map(|vip| address(*vip)));
+            self.judge_slice(&slice, &mut dirty);
         }
         dirty
     }
@@ -315,6 +331,9 @@ impl Index {
             }
             self.nodes.insert(name, node);
         }
+        // What is nobody's leads out.
+        let changed: Vec<Addr> = dirty.addresses.iter().copied().collect();
+        self.judge_services_before(changed, &mut dirty);
         dirty
     }
 
@@ -376,6 +395,7 @@ impl Index {
             for pod in pods {
                 if self.judge_gateway(&pod) {
                     dirty.addresses.extend(owned(&pod));
+                    self.judge_pod_ports(&pod, &mut dirty);
                 }
             }
         }

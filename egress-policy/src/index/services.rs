@@ -112,6 +112,11 @@ impl Index {
         )
     }
 
+    /// The names of the services that have slices with an address.
+    pub(super) fn services_before(&self, addr: &Addr) -> BTreeSet<Name> {
+        self.lookups.behind.get(addr).into_iter().flatten().filter_map(|slice| service_of(slice)).collect()
+    }
+
     /// A service by namespace and name.
     #[must_use]
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {

@@ -48,6 +48,8 @@ pub struct PodSpec {
     pub service_account: Arc<str>,
     /// Ports of its containers that have a name.
     pub named_ports: Vec<NamedPort>,
+    /// Ports of its node that lead to its containers.
+    pub host_ports: Vec<HostPort>,
     /// Its containers of every kind.
     pub containers: Vec<Container>,
     /// Annotations by which a mesh is told to leave traffic, or the pod, alone: those of [`MESH_ANNOTATIONS`].
@@ -109,6 +111,17 @@ pub struct NamedPort {
     pub port: u16,
 }
 
+/// A port of the node that leads to a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The node's port.
+    pub host: u16,
+    /// The container's port.
+    pub port: u16,
+}
+
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
@@ -130,7 +143,7 @@ pub struct Service {
     /// Its labels.
     pub labels: Labels,
     /// Cluster IPs, external IPs and load-balancer IPs. Left out: load balancers with `ipMode: Proxy`, whose traffic
-    /// really leaves the node, and node ports.
+    /// really leaves the node.
     pub vips: Box<[IpAddr]>,
     /// Its ports.
     pub ports: Box<[ServicePort]>,
@@ -145,6 +158,8 @@ pub struct ServicePort {
     pub protocol: u8,
     /// The service's own port, or the backend's port in a slice.
     pub port: u16,
+    /// The port of every node that leads there; 0 for none, and in a slice.
+    pub node_port: u16,
 }
 
 /// Some backends of a service, of one address family.

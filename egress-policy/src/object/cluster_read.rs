@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::cluster::{
-    Container, ContainerKind, Endpoint, EndpointSlice, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod,
-    PodSpec, Service, ServicePort,
+    Container, ContainerKind, Endpoint, EndpointSlice, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace,
+    Node, Pod, PodSpec, Service, ServicePort,
 };
 use super::net::{read_port, read_protocol};
 use super::{Kind, Labels, Metadata, Object, ObjectError, parse};
@@ -68,6 +68,7 @@ struct RawContainer {
 struct RawContainerPort {
     name: Option<String>,
     container_port: i64,
+    host_port: Option<i64>,
     protocol: Option<String>,
 }
 
@@ -135,11 +136,12 @@ struct RawLoadBalancer {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct RawPort {
     name: Option<String>,
     protocol: Option<String>,
     port: Option<i64>,
+    node_port: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -238,13 +240,17 @@ fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
     for (kind, container) in regular.chain(init).chain(ephemeral) {
         if matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar) {
             let path = "spec.containers[].ports[]";
-            for port in container.ports.iter().flatten() {
-                if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-                    spec.named_ports.push(NamedPort {
-                        name: Arc::from(name),
-                        protocol: read_protocol(port.protocol.as_deref(), path)?,
-                        port: read_port(port.container_port, path)?,
-                    });
+            for raw in container.ports.iter().flatten() {
+                let name = raw.name.as_deref().filter(|name| !name.is_empty());
+                let host = raw.host_port.filter(|host| *host != 0);
+                if name.is_none() && host.is_none() {
+                    continue;
+                }
+                let protocol = read_protocol(raw.protocol.as_deref(), path)?;
+                let port = read_port(raw.container_port, path)?;
+                spec.named_ports.extend(name.map(|name| NamedPort { name: Arc::from(name), protocol, port }));
+                if let Some(host) = host {
+                    spec.host_ports.push(HostPort { protocol, host: read_port(host, path)?, port });
                 }
             }
         }
@@ -379,6 +385,7 @@ fn ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Box<[ServicePort]>, Ob
             name: Arc::from(raw.name.unwrap_or_default()),
             protocol: read_protocol(raw.protocol.as_deref(), path)?,
             port: read_port(port, path)?,
+            node_port: raw.node_port.filter(|port| *port != 0).map_or(Ok(0), |port| read_port(port, path))?,
         });
     }
     Ok(ports.into())

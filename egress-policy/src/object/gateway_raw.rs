@@ -118,7 +118,8 @@ pub(crate) struct RawAllow {
     pub(crate) in_cluster: Option<bool>,
     /// The Kubernetes API server, by its service and its endpoints.
     pub(crate) api_server: Option<bool>,
-    /// The addresses of the pod's own node. Tunnels that end at the node are among what it opens.
+    /// The addresses of the pod's own node. A node port or host port that leads to a gateway, or out of the cluster, is judged by what is
+    /// behind it, too. Tunnels that end at the node are among what this opens.
     pub(crate) node: Option<bool>,
     /// Further peers.
     pub(crate) to: Option<Vec<RawTo>>,

@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 pub use cluster::{
-    Container, ContainerKind, Endpoint, EndpointSlice, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod,
-    PodSpec, Service, ServicePort,
+    Container, ContainerKind, Endpoint, EndpointSlice, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace,
+    Node, Pod, PodSpec, Service, ServicePort,
 };
 pub use gateway_policy::{
     Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, PodPeer, Proxy, Scope,

@@ -125,6 +125,58 @@ impl<'a> Cluster<'a> {
         if ready.is_empty() { last_resort } else { ready }
     }
 
+    /// Whether a service leads out of the cluster: something behind it, in whatever condition, is a gateway or neither a pod's nor a
+    /// node's.
+    fn leads_out(&self, service: &Service) -> bool {
+        let slices = self.objects.endpoint_slices();
+        let mut of_it = slices.filter(|slice| {
+            slice.namespace == service.namespace && slice.service.as_ref() == Some(&service.name)
+        });
+        of_it.any(|slice| {
+            slice.endpoints.iter().any(|endpoint| {
+                let pods = self.pods_at(endpoint.address);
+                let nobodys = pods.is_empty() && !self.is_node(endpoint.address);
+                nobodys || pods.into_iter().any(|pod| self.is_gateway(pod))
+            })
+        })
+    }
+
+    /// What is behind a port of a node that leads out of the cluster: a node port of a service that does, or a host port of a gateway on
+    /// that node. `None` for other ports and addresses.
+    pub(super) fn behind_node(
+        &self,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> Option<Vec<(IpAddr, u16)>> {
+        let mut found = None;
+        if !self.is_node(address) {
+            return None;
+        }
+        for service in self.objects.services().filter(|service| self.leads_out(service)) {
+            for one in &service.ports {
+                if one.node_port == port && port != 0 && is_protocol(one.protocol, protocol) {
+                    let behind: &mut Vec<_> = found.get_or_insert_default();
+                    behind.extend(self.chosen_backends(service, one, address.is_ipv4()));
+                }
+            }
+        }
+        for pod in self.objects.pods().filter(|pod| !pod.finished && self.is_gateway(pod)) {
+            let mut nodes = self.objects.nodes().filter(|node| node.addresses.contains(&address));
+            if pod.addresses.is_empty() || !nodes.any(|node| Some(&node.name) == pod.node.as_ref()) {
+                continue;
+            }
+            for one in &pod.spec.host_ports {
+                if one.host == port && is_protocol(one.protocol, protocol) {
+                    let behind: &mut Vec<_> = found.get_or_insert_default();
+                    let own = pod.addresses.iter().filter(|own| own.is_ipv4() == address.is_ipv4());
+                    behind.extend(own.map(|own| (*own, one.port)));
+                }
+            }
+        }
+        found
+    }
+
     /// Whether a target is a backend, in whatever condition, of one of the service's listed ports, at its target port.
     pub(super) fn is_backend(&self, service: &Service, listed: &Ports, target: Target<'_>) -> bool {
         let ports = service.ports.iter().filter(|port| ports_hold_number(listed, port.protocol, port.port));

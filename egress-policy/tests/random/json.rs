@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Egp, Gw, Np, NpPort, Ns, PeerData, PodData, PortSpec, Prefix, RandomCluster, RuleData, Sel, Svc, ToData,
-    Who,
+    Egp, Gw, Np, NpPort, Ns, PeerData, PodData, PortSpec, Prefix, RandomCluster, RuleData, Sel, Svc, SvcPort,
+    ToData, Who,
 };
 use crate::common::{NODE, World, world};
 
@@ -185,9 +185,10 @@ fn pod(i: usize, data: &PodData) -> Value {
     if data.terminating {
         object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     }
-    let ports = list(&data.ports, |(name, protocol, port)| {
+    let ports = list(&data.ports, |(name, protocol, port, host)| {
         let (name, protocol) = (pick(&PORT_NAMES, *name), pick(&PROTOCOLS, *protocol));
-        json!({"name": name, "protocol": protocol, "containerPort": pick(&PORTS, *port)})
+        let host = host.map_or(0, |host| pick(&PORTS, host));
+        json!({"name": name, "protocol": protocol, "containerPort": pick(&PORTS, *port), "hostPort": host})
     });
     object["spec"] = json!({"nodeName": if data.remote { "node-b" } else { NODE },
         "serviceAccountName": pick(&ACCOUNTS, data.account), "hostNetwork": data.host_network,
@@ -212,7 +213,12 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
         .collect();
     let port = |i: usize, protocol: u8, port: u8| json!({"name": format!("port-{i}"), "protocol": pick(&PROTOCOLS, protocol), "port": pick(&PORTS, port)});
     let numbered = || data.ports.iter().enumerate();
-    let ports: Vec<Value> = numbered().map(|(i, p)| port(i, p.protocol, p.port)).collect();
+    let own = |(i, p): (usize, &SvcPort)| {
+        let mut own = port(i, p.protocol, p.port);
+        own["nodePort"] = json!(p.node_port.map_or(0, |port| pick(&PORTS, port)));
+        own
+    };
+    let ports: Vec<Value> = numbered().map(own).collect();
     object["spec"] = json!({"clusterIP": vips.first().map_or("None", String::as_str),
         "clusterIPs": vips, "externalIPs": data.external.map(|i| pick(&FRONTS, i)).into_iter().collect::<Vec<_>>(),
         "ports": ports});

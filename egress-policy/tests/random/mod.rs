@@ -44,8 +44,8 @@ pub struct PodData {
     pub terminating: bool,
     pub v4: Option<u8>,
     pub v6: Option<u8>,
-    /// Name, protocol, number.
-    pub ports: Vec<(u8, u8, u8)>,
+    /// Name, protocol, number, and the node's port that leads there.
+    pub ports: Vec<(u8, u8, u8, Option<u8>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +69,7 @@ pub struct SvcPort {
     pub target: u8,
     /// The target port in the other slice; `None`: the other slice does not have the port.
     pub other_target: Option<u8>,
+    pub node_port: Option<u8>,
 }
 
 #[derive(Clone, Debug)]

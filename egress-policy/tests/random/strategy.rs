@@ -41,7 +41,7 @@ fn pod() -> impl Strategy<Value = PodData> {
         weighted_flag(1, 6),
     );
     let addresses = (weighted(0.9, 0_u8..12), weighted(0.4, 0_u8..6));
-    let ports = vec((0_u8..3, 0_u8..3, 0_u8..11), 0..3);
+    let ports = vec((0_u8..3, 0_u8..3, 0_u8..11, weighted(0.25, 0_u8..11)), 0..3);
     (0_u8..4, labels(), 0_u8..2, flags, addresses, ports).prop_map(
         |(ns, labels, account, (remote, host_network, phase, terminating), (v4, v6), ports)| PodData {
             ns,
@@ -63,8 +63,15 @@ fn weighted_flag(yes: u32, no: u32) -> impl Strategy<Value = bool> {
 }
 
 fn service() -> impl Strategy<Value = Svc> {
-    let port = (0_u8..3, 0_u8..11, 0_u8..11, weighted(0.7, 0_u8..11))
-        .prop_map(|(protocol, port, target, other_target)| SvcPort { protocol, port, target, other_target });
+    let port = (0_u8..3, 0_u8..11, 0_u8..11, weighted(0.7, 0_u8..11), weighted(0.3, 0_u8..11)).prop_map(
+        |(protocol, port, target, other_target, node_port)| SvcPort {
+            protocol,
+            port,
+            target,
+            other_target,
+            node_port,
+        },
+    );
     let at = prop_oneof![6 => 0_u8..6, 1 => 6_u8..14];
     let backend = (at, prop_oneof![4 => Just(0_u8), 3 => 1_u8..6], weighted_flag(1, 3))
         .prop_map(|(at, condition, other_slice)| Backend { at, condition, other_slice });

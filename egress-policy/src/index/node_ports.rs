@@ -1,0 +1,156 @@
+//! Ports of nodes that lead out: of a service's node ports with something behind them that is a gateway or nobody's in the cluster, and
+//! host ports of gateways. Who may reach a node could leave through them.
+//!
+//! Invariant: they are found whatever the order of events, and every address of a node is looked at again when one of them changes.
+//! Tested by `tests/node_ports.rs` and `tests/incremental.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use egress_common::wire::Addr;
+
+use super::services::{Targets, service_of};
+use super::{Dirty, Index, Name, owned};
+use crate::object::{EndpointSlice, Pod, Service, address};
+
+/// What leads out, by name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeadingOut {
+    /// Services with node ports.
+    services: BTreeSet<Name>,
+    /// Gateways with host ports, by node.
+    gateways: BTreeMap<Arc<str>, BTreeSet<Name>>,
+}
+
+fn has_node_ports(service: &Service) -> bool {
+    service.ports.iter().any(|port| port.node_port != 0)
+}
+
+impl Index {
+    /// Whether an address is a node's with ports that lead out.
+    pub(crate) fn leads_out(&self, addr: &Addr) -> bool {
+        let out = &self.leading_out;
+        let nodes = self.nodes_at(addr);
+        !nodes.is_empty()
+            && (!out.services.is_empty() || nodes.iter().any(|node| out.gateways.contains_key(node)))
+    }
+
+    /// What is behind the ports of a node's address that lead out, by protocol and port.
+    pub(crate) fn behind_node(&self, addr: &Addr) -> BTreeMap<(u8, u16), Targets> {
+        let mut out: BTreeMap<_, Targets> = BTreeMap::new();
+        let nodes = self.nodes_at(addr);
+        let services = self.leading_out.services.iter().filter(|_| !nodes.is_empty());
+        for service in services.filter_map(|name| self.services.get(name)) {
+            for port in service.ports.iter().filter(|port| port.node_port != 0) {
+                let chosen = self.chosen(service, port, addr.is_v4());
+                out.entry((port.protocol, port.node_port)).or_default().extend(chosen);
+            }
+        }
+        let gateways = nodes.iter().filter_map(|node| self.leading_out.gateways.get(node)).flatten();
+        for pod in gateways.filter_map(|name| self.pods.get(name)) {
+            for port in &pod.spec.host_ports {
+                let behind = owned(pod).filter(|own| own.is_v4() == addr.is_v4()).map(|own| (own, port.port));
+                out.entry((port.protocol, port.host)).or_default().extend(behind);
+            }
+        }
+        out
+    }
+
+    /// The addresses of nodes that lead to this one by ports that lead out.
+    pub(crate) fn nodes_before(&self, addr: &Addr) -> BTreeSet<Addr> {
+        let out = &self.leading_out;
+        if !out.services.is_empty()
+            && self.services_before(addr).iter().any(|name| out.services.contains(name))
+        {
+            return self.node_names.keys().copied().collect();
+        }
+        let holds = |pod: &Arc<Pod>, names: &BTreeSet<Name>| {
+            names.contains(&(pod.namespace.clone(), pod.name.clone()))
+        };
+        let owners = self.owners(addr);
+        let nodes = owners.iter().filter_map(|pod| {
+            let node = pod.node.as_ref()?;
+            out.gateways.get(node).filter(|names| holds(pod, names)).map(|_| node)
+        });
+        nodes.flat_map(|node| self.addresses_of_node(node)).collect()
+    }
+
+    /// Looks again at what a pod has to do with ports of nodes. `pod` is as it was or as it is.
+    pub(super) fn judge_pod_ports(&mut self, pod: &Pod, dirty: &mut Dirty) {
+        self.judge_host_ports(pod, dirty);
+        self.judge_services_before(owned(pod), dirty);
+    }
+
+    /// Looks again at the services in front of addresses that may be somebody else's now.
+    pub(super) fn judge_services_before(
+        &mut self,
+        behind: impl IntoIterator<Item = Addr>,
+        dirty: &mut Dirty,
+    ) {
+        for addr in behind {
+            for name in self.services_before(&addr) {
+                self.judge_service(&name, [addr], false, dirty);
+            }
+        }
+    }
+
+    /// Looks again at the service of a slice, which is as it was or as it is.
+    pub(super) fn judge_slice(&mut self, slice: &Arc<EndpointSlice>, dirty: &mut Dirty) {
+        let Some(service) = service_of(slice) else { return };
+        let held = self.endpoint_slices.get(&(slice.namespace.clone(), slice.name.clone()));
+        let is = held.is_some_and(|held| Arc::ptr_eq(held, slice));
+        let behind = slice.endpoints.iter().filter(|_| is).map(|endpoint| address(endpoint.address));
+        self.judge_service(&service, behind.collect::<Vec<_>>(), true, dirty);
+    }
+
+    /// Looks again whether a service has node ports that lead out. `changed` are addresses behind it that may have begun to; `moved`: the
+    /// ports may have, or what is behind them.
+    pub(super) fn judge_service(
+        &mut self,
+        name: &Name,
+        changed: impl IntoIterator<Item = Addr>,
+        moved: bool,
+        dirty: &mut Dirty,
+    ) {
+        let leads_out =
+            |addr: Addr| !self.owned(&addr) || self.owners(&addr).iter().any(|pod| self.is_gateway(pod));
+        let was = self.leading_out.services.contains(name);
+        let service = self.services.get(name).filter(|service| has_node_ports(service));
+        let is = service.is_some_and(|service| {
+            changed.into_iter().any(leads_out) || (was && self.addresses_behind(service).any(leads_out))
+        });
+        if is {
+            self.leading_out.services.insert(name.clone());
+        } else {
+            self.leading_out.services.remove(name);
+        }
+        if is != was || (is && moved) {
+            dirty.addresses.extend(self.node_names.keys());
+        }
+    }
+
+    /// Looks again whether a pod is a gateway with host ports.
+    fn judge_host_ports(&mut self, pod: &Pod, dirty: &mut Dirty) {
+        let Some(node) = &pod.node else { return };
+        if pod.spec.host_ports.is_empty() {
+            return;
+        }
+        let name = (pod.namespace.clone(), pod.name.clone());
+        let here = self.pods.get(&name).filter(|pod| pod.node.as_ref() == Some(node) && self.is_gateway(pod));
+        let is = here.is_some_and(|pod| !pod.spec.host_ports.is_empty() && owned(pod).next().is_some());
+        let held = &mut self.leading_out.gateways;
+        let was = held.get(node).is_some_and(|names| names.contains(&name));
+        if is {
+            held.entry(node.clone()).or_default().insert(name);
+        } else if let Some(names) = held.get_mut(node) {
+            names.remove(&name);
+            if names.is_empty() {
+                held.remove(node);
+            }
+        }
+        if is || was {
+            let node = self.nodes.get(node).into_iter().flat_map(|node| &node.addresses);
+            dirty.addresses.extend(node.map(|ip| address(*ip)));
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::{build, cluster, command, vm};
 /// Arguments of `test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only tests whose name contains this.
+    /// Only tests whose name contains this; with `--vm` also all tests of a binary of this name.
     filter: Option<String>,
     /// Run the privileged tests in QEMU on Debian's kernels of these versions, and on this one: `--vm 6.1,6.12`.
     #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]

@@ -52,7 +52,7 @@ impl Plan {
         Self { binaries: Vec::new(), probe, object, jobs: 2, limit: 600, again: true }
     }
 
-    /// Builds the tests and lists those whose name contains the filter.
+    /// Builds the tests and lists those whose name contains the filter, or whose binary's name it is.
     pub(crate) fn new(filter: Option<&str>) -> anyhow::Result<Self> {
         let mut binaries = Vec::new();
         for artifact in build()? {
@@ -127,8 +127,8 @@ impl Binary {
             None => (vec![WHOLE.to_owned()], Vec::new()),
         };
         let wanted = |test: &String| {
-            let name = if test == WHOLE { &name } else { test };
-            !ignored.contains(test) && filter.is_none_or(|filter| name.contains(filter))
+            let called = if test == WHOLE { &name } else { test };
+            !ignored.contains(test) && filter.is_none_or(|filter| filter == name || called.contains(filter))
         };
         let tests = tests.into_iter().filter(wanted).collect();
         Ok(Some(Self { name, path: path.into(), directory, tests, ignored: ignored.len() }))

@@ -28,6 +28,9 @@ pub const REVIEWS_VIP: &str = "10.96.0.20";
 /// Address of the service of the egress gateway, port 443.
 pub const GATEWAY_VIP: &str = "10.96.0.30";
 
+/// The gateway's own port.
+pub const GATEWAY_PORT: u16 = 15443;
+
 /// A pod with an application, its sidecar, and a container that somebody added for debugging.
 #[derive(Clone, Debug)]
 pub struct App {
@@ -81,7 +84,7 @@ impl Bookinfo {
                 .selects("app", "reviews")
                 .backend(&reviews.pod),
             Service::new("istio-egress", "istio-egressgateway", &vip(GATEWAY_VIP)?)
-                .port(Protocol::Tcp, 443, 15443)
+                .port(Protocol::Tcp, 443, GATEWAY_PORT)
                 .selects("istio", "egressgateway")
                 .backend(&gateway_pod),
         ])?;
@@ -91,7 +94,7 @@ impl Bookinfo {
         let words = ["serve-dns", "--port", "53", "--record", record.as_str()];
         let mut servers = vec![
             dns.serve(&Exec::probe(words))?,
-            gateway.serve(&Exec::probe(["gateway", "--port", "15443"]))?,
+            gateway.serve(&Exec::probe(["gateway", "--port", &GATEWAY_PORT.to_string()]))?,
             reviews.app.serve(&Exec::probe(["serve-http", "--port", "9080", "--name", "reviews"]))?,
             topology.outside_serve(&Exec::probe(["serve-udp", "--port", &OUTSIDE_UDP.to_string()]))?,
         ];

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use egress_topology::bookinfo::{DNS_VIP, GATEWAY_VIP, OUTSIDE_HTTP, OUTSIDE_NAME, OUTSIDE_UDP, REVIEWS_VIP};
+use egress_topology::bookinfo::{
+    DNS_VIP, GATEWAY_PORT, GATEWAY_VIP, OUTSIDE_HTTP, OUTSIDE_NAME, OUTSIDE_UDP, REVIEWS_VIP,
+};
 use egress_topology::{Agent, Container, OUTSIDE_V4, OUTSIDE_V6};
 
 use super::Stage;
@@ -61,12 +63,19 @@ fn enforced(stage: &Stage) -> Vec<Try> {
     let get = |who: &Container, how, url: &str| Try::get(who.clone(), how, url, Expect::Works);
     let mut all = vec![by_sidecar(&page.app, Expect::Works), by_sidecar(&reviews.app, Expect::Refused(503))];
     all.extend(direct(stage, Expect::Denied));
-    let words = ["tcp", &format!("{GATEWAY_VIP}:443"), "--timeout-ms", DENIED_MS];
-    all.push(
-        Try::new(reviews.app.clone(), "gateway, as UID 1337", &words, Expect::Denied)
+    // By the application of the pod that may use it, by the one of the pod that may not, and by a container of the former.
+    let to_gateway = |who: &Container, address: IpAddr, port: u16| {
+        let words = ["tcp", &SocketAddr::new(address, port).to_string(), "--timeout-ms", DENIED_MS];
+        Try::new(who.clone(), "gateway, as UID 1337", &words, Expect::Denied)
             .user(SIDECAR_USER)
-            .to(gateway, "TCP", 443),
-    );
+            .to(address, "TCP", port)
+    };
+    let gateway_pod = stage.bookinfo.gateway.pod().v4().into();
+    all.extend([
+        to_gateway(&page.app, gateway, 443),
+        to_gateway(&page.debug, gateway_pod, GATEWAY_PORT),
+        to_gateway(&reviews.app, gateway, 443),
+    ]);
     let vip = format!("http://{REVIEWS_VIP}:9080/");
     let pod = format!("http://{}:9080/", reviews.pod.v4());
     let pod6 = format!("http://[{}]:9080/", reviews.pod.v6());

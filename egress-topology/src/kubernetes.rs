@@ -118,14 +118,19 @@ pub fn service(service: &Service) -> Value {
         .ports
         .iter()
         .map(|port| {
-            json!({"name": port.name, "protocol": port.protocol.as_str(), "port": port.port, "targetPort": port.target_port})
+            let mut object = json!({"name": port.name, "protocol": port.protocol.as_str(), "port": port.port, "targetPort": port.target_port});
+            if let Some(node_port) = port.node_port {
+                object["nodePort"] = json!(node_port);
+            }
+            object
         })
         .collect();
+    let exposed = service.ports.iter().any(|port| port.node_port.is_some());
     let mut object = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": service.name, "namespace": service.namespace},
         "spec": {
-            "type": "ClusterIP", "clusterIPs": service.addresses, "ipFamilies": families,
+            "type": if exposed { "NodePort" } else { "ClusterIP" }, "clusterIPs": service.addresses, "ipFamilies": families,
             "ipFamilyPolicy": if families.len() > 1 { "PreferDualStack" } else { "SingleStack" },
             "ports": ports,
         },

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, ensure};
 
+use crate::addresses::{NODE_V4, NODE_V6};
 use crate::netns::Netns;
 use crate::pod::Pod;
 
@@ -42,6 +43,8 @@ pub struct ServicePort {
     pub port: u16,
     /// The port on the backends.
     pub target_port: u16,
+    /// The port on the node's addresses that leads there, too.
+    pub node_port: Option<u16>,
 }
 
 /// One of those that serve a service.
@@ -97,7 +100,16 @@ impl Service {
     #[must_use]
     pub fn port(mut self, protocol: Protocol, port: u16, target_port: u16) -> Self {
         let name = format!("{}-{port}", protocol.as_str().to_ascii_lowercase());
-        self.ports.push(ServicePort { name, protocol, port, target_port });
+        self.ports.push(ServicePort { name, protocol, port, target_port, node_port: None });
+        self
+    }
+
+    /// With a port on the node's addresses for the last one.
+    #[must_use]
+    pub fn node_port(mut self, port: u16) -> Self {
+        if let Some(last) = self.ports.last_mut() {
+            last.node_port = Some(port);
+        }
         self
     }
 
@@ -124,9 +136,13 @@ pub(crate) fn set_services(node: &Netns, services: &[Service]) -> Result<()> {
 fn service_rules(services: &[Service]) -> String {
     let (mut translate, mut reject) = (String::new(), String::new());
     for service in services {
-        for address in &service.addresses {
-            for port in &service.ports {
-                rule(&mut translate, &mut reject, service, *address, port);
+        for port in &service.ports {
+            for address in &service.addresses {
+                rule(&mut translate, &mut reject, service, (*address, port.port), port);
+                if let Some(number) = port.node_port {
+                    let node: IpAddr = if address.is_ipv4() { NODE_V4.into() } else { NODE_V6.into() };
+                    rule(&mut translate, &mut reject, service, (node, number), port);
+                }
             }
         }
     }
@@ -143,13 +159,21 @@ fn service_rules(services: &[Service]) -> String {
     )
 }
 
-fn rule(translate: &mut String, reject: &mut String, service: &Service, address: IpAddr, port: &ServicePort) {
+/// What is sent to `front` goes to the backends of this port.
+fn rule(
+    translate: &mut String,
+    reject: &mut String,
+    service: &Service,
+    front: (IpAddr, u16),
+    port: &ServicePort,
+) {
+    let (address, number) = front;
     let family = if address.is_ipv4() { "ip" } else { "ip6" };
     let protocol = match port.protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     };
-    let matches = format!("{family} daddr {address} {protocol} dport {}", port.port);
+    let matches = format!("{family} daddr {address} {protocol} dport {number}");
     let backends: Vec<IpAddr> =
         service
             .backends

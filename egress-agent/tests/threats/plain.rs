@@ -1,10 +1,15 @@
 //! Rows 1 and 10: sockets as everybody opens them, past the sidecar.
 
-use egress_topology::{Capabilities, Container, ContainerKind, Pod, PodSpec};
-use serde_json::json;
+use std::net::{IpAddr, SocketAddr};
+
+use egress_probe::Outcome;
+use egress_topology::{
+    Capabilities, Container, ContainerKind, NODE_V4, NODE_V6, Pod, PodSpec, Protocol, Service, kubernetes,
+};
+use serde_json::{Value, json};
 
 use crate::attack::{Attack, Shot, attack};
-use crate::common::{Stand, eventually, pod_object};
+use crate::common::{Stand, UDP, eventually, pod_object};
 use crate::range::{At, Range};
 
 /// What any program can do.
@@ -77,6 +82,41 @@ fn row_1_under_a_proxy_lock_only_the_proxy_gets_out() {
     let attacks: Vec<_> = plain("").into_iter().map(Attack::quiet).collect();
     range.prove_stopped(At::Outside, &app, &attacks);
     range.prove_arrives(At::Outside, &proxy, &attacks);
+}
+
+#[test]
+fn row_1_through_a_port_of_the_node() {
+    const NODE_PORT: u16 = 30999;
+    let gateway = |clients: Value| {
+        json!({"allow": {"node": true}, "gateways": [{"pods": {}, "clients": clients,
+            "namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}}]})
+    };
+    let mut range = Range::without_agent(gateway(json!([])));
+    let addresses = ["10.96.7.7".parse().unwrap(), "fd00:10:96::77".parse().unwrap()];
+    let service =
+        Service::new("default", "exposed", &addresses).port(Protocol::Udp, 9, UDP).node_port(NODE_PORT);
+    let service = service.backend(range.peer.pod());
+    range.stand.topology.set_services(std::slice::from_ref(&service)).unwrap();
+    range.stand.write(kubernetes::node(&range.stand.topology));
+    range.stand.write(kubernetes::service(&service));
+    kubernetes::endpoint_slices(&service, range.stand.topology.node_name())
+        .into_iter()
+        .for_each(|slice| range.stand.write(slice));
+    range.stand.start();
+    let outcome = |from: &Container, node: IpAddr, port: u16| {
+        let target = SocketAddr::new(node, port).to_string();
+        from.attempt(&["udp", &target, "--timeout-ms", "1500"]).unwrap().outcome
+    };
+    for node in [IpAddr::from(NODE_V4), NODE_V6.into()] {
+        assert_eq!(outcome(&range.free, node, NODE_PORT), Outcome::Ok, "it leads to the gateway");
+        assert_eq!(outcome(&range.locked, node, NODE_PORT), Outcome::Denied, "{node}");
+        // Nobody listens there: it is the node that refuses.
+        assert_eq!(outcome(&range.locked, node, NODE_PORT + 1), Outcome::Refused, "{node}");
+    }
+    range.stand.lock_down(gateway(json!([{"namespaces": {}}])));
+    for node in [IpAddr::from(NODE_V4), NODE_V6.into()] {
+        eventually("its clients get there", || outcome(&range.locked, node, NODE_PORT) == Outcome::Ok);
+    }
 }
 
 #[test]

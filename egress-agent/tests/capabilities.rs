@@ -56,7 +56,7 @@ fn works_with(capabilities: Capabilities) -> Result<(), String> {
     // Connections that a new policy denies are ended.
     let target = format!("{OUTSIDE_V4}:{ECHO}");
     let mut held =
-        pod.spawn(&Exec::probe(["hold", &target, "--for-ms", "60000", "--interval-ms", "500"])).unwrap();
+        pod.spawn(&Exec::probe(["hold", &target, "--for-ms", "300000", "--interval-ms", "500"])).unwrap();
     for _ in 0..2 {
         let beat: Beat = held.next_json(Duration::from_secs(5)).unwrap().unwrap();
         assert_eq!(beat.outcome, Outcome::Ok, "{beat:?}");

@@ -136,7 +136,7 @@ fn a_policy_change_acts_on_the_next_packet_of_an_open_socket() {
     );
     let pod = stand.pod(PodSpec::new("a", "pod"));
     stand.start();
-    let words = ["hold", "198.51.100.10:7", "--for-ms", "60000", "--interval-ms", "300"];
+    let words = ["hold", "198.51.100.10:7", "--for-ms", "300000", "--interval-ms", "300"];
     let mut hold = pod.spawn(&Exec::probe(words)).unwrap();
     let mut beat = || hold.next_json::<egress_probe::Beat>(Duration::from_secs(5)).unwrap().unwrap();
     for _ in 0..3 {

@@ -342,7 +342,7 @@ pub(crate) fn what_came_in(range: &mut Range) {
     let ask = |when: &str| ask_of(&locked, when);
     let hold = |v6: bool| {
         let target = SocketAddr::new(own(&locked, v6), LISTENS).to_string();
-        let words = ["hold", &target, "--for-ms", "60000", "--interval-ms", "250"];
+        let words = ["hold", &target, "--for-ms", "300000", "--interval-ms", "250"];
         topology.outside_exec(&Exec::probe(words)).unwrap()
     };
     ask_of(&free, "of a pod that no policy selects");

@@ -13,8 +13,8 @@ use crate::{build, cluster, command, vm};
 /// Arguments of `test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only tests whose name contains this; with `--vm` also all tests of a binary of this name.
-    filter: Option<String>,
+    /// Only tests whose name contains one of these; with `--vm` also all tests of a binary of such a name.
+    filter: Vec<String>,
     /// Run the privileged tests in QEMU on Debian's kernels of these versions, and on this one: `--vm 6.1,6.12`.
     #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]
     vm: Vec<String>,
@@ -47,14 +47,14 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     if !args.vm.is_empty() {
         return vm::test(&vm::Options {
             kernels: &args.vm,
-            filter: args.filter.as_deref(),
+            filter: &args.filter,
             probe: args.probe,
             record: args.record,
             limit: Duration::from_secs(args.minutes * 60),
         });
     }
     let filtered = |mut command: Command| {
-        command.args(args.filter.iter());
+        command.arg("--").args(&args.filter);
         command
     };
     let mut host = cargo();
@@ -78,7 +78,7 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     let mut traced = cargo();
     traced.args(["test", "--locked", "-p", "egress-agent", "--features", "trace", "--test", "trace"]);
     run("privileged tests of the object that logs", &mut filtered(traced))?;
-    if args.filter.is_none() {
+    if args.filter.is_empty() {
         run("the demonstration", cargo().args(["xtask", "demo"]))?;
         run("verify, on this machine", cargo().args(["xtask", "verify", "--here"]))?;
     }

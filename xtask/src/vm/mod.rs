@@ -37,7 +37,7 @@ const HOST: &str = "host";
 #[derive(Clone, Debug)]
 pub(crate) struct Options<'a> {
     pub(crate) kernels: &'a [String],
-    pub(crate) filter: Option<&'a str>,
+    pub(crate) filter: &'a [String],
     /// Features only.
     pub(crate) probe: bool,
     /// Write docs/kernels.md.

@@ -52,11 +52,11 @@ impl Plan {
         Self { binaries: Vec::new(), probe, object, jobs: 2, limit: 600, again: true }
     }
 
-    /// Builds the tests and lists those whose name contains the filter, or whose binary's name it is.
-    pub(crate) fn new(filter: Option<&str>) -> anyhow::Result<Self> {
+    /// Builds the tests and lists those whose name contains one of the filters, or whose binary has such a name; all without any.
+    pub(crate) fn new(filters: &[String]) -> anyhow::Result<Self> {
         let mut binaries = Vec::new();
         for artifact in build()? {
-            binaries.extend(Binary::new(&artifact, filter)?);
+            binaries.extend(Binary::new(&artifact, filters)?);
         }
         let ignored: usize = binaries.iter().map(|binary: &Binary| binary.ignored).sum();
         if ignored > 0 {
@@ -104,7 +104,7 @@ fn build() -> anyhow::Result<Vec<Value>> {
 }
 
 impl Binary {
-    fn new(artifact: &Value, filter: Option<&str>) -> anyhow::Result<Option<Self>> {
+    fn new(artifact: &Value, filters: &[String]) -> anyhow::Result<Option<Self>> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let (Some(path), Some(manifest), Some(target), Some(kind)) = (
             text(&artifact["executable"]),
@@ -128,7 +128,8 @@ impl Binary {
         };
         let wanted = |test: &String| {
             let called = if test == WHOLE { &name } else { test };
-            !ignored.contains(test) && filter.is_none_or(|filter| filter == name || called.contains(filter))
+            let meant = |filter: &String| *filter == name || called.contains(filter);
+            !ignored.contains(test) && (filters.is_empty() || filters.iter().any(meant))
         };
         let tests = tests.into_iter().filter(wanted).collect();
         Ok(Some(Self { name, path: path.into(), directory, tests, ignored: ignored.len() }))

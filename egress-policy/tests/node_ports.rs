@@ -82,6 +82,20 @@ fn another_service_in_front_of_the_node_leads_no_further() {
 }
 
 #[test]
+fn a_node_port_with_a_node_behind_it_is_that_node() {
+    let world = |address: &str, port: u16| {
+        let world = nobody().with(node_port("gw/gate", "10.96.0.9"));
+        let service =
+            service("app/t", "10.96.0.66", json!([{"name": "https", "port": 443, "nodePort": 30444}]));
+        world.with(service).with(slice("app/t", &[address], ports(port))).allows("app/web", NODE, "tcp/30444")
+    };
+    assert!(world(NODE, 10250), "its own node is allowed");
+    assert!(!world("192.168.0.2", 10250), "another one is not");
+    assert!(!world(NODE, 30443), "by way of the gateway's port");
+    assert!(world(NODE, 30444), "to itself, and to nothing else");
+}
+
+#[test]
 fn a_gateways_host_port_is_for_its_clients_on_its_own_node() {
     let gate = |node: &str| {
         let gate = pod("gw/gate", "10.0.2.1", json!({"istio": "egressgateway"}));
@@ -138,8 +152,17 @@ fn what_is_behind_a_node_is_followed() {
         "/spec/containers",
         json!([{"name": "c", "ports": [{"containerPort": 8443, "hostPort": 443}]}]),
     );
+    // An address of a service, too, in front of a node that leads to it.
+    let mut twice = service("app/t", "10.96.0.66", ports(443));
+    twice["spec"]["externalIPs"] = json!(["10.0.2.1"]);
     for exposed in [node_port("gw/gate", "10.96.0.9"), gate] {
-        let mut world = nobody().with(exposed);
+        let front = service("app/front", "10.96.0.77", ports(443));
+        let mut world = nobody().with(exposed).with(twice.clone()).with(front);
+        for port in [30443, 443] {
+            let mut slice = slice("app/front", &[NODE], ports(port));
+            slice["metadata"]["name"] = json!(format!("front-{port}"));
+            world = world.with(slice);
+        }
         let local = world.local.clone();
         let node = Node {
             name: common::NODE,

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{World, json, labels, mesh, node, np, pod, service, set, slice};
+use common::{Value, World, json, labels, lock, mesh, node, np, pod, service, set, slice};
 use egress_common::packet::protocol;
 
 /// A service at 10.96.1.1, port 80 -> 8080, with these backends; `app/web` may reach `app=db` on 8080.
@@ -187,4 +187,69 @@ fn a_named_port_has_name_and_protocol() {
     for other in ["tcp/80", "udp/5432", "udp/5433", "tcp/5433"] {
         assert!(!world.allows("app/web", "10.0.1.2", other), "{other}");
     }
+}
+
+#[test]
+fn what_kube_proxy_leaves_alone_is_no_part_of_the_cluster() {
+    let external = |label: &str| {
+        let mut service = service("app/t", "10.96.0.66", json!([{"name": "x", "port": 443}]));
+        service["spec"]["externalIPs"] = json!(["203.0.113.9"]);
+        service["metadata"]["labels"] = json!({label: ""});
+        let world = mesh().with(lock(json!({}))).with(service);
+        world.with(slice("app/t", &["10.0.1.2"], json!([{"name": "x", "port": 443}])))
+    };
+    assert!(external("app").allows("app/web", "203.0.113.9", "tcp/443"));
+    for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
+        assert!(!external(label).allows("app/web", "203.0.113.9", "tcp/443"), "{label}");
+    }
+}
+
+#[test]
+fn a_port_of_a_slice_that_is_none_does_not_keep_the_others_back() {
+    let front = |address: &str, ports: Value| {
+        let service = service("app/t", "10.96.0.66", json!([{"name": "x", "port": 443}]));
+        let world = mesh().with(lock(json!({}))).with(service);
+        let world = world.with(slice("app/t", &["10.0.1.2"], json!([{"name": "x", "port": 443}])));
+        assert!(world.allows("app/web", "10.96.0.66", "tcp/443"));
+        world.with(slice("app/t", &[address], ports)).allows("app/web", "10.96.0.66", "tcp/443")
+    };
+    for unusable in [
+        json!({"name": "y", "port": 0}),
+        json!({"name": "y", "port": 70000}),
+        json!({"name": "y", "port": 1, "protocol": "DCCP"}),
+    ] {
+        let ports = json!([unusable, {"name": "x", "port": 443}]);
+        assert!(!front("203.0.113.9", ports.clone()), "{ports}");
+        assert!(front("10.0.1.3", ports));
+    }
+}
+
+#[test]
+fn what_terminates_may_be_chosen_beside_what_is_ready() {
+    let world = |policy: &str, label: &str, endpoints: Value| {
+        let mut service = service("app/t", "10.96.0.66", json!([{"name": "x", "port": 443}]));
+        service["spec"]["internalTrafficPolicy"] = json!(policy);
+        let mut out = slice("app/t", &[], json!([{"name": "x", "port": 443}]));
+        out["endpoints"] = endpoints;
+        let mut other = slice("app/t", &["10.0.1.3"], json!([{"name": "x", "port": 443}]));
+        other["metadata"]["name"] = json!("other");
+        other["metadata"]["labels"][label] = json!("");
+        mesh().with(lock(json!({}))).with(service).with(out).with(other).allows(
+            "app/web",
+            "10.96.0.66",
+            "tcp/443",
+        )
+    };
+    let serving = json!([{"addresses": ["203.0.113.9"], "conditions": {"ready": false, "serving": true, "terminating": true}}]);
+    let silent = json!([{"addresses": ["203.0.113.9"], "conditions": {"ready": false, "terminating": true}}]);
+    let unready = json!([{"addresses": ["203.0.113.9"], "conditions": {"ready": false, "serving": false, "terminating": true}}]);
+    // Another backend is ready, on whichever node.
+    assert!(world("Cluster", "app", serving.clone()));
+    assert!(!world("Local", "app", serving.clone()));
+    assert!(!world("Local", "app", silent.clone()), "absent is serving");
+    assert!(world("Local", "app", unready.clone()));
+    // Nobody takes that other backend from a slice of another proxy.
+    let label = "service.kubernetes.io/service-proxy-name";
+    assert!(!world("Cluster", label, serving));
+    assert!(!world("Cluster", label, silent));
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use egress_common::wire::{ABI, Endpoint, STATE_UNSELECTED};
+use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, STATE_UNSELECTED};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, ObjectRef, Pod};
@@ -100,7 +100,8 @@ impl Agent {
     ) -> Self {
         let adopted = datapath.observed().config.abi == ABI;
         let before = datapath.observed().endpoints.iter();
-        let left = before.filter(|(_, endpoint)| adopted && endpoint.state != STATE_UNSELECTED);
+        let enforced = |one: &Endpoint| one.state != STATE_UNSELECTED && one.flags & FLAG_AUDIT == 0;
+        let left = before.filter(|(_, endpoint)| adopted && enforced(endpoint));
         let left = left.map(|(cgroup, endpoint)| (*cgroup, *endpoint)).collect();
         Self {
             root,

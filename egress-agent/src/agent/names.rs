@@ -53,7 +53,8 @@ impl Agent {
         let mut wanted = Wanted::new();
         let mut pods = Vec::new();
         for pod in &self.scan.pods {
-            let left = self.left.get(&pod.cgroup).copied();
+            // Nobody is known to be gone before everything was listed.
+            let left = self.left.get(&pod.cgroup).copied().filter(|_| !self.held);
             let mut local =
                 LocalPod { uid: pod.uid.clone(), cgroup: pod.cgroup, containers: Vec::new(), left };
             for (id, cgroup) in &pod.containers {

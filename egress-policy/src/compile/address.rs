@@ -9,7 +9,7 @@ use egress_common::wire::{Addr, IDENTITY_WORLD};
 use super::grant::{Grant, Peer};
 use super::grants::{GrantId, Grants};
 use super::identity::{Backends, Composite, Identities, Matches};
-use crate::index::Index;
+use crate::index::{Index, Targets};
 use crate::object::{NamespaceLabels, Pod, PortRange, Ports, address};
 
 /// Ports per grant, while they are collected.
@@ -30,9 +30,14 @@ pub(super) struct Addresses<'a> {
     pub(super) identities: &'a mut Identities,
     /// Identities that are written for addresses already.
     pub(super) known: &'a BTreeMap<Addr, u64>,
+    /// What is behind the node ports of every node, by family, once that is known.
+    pub(super) nodes: &'a mut NodePorts,
     /// Counts addresses, backends and the service ports that are looked at.
     pub(super) work: &'a mut u64,
 }
+
+/// What is behind node ports that lead out: IPv4, and IPv6.
+pub(super) type NodePorts = [Option<Backends>; 2];
 
 /// Whether an address is nothing but itself: its identity is a base identity.
 pub(super) fn plain(index: &Index, addr: &Addr) -> bool {
@@ -42,6 +47,23 @@ pub(super) fn plain(index: &Index, addr: &Addr) -> bool {
 /// Whether an address stands for others: a service's, or a node's with ports that lead out.
 pub(super) fn in_front(index: &Index, addr: &Addr) -> bool {
     index.is_vip(addr) || index.leads_out(addr)
+}
+
+/// Adds what stands for addresses that changed, for that in turn, and so on.
+pub(super) fn add_fronts(index: &Index, mut behind: Vec<Addr>, found: &mut BTreeSet<Addr>) {
+    let mut every_node = [false; 2];
+    while let Some(addr) = behind.pop() {
+        let of_family = |front: &Addr| front.is_v4() == addr.is_v4();
+        let vips = index.fronts(&addr).flat_map(|front| &front.service.vips);
+        let before = vips.map(|vip| address(*vip)).chain(index.hosts_before(&addr));
+        behind.extend(before.filter(of_family).filter(|front| found.insert(*front)));
+        let done = every_node.get_mut(usize::from(addr.is_v4())).filter(|done| !**done);
+        if let Some(done) = done.filter(|_| index.behind_every_node(&addr)) {
+            *done = true;
+            let nodes = index.node_addresses().copied().filter(of_family);
+            behind.extend(nodes.filter(|node| found.insert(*node)));
+        }
+    }
 }
 
 /// Whether an address belongs to more than one thing.
@@ -74,49 +96,65 @@ impl Addresses<'_> {
     fn backends(&mut self, front: &Addr) -> Backends {
         let mut out = Backends::new();
         let index = self.index;
-        // A backend is behind every port of a service, and costs as much as it has ports.
         let mut bases = BTreeMap::new();
         for service in index.services_at(front) {
             for port in &service.ports {
-                let mut behind = BTreeSet::new();
-                for (addr, target) in index.chosen(service, port, front.is_v4()) {
-                    self.backend((addr, target), &mut bases, &mut behind);
-                    // Another node translates what comes to a port of its own.
-                    if index.leads_out(&addr) {
-                        let next = index.behind_node(&addr).remove(&(port.protocol, target));
-                        let next = next.into_iter().flatten();
-                        next.for_each(|target| self.backend(target, &mut bases, &mut behind));
-                    }
-                }
-                out.entry((port.protocol, port.port)).or_default().extend(behind);
+                let targets = index.chosen(service, port, front.is_v4());
+                let behind = out.entry((port.protocol, port.port)).or_default();
+                self.follow(port.protocol, targets, &mut bases, behind);
             }
         }
-        for (port, targets) in index.behind_node(front) {
-            let behind = out.entry(port).or_default();
-            targets.into_iter().for_each(|target| self.backend(target, &mut bases, behind));
+        if index.leads_out(front) {
+            let family = usize::from(!front.is_v4());
+            let known = self.nodes.get_mut(family).and_then(Option::take);
+            let known = known.unwrap_or_else(|| {
+                let mut all = Backends::new();
+                for (port, targets) in index.behind_node_ports(front.is_v4()) {
+                    self.follow(port.0, targets, &mut bases, all.entry(port).or_default());
+                }
+                all
+            });
+            for (port, behind) in &known {
+                out.entry(*port).or_default().extend(behind);
+            }
+            for (port, targets) in index.behind_host_ports(front) {
+                self.follow(port.0, targets, &mut bases, out.entry(port).or_default());
+            }
+            if let Some(place) = self.nodes.get_mut(family) {
+                *place = Some(known);
+            }
         }
         out
     }
 
-    /// Adds the base identities of one backend.
-    fn backend(
+    /// Adds the base identities of backends, and of what is behind them: another node translates what comes to a port of its own.
+    fn follow(
         &mut self,
-        (addr, target): (Addr, u16),
+        protocol: u8,
+        targets: Targets,
         bases: &mut BTreeMap<Addr, BTreeSet<u64>>,
         behind: &mut BTreeSet<(u64, u16)>,
     ) {
         let index = self.index;
-        *self.work += 1;
-        // Nobody's but a service's: packets are translated once, so that it leads past its backends.
-        if index.is_vip(&addr) && !index.owned(&addr) {
-            behind.insert((IDENTITY_WORLD, target));
-            return;
-        }
-        match self.known.get(&addr).filter(|_| plain(index, &addr)) {
-            Some(identity) => drop(behind.insert((*identity, target))),
-            None => {
-                let bases = bases.entry(addr).or_insert_with(|| self.bases(&addr));
-                behind.extend(bases.iter().map(|identity| (*identity, target)));
+        let mut seen = targets.clone();
+        let mut next: Vec<(Addr, u16)> = targets.into_iter().collect();
+        while let Some((addr, target)) = next.pop() {
+            *self.work += 1;
+            // Nobody's but a service's: packets are translated once, so that it leads past its backends.
+            if index.is_vip(&addr) && !index.owned(&addr) {
+                behind.insert((IDENTITY_WORLD, target));
+                continue;
+            }
+            match self.known.get(&addr).filter(|_| plain(index, &addr)) {
+                Some(identity) => drop(behind.insert((*identity, target))),
+                None => {
+                    let bases = bases.entry(addr).or_insert_with(|| self.bases(&addr));
+                    behind.extend(bases.iter().map(|identity| (*identity, target)));
+                }
+            }
+            if index.leads_out(&addr) {
+                let further = index.behind_node(&addr, (protocol, target));
+                next.extend(further.into_iter().filter(|target| seen.insert(*target)));
             }
         }
     }

@@ -67,9 +67,8 @@ pub fn chain(
                 .extend(targets.iter().map(|(addr, port)| Backend { address: display(addr), port: *port }));
         }
     }
-    let node_ports = index.behind_node(&address(to)).remove(&(protocol, port));
-    let targets = node_ports.into_iter().flatten();
-    out.backends.extend(targets.map(|(addr, port)| Backend { address: display(&addr), port }));
+    let targets = index.behind_node(&address(to), (protocol, port));
+    out.backends.extend(targets.iter().map(|(addr, port)| Backend { address: display(addr), port: *port }));
     let pod = index.shared_pod(pod.0, pod.1);
     let selection = pod.map(|pod| (pod, select::select(index, pod, container)));
     if let Some((pod, Selection::Isolated { content, lock })) = selection {

@@ -11,7 +11,7 @@ use egress_common::wire::{
     UNKNOWN_POLICY,
 };
 
-use super::address::{self, Addresses};
+use super::address::{self, Addresses, NodePorts};
 use super::endpoint::{self, Local};
 use super::grant::Peer;
 use super::grants::{Grants, is_single};
@@ -289,38 +289,39 @@ impl Compiler {
         let lengths = Prefixes::new(&self.compiled.desired.cidrs);
         let (mut fronts, others): (BTreeSet<Addr>, BTreeSet<Addr>) =
             dirty.into_iter().partition(|addr| address::in_front(index, addr));
-        let add_fronts = |addr: &Addr, fronts: &mut BTreeSet<Addr>| {
-            let vips = index.fronts(addr).flat_map(|front| &front.service.vips);
-            let all = vips.map(|vip| crate::object::address(*vip)).chain(index.nodes_before(addr));
-            fronts.extend(all.filter(|front| front.is_v4() == addr.is_v4()));
-        };
+        let mut behind: Vec<Addr> = fronts.iter().copied().collect();
+        let mut nodes = NodePorts::default();
         for addr in others {
             let before = self.compiled.desired.addresses.get(&addr).copied();
-            let after = self.address(index, &lengths, addr, keys);
+            let after = self.address(index, (&lengths, &mut nodes), addr, keys);
             // Without an identity of its own it has that of its prefix.
             let same_prefix = before.is_some() || keys.cidrs.is_empty();
             let same = before == after && same_prefix && address::plain(index, &addr);
             if !same {
-                add_fronts(&addr, &mut fronts);
+                behind.push(addr);
             }
         }
-        let behind: Vec<Addr> = fronts.iter().copied().collect();
-        for addr in behind {
-            add_fronts(&addr, &mut fronts);
-        }
+        address::add_fronts(index, behind, &mut fronts);
         for addr in fronts {
-            self.address(index, &lengths, addr, keys);
+            self.address(index, (&lengths, &mut nodes), addr, keys);
         }
     }
 
     /// Judges one address anew; tells the identity that is written for it.
-    fn address(&mut self, index: &Index, lengths: &Prefixes, addr: Addr, keys: &mut Keys) -> Option<u64> {
+    fn address(
+        &mut self,
+        index: &Index,
+        (lengths, nodes): (&Prefixes, &mut NodePorts),
+        addr: Addr,
+        keys: &mut Keys,
+    ) -> Option<u64> {
         let desired = &mut self.compiled.desired;
         let mut judge = Addresses {
             index,
             grants: &self.grants,
             identities: &mut self.identities,
             known: &desired.addresses,
+            nodes,
             work: &mut self.work,
         };
         let asked = self.isolating || !index.is_vip(&addr);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use egress_common::wire::{Addr, Row};
 
-use super::address::Addresses;
+use super::address::{Addresses, NodePorts};
 use super::grant::Content;
 use super::grants::Grants;
 use super::identity::{Identities, Meaning};
@@ -83,9 +83,15 @@ pub(super) fn rule(index: &Index, content: Content, addr: &Addr, (protocol, port
         (Grants::default(), Policies::default(), Identities::default());
     let number = policies.take(content, &mut grants);
     grants.divide();
-    let (known, mut work) = (BTreeMap::new(), 0);
-    let mut judge =
-        Addresses { index, grants: &grants, identities: &mut identities, known: &known, work: &mut work };
+    let (known, mut nodes, mut work) = (BTreeMap::new(), NodePorts::default(), 0);
+    let mut judge = Addresses {
+        index,
+        grants: &grants,
+        identities: &mut identities,
+        known: &known,
+        nodes: &mut nodes,
+        work: &mut work,
+    };
     let identity = judge.identity(addr);
     let policy = policies.get(number)?;
     Some(Rows::new(policy, &identities).cells(identity)?.at(protocol, port)?.1)

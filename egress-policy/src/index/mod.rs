@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 pub use dirty::Dirty;
 use intern::Interner;
 pub use lookup::AddressNames;
+pub(crate) use services::Targets;
 
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
@@ -280,8 +281,7 @@ impl Index {
             dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
             dirty.addresses.extend(self.addresses_behind(&service));
         }
-        let behind =
-            self.services.get(name).map(|service| self.addresses_behind(service).collect::<Vec<_>>());
+        let behind = self.services.get(name).map(|service| self.takers(service).collect::<Vec<_>>());
         self.judge_service(name, behind.unwrap_or_default(), true, &mut dirty);
         dirty
     }

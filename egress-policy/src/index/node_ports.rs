@@ -1,5 +1,5 @@
-//! Ports of nodes that lead out: of a service's node ports with something behind them that is a gateway or nobody's in the cluster, and
-//! host ports of gateways. Who may reach a node could leave through them.
+//! Ports of nodes that lead out: node ports of services with something behind them that is a gateway, a node, or nobody's in the cluster,
+//! and host ports of gateways. Who may reach a node could leave through them.
 //!
 //! Invariant: they are found whatever the order of events, and every address of a node is looked at again when one of them changes.
 //! Tested by `tests/node_ports.rs` and `tests/incremental.rs`.
@@ -35,18 +35,23 @@ impl Index {
             && (!out.services.is_empty() || nodes.iter().any(|node| out.gateways.contains_key(node)))
     }
 
-    /// What is behind the ports of a node's address that lead out, by protocol and port.
-    pub(crate) fn behind_node(&self, addr: &Addr) -> BTreeMap<(u8, u16), Targets> {
+    /// What is behind node ports that lead out, of one family, by protocol and port; the same on every node.
+    pub(crate) fn behind_node_ports(&self, v4: bool) -> BTreeMap<(u8, u16), Targets> {
         let mut out: BTreeMap<_, Targets> = BTreeMap::new();
-        let nodes = self.nodes_at(addr);
-        let services = self.leading_out.services.iter().filter(|_| !nodes.is_empty());
-        for service in services.filter_map(|name| self.services.get(name)) {
+        for service in self.leading_out.services.iter().filter_map(|name| self.services.get(name)) {
             for port in service.ports.iter().filter(|port| port.node_port != 0) {
-                let chosen = self.chosen(service, port, addr.is_v4());
+                let chosen = self.chosen(service, port, v4);
                 out.entry((port.protocol, port.node_port)).or_default().extend(chosen);
             }
         }
-        let gateways = nodes.iter().filter_map(|node| self.leading_out.gateways.get(node)).flatten();
+        out
+    }
+
+    /// What is behind the host ports of gateways at an address of a node, by protocol and port.
+    pub(crate) fn behind_host_ports(&self, addr: &Addr) -> BTreeMap<(u8, u16), Targets> {
+        let mut out: BTreeMap<_, Targets> = BTreeMap::new();
+        let nodes = self.nodes_at(addr).iter();
+        let gateways = nodes.filter_map(|node| self.leading_out.gateways.get(node)).flatten();
         for pod in gateways.filter_map(|name| self.pods.get(name)) {
             for port in &pod.spec.host_ports {
                 let behind = owned(pod).filter(|own| own.is_v4() == addr.is_v4()).map(|own| (own, port.port));
@@ -56,23 +61,40 @@ impl Index {
         out
     }
 
-    /// The addresses of nodes that lead to this one by ports that lead out.
-    pub(crate) fn nodes_before(&self, addr: &Addr) -> BTreeSet<Addr> {
-        let out = &self.leading_out;
-        if !out.services.is_empty()
-            && self.services_before(addr).iter().any(|name| out.services.contains(name))
-        {
-            return self.node_names.keys().copied().collect();
+    /// What is behind one port of a node's address, where it leads out.
+    pub(crate) fn behind_node(&self, addr: &Addr, port: (u8, u16)) -> Targets {
+        let mut out = self.behind_host_ports(addr).remove(&port).unwrap_or_default();
+        let services =
+            self.leading_out.services.iter().filter(|_| port.1 != 0 && !self.nodes_at(addr).is_empty());
+        for service in services.filter_map(|name| self.services.get(name)) {
+            for one in service.ports.iter().filter(|one| (one.protocol, one.node_port) == port) {
+                out.extend(self.chosen(service, one, addr.is_v4()));
+            }
         }
+        out
+    }
+
+    /// Whether every node leads to this address, by a node port that leads out.
+    pub(crate) fn behind_every_node(&self, addr: &Addr) -> bool {
+        let out = &self.leading_out.services;
+        !out.is_empty() && self.services_before(addr).iter().any(|name| out.contains(name))
+    }
+
+    /// The addresses of all nodes.
+    pub(crate) fn node_addresses(&self) -> impl Iterator<Item = &Addr> {
+        self.node_names.keys()
+    }
+
+    /// The addresses of nodes that lead to this one by a host port of a gateway.
+    pub(crate) fn hosts_before<'a>(&'a self, addr: &Addr) -> impl Iterator<Item = Addr> + use<'a> {
         let holds = |pod: &Arc<Pod>, names: &BTreeSet<Name>| {
             names.contains(&(pod.namespace.clone(), pod.name.clone()))
         };
-        let owners = self.owners(addr);
-        let nodes = owners.iter().filter_map(|pod| {
+        let nodes = self.owners(addr).iter().filter_map(move |pod| {
             let node = pod.node.as_ref()?;
-            out.gateways.get(node).filter(|names| holds(pod, names)).map(|_| node)
+            self.leading_out.gateways.get(node).filter(|names| holds(pod, names)).map(|_| node)
         });
-        nodes.flat_map(|node| self.addresses_of_node(node)).collect()
+        nodes.flat_map(|node| self.addresses_of_node(node))
     }
 
     /// Looks again at what a pod has to do with ports of nodes. `pod` is as it was or as it is.
@@ -99,7 +121,8 @@ impl Index {
         let Some(service) = service_of(slice) else { return };
         let held = self.endpoint_slices.get(&(slice.namespace.clone(), slice.name.clone()));
         let is = held.is_some_and(|held| Arc::ptr_eq(held, slice));
-        let behind = slice.endpoints.iter().filter(|_| is).map(|endpoint| address(endpoint.address));
+        let behind =
+            slice.endpoints.iter().filter(|one| is && one.may_take()).map(|one| address(one.address));
         self.judge_service(&service, behind.collect::<Vec<_>>(), true, dirty);
     }
 
@@ -112,12 +135,15 @@ impl Index {
         moved: bool,
         dirty: &mut Dirty,
     ) {
-        let leads_out =
-            |addr: Addr| !self.owned(&addr) || self.owners(&addr).iter().any(|pod| self.is_gateway(pod));
+        let leads_out = |addr: Addr| {
+            let owners = self.owners(&addr);
+            let gateway = owners.iter().any(|pod| self.is_gateway(pod));
+            owners.is_empty() || gateway || !self.nodes_at(&addr).is_empty()
+        };
         let was = self.leading_out.services.contains(name);
         let service = self.services.get(name).filter(|service| has_node_ports(service));
         let is = service.is_some_and(|service| {
-            changed.into_iter().any(leads_out) || (was && self.addresses_behind(service).any(leads_out))
+            changed.into_iter().any(leads_out) || (was && self.takers(service).any(leads_out))
         });
         if is {
             self.leading_out.services.insert(name.clone());

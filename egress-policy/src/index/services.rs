@@ -112,9 +112,19 @@ impl Index {
         )
     }
 
-    /// The names of the services that have slices with an address.
+    /// The names of the services that may send new connections to an address.
     pub(super) fn services_before(&self, addr: &Addr) -> BTreeSet<Name> {
-        self.lookups.behind.get(addr).into_iter().flatten().filter_map(|slice| service_of(slice)).collect()
+        let slices = self.lookups.behind.get(addr).into_iter().flatten();
+        let takes = |slice: &&Arc<EndpointSlice>| {
+            slice.endpoints.iter().any(|one| one.may_take() && address(one.address) == *addr)
+        };
+        slices.filter(takes).filter_map(|slice| service_of(slice)).collect()
+    }
+
+    /// The addresses to which a service may send new connections.
+    pub(super) fn takers<'a>(&'a self, service: &Service) -> impl Iterator<Item = Addr> + use<'a> {
+        let endpoints = self.slices_of(service).flat_map(|slice| &slice.endpoints);
+        endpoints.filter(|endpoint| endpoint.may_take()).map(|endpoint| address(endpoint.address))
     }
 
     /// A service by namespace and name.
@@ -141,10 +151,10 @@ impl Index {
     }
 
     /// The backends that a service port can choose for a VIP of one family: the ready ones; where there are none, those
-    /// serving while terminating, as kube-proxy does it.
+    /// serving while terminating, as kube-proxy does it. There may be none on one node, so that both count where a service is local.
     pub(crate) fn chosen(&self, service: &Service, port: &ServicePort, v4: bool) -> Targets {
         let (mut ready, mut last_resort) = (Targets::new(), Targets::new());
-        for slice in self.slices_of(service) {
+        for slice in self.slices_of(service).filter(|slice| slice.proxied) {
             let Some(target) = target(slice, port) else { continue };
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
                 if endpoint.ready {
@@ -154,7 +164,10 @@ impl Index {
                 }
             }
         }
-        if ready.is_empty() { last_resort } else { ready }
+        if ready.is_empty() || service.local {
+            ready.append(&mut last_resort);
+        }
+        ready
     }
 }
 

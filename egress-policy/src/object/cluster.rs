@@ -147,6 +147,8 @@ pub struct Service {
     pub vips: Box<[IpAddr]>,
     /// Its ports.
     pub ports: Box<[ServicePort]>,
+    /// Some of what is sent to it goes to backends of one node only (`internalTrafficPolicy` or `externalTrafficPolicy`).
+    pub local: bool,
 }
 
 /// A port of a service or of an endpoint slice.
@@ -175,10 +177,12 @@ pub struct EndpointSlice {
     pub ports: Box<[ServicePort]>,
     /// The backends.
     pub endpoints: Box<[Endpoint]>,
+    /// Whether kube-proxy takes backends from it.
+    pub proxied: bool,
 }
 
 /// One address of a backend; a backend's addresses are interchangeable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The address.
     pub address: IpAddr,
@@ -186,6 +190,14 @@ pub struct Endpoint {
     pub ready: bool,
     /// Serving while terminating: takes new connections where nothing is ready.
     pub last_resort: bool,
+}
+
+impl Endpoint {
+    /// Whether new connections may be sent to it.
+    #[must_use]
+    pub fn may_take(&self) -> bool {
+        self.ready || self.last_resort
+    }
 }
 
 /// A node.

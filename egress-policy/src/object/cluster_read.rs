@@ -13,8 +13,10 @@ use super::cluster::{
 use super::net::{read_port, read_protocol};
 use super::{Kind, Labels, Metadata, Object, ObjectError, parse};
 
-/// Services with this label are another proxy's (`pkg/proxy/apis/well_known_labels.go`).
-const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// Services and endpoint slices with one of these labels kube-proxy leaves alone: they are another proxy's, or headless
+/// (`cmd/kube-proxy/app/server.go`).
+const UNPROXIED_LABELS: [&str; 2] =
+    ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 /// Annotations with the hash by which a static pod's cgroup is named.
 const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
@@ -120,6 +122,10 @@ struct RawServiceSpec {
     cluster_ips: Option<Vec<String>>,
     #[serde(rename = "externalIPs")]
     external_ips: Option<Vec<String>>,
+    #[serde(rename = "internalTrafficPolicy")]
+    internal_traffic_policy: Option<String>,
+    #[serde(rename = "externalTrafficPolicy")]
+    external_traffic_policy: Option<String>,
     ports: Option<Vec<RawPort>>,
 }
 
@@ -319,9 +325,7 @@ fn service(
     let mut vips = Vec::new();
     // What kube-proxy leaves alone has no address of the cluster, whatever its object claims: packets to it would leave.
     let headless = spec.cluster_ip.as_deref() == Some("None");
-    let skipped = headless
-        || spec.r#type.as_deref() == Some("ExternalName")
-        || labels.get(SERVICE_PROXY_LABEL).is_some();
+    let skipped = headless || spec.r#type.as_deref() == Some("ExternalName") || !is_proxied(&labels);
     let ingress =
         raw.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress.unwrap_or_default();
     let balancers =
@@ -336,8 +340,14 @@ fn service(
             vips.push(ip);
         }
     }
-    let ports = ports(spec.ports, "spec.ports")?;
-    Ok(Service { namespace, name, labels, vips: vips.into(), ports })
+    let ports = ports(spec.ports, "spec.ports").collect::<Result<_, _>>()?;
+    let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
+    let local = is_local(&spec.internal_traffic_policy) || is_local(&spec.external_traffic_policy);
+    Ok(Service { namespace, name, labels, vips: vips.into(), ports, local })
+}
+
+fn is_proxied(labels: &Labels) -> bool {
+    UNPROXIED_LABELS.iter().all(|label| labels.get(label).is_none())
 }
 
 fn slice(
@@ -352,7 +362,8 @@ fn slice(
     for raw in raw_endpoints.unwrap_or_default() {
         let conditions = raw.conditions.unwrap_or_default();
         let ready = conditions.ready.unwrap_or(true);
-        let last_resort = conditions.serving.unwrap_or(ready) && conditions.terminating.unwrap_or(false);
+        // Absent means serving to kube-proxy (`pkg/proxy/endpointslicecache.go`), whatever `ready` says.
+        let last_resort = conditions.serving.unwrap_or(true) && conditions.terminating.unwrap_or(false);
         for text in raw.addresses {
             if let Some(address) = ip(&text, "endpoints[].addresses")? {
                 endpoints.push(Endpoint { address, ready, last_resort });
@@ -360,11 +371,13 @@ fn slice(
         }
     }
     let service = labels.get(SERVICE_NAME_LABEL).map(Arc::from);
-    let mut ports = ports(raw.ports, "ports")?.into_vec();
+    // The API server does not look at them, and kube-proxy leaves out those that are none.
+    let mut ports: Vec<ServicePort> = ports(raw.ports, "ports").flatten().collect();
     let key = |port: &ServicePort| (port.name.clone(), port.protocol);
     ports.sort_by_key(key);
     ports.dedup_by_key(|port| key(port));
-    Ok(EndpointSlice { namespace, name, service, ports: ports.into(), endpoints: endpoints.into() })
+    let proxied = is_proxied(labels);
+    Ok(EndpointSlice { namespace, name, service, ports: ports.into(), endpoints: endpoints.into(), proxied })
 }
 
 fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
@@ -377,18 +390,15 @@ fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
     Ok(Node { name, addresses })
 }
 
-fn ports(raw: Option<Vec<RawPort>>, path: &str) -> Result<Box<[ServicePort]>, ObjectError> {
-    let mut ports = Vec::new();
-    for raw in raw.unwrap_or_default() {
-        let Some(port) = raw.port else { continue };
-        ports.push(ServicePort {
+fn ports(raw: Option<Vec<RawPort>>, path: &str) -> impl Iterator<Item = Result<ServicePort, ObjectError>> {
+    raw.unwrap_or_default().into_iter().filter_map(|raw| Some((raw.port?, raw))).map(move |(port, raw)| {
+        Ok(ServicePort {
             name: Arc::from(raw.name.unwrap_or_default()),
             protocol: read_protocol(raw.protocol.as_deref(), path)?,
             port: read_port(port, path)?,
             node_port: raw.node_port.filter(|port| *port != 0).map_or(Ok(0), |port| read_port(port, path))?,
-        });
-    }
-    Ok(ports.into())
+        })
+    })
 }
 
 /// Reads an address; `None` for an empty text, which is how status fields say "not yet".

@@ -114,6 +114,9 @@ impl<'a> Cluster<'a> {
         let mut ready = Vec::new();
         let mut last_resort = Vec::new();
         for (slice, target_port) in self.backend_ports(service, port) {
+            if !slice.proxied {
+                continue;
+            }
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
                 if endpoint.ready {
                     ready.push((endpoint.address, target_port));
@@ -122,21 +125,25 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
-        if ready.is_empty() { last_resort } else { ready }
+        // Where backends of one node are chosen from, there may be no ready one.
+        if ready.is_empty() || service.local {
+            ready.extend(last_resort);
+        }
+        ready
     }
 
-    /// Whether a service leads out of the cluster: something behind it, in whatever condition, is a gateway or neither a pod's nor a
-    /// node's.
+    /// Whether a service leads out of the cluster: something behind it that is ready, or serves while it terminates, is a gateway, a node,
+    /// or nobody's.
     fn leads_out(&self, service: &Service) -> bool {
         let slices = self.objects.endpoint_slices();
         let mut of_it = slices.filter(|slice| {
             slice.namespace == service.namespace && slice.service.as_ref() == Some(&service.name)
         });
         of_it.any(|slice| {
-            slice.endpoints.iter().any(|endpoint| {
+            slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.last_resort).any(|endpoint| {
                 let pods = self.pods_at(endpoint.address);
-                let nobodys = pods.is_empty() && !self.is_node(endpoint.address);
-                nobodys || pods.into_iter().any(|pod| self.is_gateway(pod))
+                let no_pods = pods.is_empty() || self.is_node(endpoint.address);
+                no_pods || pods.into_iter().any(|pod| self.is_gateway(pod))
             })
         })
     }

@@ -12,9 +12,9 @@
 //!   port where every backend that can be chosen there is allowed at its target port, and not at all where there is
 //!   none. The sending pod is a backend like any other. An address of a service behind another service is translated no
 //!   second time, so that nothing but a rule for every destination allows it.
-//! - A node's address at a port that leads out of the cluster (a node port of a service with a gateway or with nobody's address behind
-//!   it, or a host port of a gateway) passes where the node is allowed and everything that is behind that port. Behind a service, a
-//!   node's port leads on once.
+//! - A node's address at a port that leads out of the cluster (a node port of a service with a gateway, a node or nobody's address behind
+//!   it, or a host port of a gateway) passes where the node is allowed and everything that is behind that port, and so on where that is
+//!   such a port of a node again.
 //! - An address with several owners is allowed where each of them is; a service counts on its own ports.
 //! - Of a gateway's pods, entries without `destinations` say nothing; those with some allow their union.
 //! - A pod on the host network is at its node's addresses, which are those that the Node object says.
@@ -190,7 +190,7 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
     if services.is_empty() {
         let owner = each_owner(cluster, rules, destination, protocol, port)?;
         let Some(behind) = cluster.behind_node(destination, protocol, port) else { return Ok(owner) };
-        return Ok(format!("{owner}; {}", each_behind(cluster, rules, protocol, &behind)?));
+        return Ok(format!("{owner}; {}", each_behind(cluster, rules, protocol, behind)?));
     }
     let owned = !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
     let ports: Vec<_> = services
@@ -210,7 +210,7 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
         reasons.push(each_owner(cluster, rules, destination, protocol, port)?);
     }
     if let Some(behind) = cluster.behind_node(destination, protocol, port) {
-        reasons.push(each_behind(cluster, rules, protocol, &behind)?);
+        reasons.push(each_behind(cluster, rules, protocol, behind)?);
     }
     Ok(reasons.join("; "))
 }
@@ -220,11 +220,18 @@ fn each_behind(
     cluster: &Cluster<'_>,
     rules: &Rules<'_>,
     protocol: Protocol,
-    behind: &[(IpAddr, u16)],
+    mut behind: Vec<(IpAddr, u16)>,
 ) -> Result<String, String> {
     let mut reasons = Vec::new();
-    for (address, port) in behind {
-        reasons.push(each_owner(cluster, rules, *address, protocol, *port)?);
+    let mut at = 0;
+    while let Some((address, port)) = behind.get(at).copied() {
+        at += 1;
+        reasons.push(each_owner(cluster, rules, address, protocol, port)?);
+        for next in cluster.behind_node(address, protocol, port).unwrap_or_default() {
+            if !behind.contains(&next) {
+                behind.push(next);
+            }
+        }
     }
     if reasons.is_empty() {
         return Err("nothing is behind this port of the node".to_owned());
@@ -249,7 +256,7 @@ fn each_backend(
                     if let Some(behind) = cluster.behind_node(address, probe.protocol, target)
                         && !behind.is_empty()
                     {
-                        reasons.push(each_behind(cluster, rules, probe.protocol, &behind)?);
+                        reasons.push(each_behind(cluster, rules, probe.protocol, behind)?);
                     }
                 }
                 Err(reason) => return Err(format!("{name}, backend {address} port {target}: {reason}")),

@@ -205,6 +205,9 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
     if namespace == "kube-system" && data.dns_by_label {
         object["metadata"]["labels"] = json!({"k8s-app": "kube-dns"});
     }
+    if data.odd == 2 {
+        object["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+    }
     let vips: Vec<String> = data
         .v4
         .map(|i| format!("10.96.0.{}", i + 1))
@@ -221,7 +224,7 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
     let ports: Vec<Value> = numbered().map(own).collect();
     object["spec"] = json!({"clusterIP": vips.first().map_or("None", String::as_str),
         "clusterIPs": vips, "externalIPs": data.external.map(|i| pick(&FRONTS, i)).into_iter().collect::<Vec<_>>(),
-        "ports": ports});
+        "internalTrafficPolicy": if data.odd == 1 { "Local" } else { "Cluster" }, "ports": ports});
     if let Some((front, proxy)) = data.balancer {
         let mode = if proxy { "Proxy" } else { "VIP" };
         object["status"] =
@@ -257,6 +260,9 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
             let slice = format!("{name}-{}-{}", family.to_lowercase(), u8::from(other));
             let mut object = meta("discovery.k8s.io/v1", "EndpointSlice", Some(namespace), &slice);
             object["metadata"]["labels"] = json!({"kubernetes.io/service-name": name});
+            if other && data.odd == 3 {
+                object["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("mine");
+            }
             object["addressType"] = json!(family);
             object["endpoints"] = json!(endpoints);
             object["ports"] = Value::Array(targets.collect());

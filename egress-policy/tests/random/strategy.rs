@@ -81,8 +81,9 @@ fn service() -> impl Strategy<Value = Svc> {
         weighted(0.2, 0_u8..6),
         weighted(0.2, (0_u8..6, any::<bool>())),
     );
-    (0_u8..4, vips, vec(port, 0..4), vec(backend, 0..4), any::<bool>()).prop_map(
-        |(ns, (v4, v6, external, balancer), ports, backends, dns_by_label)| Svc {
+    let odd = prop_oneof![6 => Just(0_u8), 2 => 1_u8..4];
+    (0_u8..4, vips, vec(port, 0..4), vec(backend, 0..4), odd, any::<bool>()).prop_map(
+        |(ns, (v4, v6, external, balancer), ports, backends, odd, dns_by_label)| Svc {
             ns,
             v4,
             v6,
@@ -90,6 +91,7 @@ fn service() -> impl Strategy<Value = Svc> {
             balancer,
             ports,
             backends,
+            odd,
             dns_by_label,
         },
     )

@@ -134,7 +134,8 @@ pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>
                 if let Stop::Busy(_, asked) = stop { wait.max(asked) } else { wait }
             }
         };
-        if started.elapsed() > timing.brief {
+        // Whoever brings something new is not waited for longer and longer.
+        if started.elapsed() > timing.brief || (follower.version.is_some() && follower.version != version) {
             waits = backoff(timing.wait);
         }
         tokio::time::sleep(wait).await;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use egress_common::wire::{Endpoint, STATE_UNSELECTED};
+use egress_common::wire::{Endpoint, FLAG_HOST_NETWORK, STATE_UNSELECTED};
 
 use crate::datapath::Datapath;
 use crate::metrics::Coverage as Covered;
@@ -39,6 +39,8 @@ struct Pod {
     arrivals: bool,
     /// Its devices were given to the kernel.
     covered: bool,
+    /// It was seen with a device whose frames nobody judges; where that has gone is not known for sure.
+    bare: bool,
     error: Option<String>,
 }
 
@@ -101,6 +103,7 @@ impl Coverage {
                 network: None,
                 arrivals: false,
                 covered: false,
+                bare: false,
                 error: None,
             });
             if let (Look::Devices, Some(network)) = (look, &mut known.network)
@@ -116,7 +119,7 @@ impl Coverage {
             if !self.sockets_only && (look != Look::New || !known.covered) {
                 known.cover(pod, datapath, self.standing.contains(&pod.cgroup));
             }
-            if known.network.as_ref().is_some_and(|network| network.host) {
+            if known.network.as_ref().is_some_and(|network| network.host) && shares_network(pod, datapath) {
                 known.watch_arrivals(pod, datapath);
             }
         }
@@ -200,8 +203,9 @@ impl Pod {
                 }
             }
         }
-        let bare = network.veths.is_empty() || !network.others.is_empty();
-        if let Err(error) = datapath.trust_frames(pod.cgroup, failed.is_none() && !bare) {
+        self.bare |= !network.others.is_empty();
+        let judged = failed.is_none() && !self.bare && !network.veths.is_empty();
+        if let Err(error) = datapath.trust_frames(pod.cgroup, judged) {
             failed = Some(format!("pod {} may not make packet sockets: {error:#}", pod.uid));
         }
         self.covered = failed.is_none();
@@ -227,7 +231,9 @@ impl Pod {
     /// Whether something is to be done about the pod even if nothing on the node has changed.
     fn lacks(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
         let host = self.network.as_ref().is_some_and(|network| network.host);
-        self.network.is_none() || self.enters() || (host && !self.arrivals && is_selected(pod, datapath))
+        self.network.is_none()
+            || self.enters()
+            || (host && !self.arrivals && is_selected(pod, datapath) && shares_network(pod, datapath))
     }
 
     /// A pod of the node's network has no veth; if a policy selects it, what comes in is watched at its sockets.
@@ -246,6 +252,13 @@ impl Pod {
 fn is_selected(pod: &PodCgroup, datapath: &Datapath) -> bool {
     let selected = |endpoint: &Endpoint| endpoint.state != STATE_UNSELECTED;
     datapath.observed().endpoints.get(&pod.cgroup).is_some_and(selected)
+}
+
+/// Whether the pod's object says that it shares the node's network. A process that is seen there may be on its way into another one, and
+/// what comes in to that would be believed whoever sends it.
+fn shares_network(pod: &PodCgroup, datapath: &Datapath) -> bool {
+    let endpoint = datapath.observed().endpoints.get(&pod.cgroup);
+    endpoint.is_some_and(|endpoint| endpoint.flags & FLAG_HOST_NETWORK != 0)
 }
 
 /// Remembers the connections that a pod has accepted.

@@ -13,8 +13,9 @@ use crate::wire::{Addr, Endpoint};
 /// `length` is that of the packet, `endpoint` the pod, where it is known. By itself, for the stacks of the kernel's programs.
 #[inline(never)]
 pub(crate) fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, endpoint: Option<&Endpoint>) -> bool {
-    /// Ethernet, IPv4, and the lengths of their addresses.
-    const KIND: [u32; 2] = [0x0001_0800_u32.to_be(), 0x0604_0000_u32.to_be()];
+    /// Ethernet, IPv4, and the lengths of their addresses; a request or an answer.
+    const KIND: u32 = 0x0001_0800_u32.to_be();
+    const OPERATIONS: [u32; 2] = [0x0604_0001_u32.to_be(), 0x0604_0002_u32.to_be()];
     /// The shortest payload of an Ethernet frame.
     const PADDED: u32 = 46;
     let Some([first, second, _, a, b, _, _]) = packet.words::<7>(0) else {
@@ -22,8 +23,8 @@ pub(crate) fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, endpoint: Optio
     };
     let own = Addr::v4([packet::byte(a, 2), packet::byte(a, 3), packet::byte(b, 0), packet::byte(b, 1)]);
     length <= PADDED
-        && first == KIND[0]
-        && second & const { 0xffff_0000_u32.to_be() } == KIND[1]
+        && first == KIND
+        && (second == OPERATIONS[0] || second == OPERATIONS[1])
         && (own.is_unspecified() || says_itself(endpoint, 4, &own))
 }
 
@@ -52,11 +53,14 @@ pub fn is_neighbour<B: Bytes + ?Sized>(
         return false;
     }
     let on_link = to.is_link_scope();
+    // Behind other headers no kernel sends these.
+    let plain = first_header == protocol::ICMPV6 && length <= LONGEST && hops == 255;
     match flow.kind {
-        icmp::NEIGHBOUR_SOLICITATION | icmp::NEIGHBOUR_ADVERTISEMENT => {
-            length <= LONGEST && hops == 255 && (on_link || shares_link(endpoint, to))
+        icmp::NEIGHBOUR_SOLICITATION => plain && (on_link || shares_link(endpoint, to)),
+        icmp::NEIGHBOUR_ADVERTISEMENT => {
+            plain && (on_link || shares_link(endpoint, to)) && is_of_itself(packet, endpoint)
         }
-        icmp::ROUTER_SOLICITATION => length <= LONGEST && hops == 255 && on_link,
+        icmp::ROUTER_SOLICITATION => plain && on_link,
         // Listener reports come with an option that says "router alert".
         icmp::LISTENER_V2 => first_header == 0 && hops == 1 && on_link && reports_neighbours(packet, length),
         kind if kind == icmp::LISTENER_V1[0] || kind == icmp::LISTENER_V1[1] => {
@@ -103,6 +107,18 @@ fn reports_neighbours<B: Bytes + ?Sized>(packet: &B, length: u32) -> bool {
 fn asks_for_neighbours<B: Bytes + ?Sized>(packet: &B, at: u32) -> bool {
     match packet.words::<4>(at) {
         Some(words) => Addr::of(words).is_solicited_node(),
+        None => false,
+    }
+}
+
+/// Whether an advertisement is of an address that the pod may call its own: of another one's, it would be sent what is the other's.
+#[inline(always)]
+fn is_of_itself<B: Bytes + ?Sized>(packet: &B, endpoint: Option<&Endpoint>) -> bool {
+    match packet.words::<4>(48) {
+        Some(words) => {
+            let target = Addr::of(words);
+            target.is_link_scope() || says_itself(endpoint, 6, &target)
+        }
         None => false,
     }
 }

@@ -63,9 +63,9 @@ fn what_finds_addresses_says_nothing_else() {
         expect(arp(&lawful), Action::Allow, Reason::Neighbour);
     }
     let mut others = vec![arp_from([10, 244, 1, 6]), padded(47), padded(1400), arp_from(V4)[..27].to_vec()];
-    for at in 0..6 {
+    for at in 0..8 {
         let mut packet = arp_from(V4);
-        packet[at] ^= 2;
+        packet[at] ^= 4;
         others.push(packet);
     }
     for packet in others {
@@ -118,6 +118,41 @@ fn neighbour_discovery_goes_no_further_than_the_link() {
     // Other protocols on the link, and the same at the socket.
     assert_eq!(by(&tcp6(V6, LINK_LOCAL, 443)), Reason::NotAllowed);
     assert_eq!(maps.judge(&neighbour(135, 255, ALL_NODES)).verdict.reason, Reason::NotAllowed);
+}
+
+#[test]
+fn an_advertisement_is_of_an_address_of_the_pods_own() {
+    let maps = Maps::new();
+    let by = |kind: u8, target: [u8; 16]| {
+        let mut packet = neighbour(kind, 255, ALL_NODES);
+        packet[48..64].copy_from_slice(&target);
+        maps.judge_veth(Sender::NOBODY, &packet).verdict.reason
+    };
+    let mut beside = V6;
+    beside[15] = 0x77;
+    for (kind, target, reason) in [
+        (136, V6, Reason::Neighbour),
+        (136, LINK_LOCAL, Reason::Neighbour),
+        (136, beside, Reason::NotAllowed),
+        (136, OUTSIDE_V6, Reason::NotAllowed),
+        // Asked for may be any.
+        (135, beside, Reason::Neighbour),
+    ] {
+        assert_eq!(by(kind, target), reason, "{kind} {target:02x?}");
+    }
+    let mut cut = neighbour(136, 255, ALL_NODES);
+    cut.truncate(63);
+    assert_ne!(maps.judge_veth(Sender::NOBODY, &cut).verdict.reason, Reason::Neighbour);
+    // Behind a header of options, with room for eight bytes.
+    for kind in [133, 135, 136] {
+        let plain = neighbour(kind, 255, ALL_NODES);
+        let mut wrapped = plain[..40].to_vec();
+        wrapped[5] += 8;
+        wrapped[6] = 0;
+        wrapped.extend([58, 0, 1, 4, 1, 2, 3, 4]);
+        wrapped.extend(&plain[40..]);
+        assert_ne!(maps.judge_veth(Sender::NOBODY, &wrapped).verdict.reason, Reason::Neighbour, "{kind}");
+    }
 }
 
 #[test]

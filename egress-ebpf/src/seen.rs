@@ -23,7 +23,9 @@ pub fn left(decision: &Decision, meta: Meta) {
     if decision.begins(meta) && begins(flow, cgroup) {
         begun(flow, cgroup);
     }
-    if matches!(meta.hook, Hook::Veth) && witness::is_first_fragment(flow) {
+    // Whom no policy selects needs no word for the rest of a datagram, and would have its own or another's place in the map.
+    let judged = decision.policy != 0 && !decision.forged;
+    if judged && matches!(meta.hook, Hook::Veth) && witness::is_first_fragment(flow) {
         parted(flow, cgroup);
     }
 }

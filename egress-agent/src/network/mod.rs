@@ -162,10 +162,7 @@ pub fn look(cgroup: &Path, node: &OnNode) -> io::Result<Option<Network>> {
     // A process may make a namespace of its own within the pod's, but what leads to the node leads to one of them.
     for (namespace, (pid, file)) in &places {
         let veths = node.leading_to(file)?;
-        if veths.is_empty() && places.len() > 1 {
-            continue;
-        }
-        if network.veths.is_empty() {
+        if network.veths.is_empty() && !veths.is_empty() {
             (network.pid, network.namespace) = (*pid, *namespace);
         }
         network.veths.extend(veths);

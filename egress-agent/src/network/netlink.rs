@@ -17,6 +17,9 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sched::{CloneFlags, setns};
 
+/// `linux/rtnetlink.h`.
+const RTM_NEWLINK: u16 = 16;
+
 /// A device, as far as it says where packets can go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
@@ -38,9 +41,18 @@ pub(super) struct Link {
 pub(super) fn links() -> io::Result<Vec<Link>> {
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let mut links = Vec::new();
-    for answer in ask(request, NLM_F_DUMP)? {
-        if let RouteNetlinkMessage::NewLink(message) = answer {
-            links.push(link(&message));
+    for answer in ask_all(request, NLM_F_DUMP)? {
+        match answer {
+            Answer::Read(RouteNetlinkMessage::NewLink(message)) => links.push(link(&message)),
+            Answer::Read(_) => {}
+            Answer::UnreadLink(index) => links.push(Link {
+                index,
+                name: format!("device {index}, which cannot be read"),
+                kind: None,
+                loopback: false,
+                elsewhere: None,
+                controller: None,
+            }),
         }
     }
     Ok(links)
@@ -146,8 +158,31 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
+/// What the kernel answers.
+enum Answer {
+    Read(RouteNetlinkMessage),
+    /// A device, by its index, that is told of by what is no text: who may name devices must not hide the others.
+    UnreadLink(u32),
+}
+
 /// Sends a request and reads all answers to it.
 fn ask(request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let answers = ask_all(request, flags)?.into_iter().map(|answer| match answer {
+        Answer::Read(answer) => Ok(answer),
+        Answer::UnreadLink(index) => Err(io::Error::other(format!("netlink: device {index} cannot be read"))),
+    });
+    answers.collect()
+}
+
+/// The index of the device that a message is about (`linux/rtnetlink.h`: `nlmsghdr` of 16 bytes, then `ifinfomsg`).
+fn index_of_link(message: &[u8]) -> Option<u32> {
+    let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
+    let index = u32::from_ne_bytes(message.get(20..24)?.try_into().ok()?);
+    (kind == RTM_NEWLINK).then_some(index)
+}
+
+/// As [`ask`], with devices that cannot be read.
+fn ask_all(request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<Answer>> {
     let socket = Socket::new(NETLINK_ROUTE)?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
@@ -163,15 +198,23 @@ fn ask(request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkM
         while !rest.is_empty() {
             let broken = |error| io::Error::new(io::ErrorKind::InvalidData, format!("netlink: {error}"));
             let length = NetlinkBuffer::new_checked(rest).map_err(broken)?.length() as usize;
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(broken)?;
+            let next = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            let message = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
+                Ok(message) => message,
+                Err(error) => {
+                    answers.push(Answer::UnreadLink(index_of_link(rest).ok_or_else(|| broken(error))?));
+                    rest = next;
+                    continue;
+                }
+            };
             match message.payload {
-                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::InnerMessage(answer) => answers.push(Answer::Read(answer)),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                 NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
                 _ => {}
             }
             // Messages begin at multiples of four bytes.
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            rest = next;
         }
     }
 }

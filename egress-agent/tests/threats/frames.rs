@@ -1,6 +1,9 @@
 //! Rows 2, 3 and 7: packets and frames that the attacker makes byte by byte.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::process::Command;
 
 use egress_probe::packet::{ACK, Packet, SYN};
 use egress_topology::{Agent, Container, PodSpec};
@@ -219,6 +222,36 @@ fn row_15_packet_sockets_where_no_veth_hook_is() {
     range.prove_arrives(At::Outside, &free, &by("uplink"));
     prove(&mut range, &locked, &by("uplink"));
     range.lawful();
+}
+
+#[test]
+fn row_3_a_device_whose_name_is_no_text() {
+    let mut range = Range::new(json!({}));
+    range.stand.agent.kill().unwrap();
+    let name = OsStr::from_bytes(b"\xff");
+    let made = range.locked.pod().netns().run(|| {
+        Ok(Command::new("ip")
+            .args(["link", "add", "name"])
+            .arg(name)
+            .args(["type", "bridge"])
+            .status()?
+            .success())
+    });
+    assert!(made.unwrap());
+    let pod = range.stand.pod(PodSpec::new("a", "later"));
+    range.stand.start();
+    eventually("all are covered", || {
+        let known = endpoints(&range.stand.agent);
+        let covered = |name: &str| {
+            let mut found = known.iter().filter(|one| one["name"] == name);
+            found.any(|one| one["coverage"].as_str().unwrap().starts_with("socket+veth"))
+        };
+        covered("locked") && covered("later")
+    });
+    for container in [range.locked.clone(), pod] {
+        range.prove_stopped(At::Outside, &container, &frames(None));
+        range.lawful_of(&container);
+    }
 }
 
 /// Headers that hide where a packet goes or what it is.

@@ -136,6 +136,10 @@ pub fn said(kind: u8, hops: u8, from: [u8; 16], to: [u8; 16], groups: &[[u8; 16]
             let count = groups.len() as u8;
             ipv6(0, from, to, &[&alert[..], &[kind, 0, 0, 0, 0, 0, 0, count], &records].concat())
         }
+        135 | 136 => {
+            let target = if from == [0; 16] { V6 } else { from };
+            ipv6(58, from, to, &[&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target].concat())
+        }
         _ => ipv6(58, from, to, &[kind, 0, 0, 0, 0, 0, 0, 0]),
     };
     packet[7] = hops;

@@ -75,7 +75,10 @@ fn a_service_that_kube_proxy_leaves_alone_has_no_address() {
     });
     let world = mesh().with(lock(json!({}))).with(pod("app/backend", "10.0.1.77", json!({}))).with(slice);
     let real = service(json!({"clusterIP": "10.96.0.77"}));
-    assert!(world.with(real.clone()).allows("app/web", outside, "tcp/443"));
+    // The address is the outside's as well: nodes that do not translate it yet send to it.
+    assert!(!world.with(real.clone()).allows("app/web", outside, "tcp/443"));
+    let world = world.with(lock(json!({"allow": {"to": [{"cidr": "198.51.100.10/32", "ports": []}]}})));
+    assert!(!world.with(real.clone()).allows("app/web", outside, "tcp/443"));
     assert!(!world.with(service(json!({"clusterIP": "None"}))).allows("app/web", outside, "tcp/443"));
     assert!(!world.with(service(json!({"type": "ExternalName"}))).allows("app/web", outside, "tcp/443"));
     let mut labelled = real;

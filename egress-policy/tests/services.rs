@@ -71,8 +71,17 @@ fn all_forms_of_vips() {
         {"ip": "198.51.100.3", "ipMode": "Proxy"}, {"hostname": "lb.example"}]}});
     let world = cluster(&["10.0.1.2"]).with(svc.clone());
     assert!(world.allows("app/web", "10.96.1.1", "tcp/80"));
-    assert!(world.allows("app/web", "198.51.100.1", "tcp/80"));
     assert!(world.allows("app/web", "198.51.100.2", "tcp/80"));
+    // Whoever wrote the service chose it: what is outside stays outside.
+    assert!(!world.allows("app/web", "198.51.100.1", "tcp/80"));
+    let block = json!([{"to": [{"ipBlock": {"cidr": "198.51.100.1/32"}}]}]);
+    let allowed = world.with(np("app/block", json!({"podSelector": {}, "egress": block})));
+    assert!(allowed.allows("app/web", "198.51.100.1", "tcp/80"));
+    let elsewhere = allowed.with(slice("app/db", &["10.0.1.3"], json!([{"name": "http", "port": 8080}])));
+    assert!(
+        !elsewhere.allows("app/web", "198.51.100.1", "tcp/80"),
+        "and what is behind it has to be allowed"
+    );
     assert!(!world.allows("app/web", "198.51.100.3", "tcp/80"), "really leaves");
     svc["spec"] =
         json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"name": "http", "port": 80}]});
@@ -198,7 +207,10 @@ fn what_kube_proxy_leaves_alone_is_no_part_of_the_cluster() {
         let world = mesh().with(lock(json!({}))).with(service);
         world.with(slice("app/t", &["10.0.1.2"], json!([{"name": "x", "port": 443}])))
     };
-    assert!(external("app").allows("app/web", "203.0.113.9", "tcp/443"));
+    // Also of one that counts, the address itself has to be allowed: not all nodes translate it yet.
+    assert!(!external("app").allows("app/web", "203.0.113.9", "tcp/443"));
+    let cidr = json!({"allow": {"to": [{"cidr": "203.0.113.9/32"}]}});
+    assert!(external("app").with(lock(cidr)).allows("app/web", "203.0.113.9", "tcp/443"));
     for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
         assert!(!external(label).allows("app/web", "203.0.113.9", "tcp/443"), "{label}");
     }

@@ -84,7 +84,9 @@ impl Addresses<'_> {
             return self.bases(addr).first().copied().unwrap_or(IDENTITY_WORLD);
         }
         let in_front = in_front(self.index, addr);
-        let owners = if !in_front || self.index.owned(addr) { self.bases(addr) } else { BTreeSet::new() };
+        // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is.
+        let itself = !in_front || self.index.owned(addr) || self.index.is_external(addr);
+        let owners = if itself { self.bases(addr) } else { BTreeSet::new() };
         let ports = if in_front { self.backends(addr) } else { Backends::new() };
         match owners.first() {
             Some(only) if owners.len() == 1 && !in_front => *only,

@@ -93,6 +93,13 @@ impl Index {
         self.lookups.vips.contains_key(addr)
     }
 
+    /// Whether an address stands for services that chose it themselves, and for no other.
+    pub(crate) fn is_external(&self, addr: &Addr) -> bool {
+        let mut services = self.services_at(addr).peekable();
+        let chose = |service: &Service| service.external.iter().any(|ip| address(*ip) == *addr);
+        services.peek().is_some() && services.all(chose)
+    }
+
     /// The services that an address stands for.
     pub(crate) fn services_at(&self, addr: &Addr) -> impl Iterator<Item = &Service> {
         self.lookups.vips.get(addr).into_iter().flatten().filter_map(|name| self.services.get(name))

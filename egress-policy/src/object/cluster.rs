@@ -145,6 +145,8 @@ pub struct Service {
     /// Cluster IPs, external IPs and load-balancer IPs. Left out: load balancers with `ipMode: Proxy`, whose traffic
     /// really leaves the node.
     pub vips: Box<[IpAddr]>,
+    /// Those of them that whoever wrote the service chose (`spec.externalIPs`): any address there is.
+    pub external: Box<[IpAddr]>,
     /// Its ports.
     pub ports: Box<[ServicePort]>,
     /// Some of what is sent to it goes to backends of one node only (`internalTrafficPolicy` or `externalTrafficPolicy`).

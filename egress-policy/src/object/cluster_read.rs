@@ -113,7 +113,7 @@ struct RawService {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct RawServiceSpec {
     r#type: Option<String>,
     #[serde(rename = "clusterIP")]
@@ -122,9 +122,7 @@ struct RawServiceSpec {
     cluster_ips: Option<Vec<String>>,
     #[serde(rename = "externalIPs")]
     external_ips: Option<Vec<String>>,
-    #[serde(rename = "internalTrafficPolicy")]
     internal_traffic_policy: Option<String>,
-    #[serde(rename = "externalTrafficPolicy")]
     external_traffic_policy: Option<String>,
     ports: Option<Vec<RawPort>>,
 }
@@ -326,24 +324,26 @@ fn service(
     // What kube-proxy leaves alone has no address of the cluster, whatever its object claims: packets to it would leave.
     let headless = spec.cluster_ip.as_deref() == Some("None");
     let skipped = headless || spec.r#type.as_deref() == Some("ExternalName") || !is_proxied(&labels);
-    let ingress =
-        raw.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress.unwrap_or_default();
-    let balancers =
-        ingress.into_iter().filter(|e| e.ip_mode.as_deref() != Some("Proxy")).filter_map(|e| e.ip);
+    let ingress = raw.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress;
+    let translated = |entry: &RawIp| entry.ip_mode.as_deref() != Some("Proxy");
+    let balancers = ingress.unwrap_or_default().into_iter().filter(translated).filter_map(|entry| entry.ip);
     let cluster = spec.cluster_ips.unwrap_or_default().into_iter().chain(spec.cluster_ip);
-    let cluster = cluster.filter(|ip| ip != "None");
-    for text in cluster.chain(spec.external_ips.unwrap_or_default()).chain(balancers) {
+    let own = cluster.filter(|ip| ip != "None").chain(balancers).map(|text| (text, false));
+    let chosen = spec.external_ips.unwrap_or_default().into_iter().map(|text| (text, true));
+    let mut external = Vec::new();
+    for (text, is_external) in own.chain(chosen) {
         let Some(ip) = ip(&text, "spec.clusterIPs, spec.externalIPs or status.loadBalancer.ingress")? else {
             continue;
         };
         if !skipped && !vips.contains(&ip) {
             vips.push(ip);
+            external.extend(is_external.then_some(ip));
         }
     }
     let ports = ports(spec.ports, "spec.ports").collect::<Result<_, _>>()?;
     let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     let local = is_local(&spec.internal_traffic_policy) || is_local(&spec.external_traffic_policy);
-    Ok(Service { namespace, name, labels, vips: vips.into(), ports, local })
+    Ok(Service { namespace, name, labels, vips: vips.into(), external: external.into(), ports, local })
 }
 
 fn is_proxied(labels: &Labels) -> bool {

@@ -15,6 +15,7 @@
 //! - A node's address at a port that leads out of the cluster (a node port of a service with a gateway, a node or nobody's address behind
 //!   it, or a host port of a gateway) passes where the node is allowed and everything that is behind that port, and so on where that is
 //!   such a port of a node again.
+//! - An external address of services, which whoever wrote them chose, is theirs and the outside's: both have to be allowed.
 //! - An address with several owners is allowed where each of them is; a service counts on its own ports.
 //! - Of a gateway's pods, entries without `destinations` say nothing; those with some allow their union.
 //! - A pod on the host network is at its node's addresses, which are those that the Node object says.
@@ -188,11 +189,12 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
     }
     let services = cluster.services_at(destination);
     if services.is_empty() {
-        let owner = each_owner(cluster, rules, destination, protocol, port)?;
+        let owner = each_owner(cluster, rules, (destination, true), protocol, port)?;
         let Some(behind) = cluster.behind_node(destination, protocol, port) else { return Ok(owner) };
         return Ok(format!("{owner}; {}", each_behind(cluster, rules, protocol, behind)?));
     }
-    let owned = !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
+    let external = is_external(&services, destination);
+    let owned = external || !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
     let ports: Vec<_> = services
         .into_iter()
         .flat_map(|service| {
@@ -207,12 +209,17 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
         reasons.push(each_backend(cluster, rules, probe, &ports)?);
     }
     if owned {
-        reasons.push(each_owner(cluster, rules, destination, protocol, port)?);
+        reasons.push(each_owner(cluster, rules, (destination, true), protocol, port)?);
     }
     if let Some(behind) = cluster.behind_node(destination, protocol, port) {
         reasons.push(each_behind(cluster, rules, protocol, behind)?);
     }
     Ok(reasons.join("; "))
+}
+
+/// Whether an address is one that every service which has it chose itself (`externalIPs`).
+fn is_external(services: &[&Service], address: IpAddr) -> bool {
+    services.iter().all(|service| service.external.contains(&address))
 }
 
 /// Why the rules allow everything behind a port of a node, or why not.
@@ -226,7 +233,7 @@ fn each_behind(
     let mut at = 0;
     while let Some((address, port)) = behind.get(at).copied() {
         at += 1;
-        reasons.push(each_owner(cluster, rules, address, protocol, port)?);
+        reasons.push(each_owner(cluster, rules, (address, false), protocol, port)?);
         for next in cluster.behind_node(address, protocol, port).unwrap_or_default() {
             if !behind.contains(&next) {
                 behind.push(next);
@@ -250,7 +257,7 @@ fn each_backend(
     for (service, service_port) in ports {
         let name = format!("service {}/{}", service.namespace, service.name);
         for (address, target) in cluster.chosen_backends(service, service_port, probe.destination.is_ipv4()) {
-            match each_owner(cluster, rules, address, probe.protocol, target) {
+            match each_owner(cluster, rules, (address, false), probe.protocol, target) {
                 Ok(reason) => {
                     reasons.push(reason);
                     if let Some(behind) = cluster.behind_node(address, probe.protocol, target)
@@ -269,11 +276,12 @@ fn each_backend(
     Ok(reasons.join("; "))
 }
 
-/// Why the rules allow every owner of an address that is seen as it is, or why not.
+/// Why the rules allow every owner of an address that is seen as it is, or why not. `direct`: packets are sent to it, not by way of
+/// another address.
 fn each_owner(
     cluster: &Cluster<'_>,
     rules: &Rules<'_>,
-    address: IpAddr,
+    (address, direct): (IpAddr, bool),
     protocol: Protocol,
     port: u16,
 ) -> Result<String, String> {
@@ -286,7 +294,9 @@ fn each_owner(
     let mut reasons = Vec::new();
     for pod in owners {
         let what = pod.map_or(format!("{address}"), |pod| format!("pod {}/{}", pod.namespace, pod.name));
-        let virtual_only = owners_are_none && !cluster.services_at(address).is_empty();
+        let services = cluster.services_at(address);
+        let itself = direct && is_external(&services, address);
+        let virtual_only = owners_are_none && !services.is_empty() && !itself;
         match rules.allowing(cluster, Target { address, pod, virtual_only, protocol, port }) {
             Some(reason) => reasons.push(format!("{reason} allows {what}")),
             None => return Err(format!("nothing allows {what} on port {port} of {protocol:?}")),

@@ -19,8 +19,8 @@ use crate::command::{output, root, run, target, which};
 /// Programs that tests start by name, and what the kernel starts to load a module.
 const PROGRAMS: [&str; 7] = ["ip", "nft", "tc", "cat", "sh", "sleep", "modprobe"];
 /// Programs that tests may start where they are.
-const MORE_PROGRAMS: [&str; 15] = [
-    "bridge", "grep", "mkdir", "mount", "nsenter", "ping", "readlink", "rm", "seq", "setpriv", "stat",
+const MORE_PROGRAMS: [&str; 16] = [
+    "bridge", "grep", "ls", "mkdir", "mount", "nsenter", "ping", "readlink", "rm", "seq", "setpriv", "stat",
     "sysctl", "true", "umount", "unshare",
 ];
 /// Files that these read, where they are.

@@ -119,7 +119,7 @@ impl Coverage {
             if !self.sockets_only && (look != Look::New || !known.covered) {
                 known.cover(pod, datapath, self.standing.contains(&pod.cgroup));
             }
-            if known.network.as_ref().is_some_and(|network| network.host) && shares_network(pod, datapath) {
+            if known.network.as_ref().is_some_and(|network| network.host) {
                 known.watch_arrivals(pod, datapath);
             }
         }
@@ -231,14 +231,12 @@ impl Pod {
     /// Whether something is to be done about the pod even if nothing on the node has changed.
     fn lacks(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
         let host = self.network.as_ref().is_some_and(|network| network.host);
-        self.network.is_none()
-            || self.enters()
-            || (host && !self.arrivals && is_selected(pod, datapath) && shares_network(pod, datapath))
+        self.network.is_none() || self.enters() || (host && !self.arrivals && is_watched(pod, datapath))
     }
 
     /// A pod of the node's network has no veth; if a policy selects it, what comes in is watched at its sockets.
     fn watch_arrivals(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
-        if self.arrivals || !is_selected(pod, datapath) {
+        if self.arrivals || !is_watched(pod, datapath) {
             return;
         }
         match datapath.watch_arrivals(pod.cgroup, &pod.path) {
@@ -248,17 +246,11 @@ impl Pod {
     }
 }
 
-/// Whether a policy selects the pod.
-fn is_selected(pod: &PodCgroup, datapath: &Datapath) -> bool {
-    let selected = |endpoint: &Endpoint| endpoint.state != STATE_UNSELECTED;
-    datapath.observed().endpoints.get(&pod.cgroup).is_some_and(selected)
-}
-
-/// Whether the pod's object says that it shares the node's network. A process that is seen there may be on its way into another one, and
-/// what comes in to that would be believed whoever sends it.
-fn shares_network(pod: &PodCgroup, datapath: &Datapath) -> bool {
-    let endpoint = datapath.observed().endpoints.get(&pod.cgroup);
-    endpoint.is_some_and(|endpoint| endpoint.flags & FLAG_HOST_NETWORK != 0)
+/// Whether what comes in to a pod that was seen in the node's network is watched at its sockets: a policy selects it, and its object says
+/// that it shares that network. Another one's process is on its way, and what comes in where that goes would be believed whoever sends it.
+fn is_watched(pod: &PodCgroup, datapath: &Datapath) -> bool {
+    let shares = |one: &Endpoint| one.state != STATE_UNSELECTED && one.flags & FLAG_HOST_NETWORK != 0;
+    datapath.observed().endpoints.get(&pod.cgroup).is_some_and(shares)
 }
 
 /// Remembers the connections that a pod has accepted.

@@ -364,17 +364,23 @@ fn a_pod_whose_object_went_while_no_agent_ran_is_closed_as_long_as_its_processes
     let peer = stand.peer();
     // Less than what unknown pods may do.
     stand.lock_down(json!({"allow": {"to": [{"cidr": format!("{OUTSIDE_V4}/32")}], "inCluster": false}}));
+    stand.write(json!({"apiVersion": "egress-enforcer.io/v1alpha1", "kind": "EgressGatewayPolicy", "metadata": {"name": "audit"},
+        "spec": {"enforcement": "Audit", "subjects": [{"pods": {"matchLabels": {"only": "audited"}}}]}}));
     let (locked, free) = (stand.pod(PodSpec::new("a", "locked")), stand.pod(PodSpec::new("b", "free")));
+    let audited = stand.pod(PodSpec::new("b", "audited").label("only", "audited"));
     stand.start();
     denied(&locked, peer.pod().v4());
     passes(&locked, OUTSIDE_V4);
+    passes(&audited, OUTSIDE_V4);
     stand.agent.kill().unwrap();
-    let objects = [&locked, &free].map(|container| pod_object(&stand, container.pod()));
+    let objects = [&locked, &free, &audited].map(|container| pod_object(&stand, container.pod()));
     objects.iter().for_each(|object| stand.remove(object));
     stand.start();
-    // One that was not locked down is unknown like any other.
-    eventually("it is unknown", || !udp(&free, OUTSIDE_V4).succeeded());
-    passes(&free, peer.pod().v4());
+    // One that was not locked down, or audited only, is unknown like any other.
+    for container in [&free, &audited] {
+        eventually("it is unknown", || !udp(container, OUTSIDE_V4).succeeded());
+        passes(container, peer.pod().v4());
+    }
     denied(&locked, peer.pod().v4());
     denied(&locked, OUTSIDE_V4);
     let told = stand.agent.status().unwrap()["diagnostics"].to_string();

@@ -160,6 +160,12 @@ fn too_many_ranges_are_denied_and_said() {
     assert!(!world(33).allows("app/web", "1.1.1.1", "tcp/1064"));
     assert!(world(33).allows("app/web", "1.1.1.1", "tcp/1062"));
     assert!(world(33).diagnostics().contains("1 are denied"));
+    // Rather a narrow one than a wide one, wherever that is.
+    let mut wide = ports(32);
+    wide.push(json!({"port": 30000, "endPort": 40000}));
+    let world_of = |ports| mesh().with(np("app/p", json!({"podSelector": {}, "egress": [{"ports": ports}]})));
+    assert!(world_of(wide.clone()).allows("app/web", "1.1.1.1", "tcp/35000"));
+    assert!(!world_of(wide).allows("app/web", "1.1.1.1", "tcp/1062"));
     let row = world(32).compile().desired.rows.into_values().find(|row| row.len == 32).unwrap();
     assert!(row.ports().iter().all(|entry| entry.protocol == protocol::TCP));
 }

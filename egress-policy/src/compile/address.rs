@@ -30,14 +30,19 @@ pub(super) struct Addresses<'a> {
     pub(super) identities: &'a mut Identities,
     /// Identities that are written for addresses already.
     pub(super) known: &'a BTreeMap<Addr, u64>,
-    /// What is behind the node ports of every node, by family, once that is known.
-    pub(super) nodes: &'a mut NodePorts,
+    /// What is behind the node ports of every node: IPv4, and IPv6.
+    pub(super) nodes: &'a mut [NodePorts; 2],
     /// Counts addresses, backends and the service ports that are looked at.
     pub(super) work: &'a mut u64,
 }
 
-/// What is behind node ports that lead out: IPv4, and IPv6.
-pub(super) type NodePorts = [Option<Backends>; 2];
+/// What is behind node ports that lead out, of one family; the same on every node, and looked at once.
+#[derive(Default)]
+pub(super) struct NodePorts {
+    targets: Option<BTreeMap<(u8, u16), Targets>>,
+    /// Those, and what is behind them in turn.
+    backends: Option<Backends>,
+}
 
 /// Whether an address is nothing but itself: its identity is a base identity.
 pub(super) fn plain(index: &Index, addr: &Addr) -> bool {
@@ -107,26 +112,38 @@ impl Addresses<'_> {
             }
         }
         if index.leads_out(front) {
-            let family = usize::from(!front.is_v4());
-            let known = self.nodes.get_mut(family).and_then(Option::take);
-            let known = known.unwrap_or_else(|| {
-                let mut all = Backends::new();
-                for (port, targets) in index.behind_node_ports(front.is_v4()) {
-                    self.follow(port.0, targets, &mut bases, all.entry(port).or_default());
-                }
-                all
-            });
-            for (port, behind) in &known {
-                out.entry(*port).or_default().extend(behind);
+            for (port, behind) in self.behind_node_ports(front.is_v4(), &mut bases) {
+                out.entry(port).or_default().extend(behind);
             }
             for (port, targets) in index.behind_host_ports(front) {
                 self.follow(port.0, targets, &mut bases, out.entry(port).or_default());
             }
-            if let Some(place) = self.nodes.get_mut(family) {
-                *place = Some(known);
-            }
         }
         out
+    }
+
+    /// What is behind the node ports of every node.
+    fn behind_node_ports(&mut self, v4: bool, bases: &mut BTreeMap<Addr, BTreeSet<u64>>) -> Backends {
+        if let Some(known) = &self.nodes(v4).backends {
+            return known.clone();
+        }
+        let mut out = Backends::new();
+        for (port, targets) in self.node_ports(v4).clone() {
+            self.follow(port.0, targets, bases, out.entry(port).or_default());
+        }
+        self.nodes(v4).backends = Some(out.clone());
+        out
+    }
+
+    /// What node ports lead to.
+    fn node_ports(&mut self, v4: bool) -> &BTreeMap<(u8, u16), Targets> {
+        let index = self.index;
+        self.nodes(v4).targets.get_or_insert_with(|| index.behind_node_ports(v4))
+    }
+
+    fn nodes(&mut self, v4: bool) -> &mut NodePorts {
+        let [of_v4, of_v6] = &mut *self.nodes;
+        if v4 { of_v4 } else { of_v6 }
     }
 
     /// Adds the base identities of backends, and of what is behind them: another node translates what comes to a port of its own.
@@ -155,7 +172,9 @@ impl Addresses<'_> {
                 }
             }
             if index.leads_out(&addr) {
-                let further = index.behind_node(&addr, (protocol, target));
+                let port = (protocol, target);
+                let mut further = index.behind_host_ports(&addr).remove(&port).unwrap_or_default();
+                further.extend(self.node_ports(addr.is_v4()).get(&port).into_iter().flatten());
                 next.extend(further.into_iter().filter(|target| seen.insert(*target)));
             }
         }

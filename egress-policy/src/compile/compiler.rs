@@ -290,7 +290,7 @@ impl Compiler {
         let (mut fronts, others): (BTreeSet<Addr>, BTreeSet<Addr>) =
             dirty.into_iter().partition(|addr| address::in_front(index, addr));
         let mut behind: Vec<Addr> = fronts.iter().copied().collect();
-        let mut nodes = NodePorts::default();
+        let mut nodes = <[NodePorts; 2]>::default();
         for addr in others {
             let before = self.compiled.desired.addresses.get(&addr).copied();
             let after = self.address(index, (&lengths, &mut nodes), addr, keys);
@@ -311,7 +311,7 @@ impl Compiler {
     fn address(
         &mut self,
         index: &Index,
-        (lengths, nodes): (&Prefixes, &mut NodePorts),
+        (lengths, nodes): (&Prefixes, &mut [NodePorts; 2]),
         addr: Addr,
         keys: &mut Keys,
     ) -> Option<u64> {

@@ -83,7 +83,7 @@ pub(super) fn rule(index: &Index, content: Content, addr: &Addr, (protocol, port
         (Grants::default(), Policies::default(), Identities::default());
     let number = policies.take(content, &mut grants);
     grants.divide();
-    let (known, mut nodes, mut work) = (BTreeMap::new(), NodePorts::default(), 0);
+    let (known, mut nodes, mut work) = (BTreeMap::new(), <[NodePorts; 2]>::default(), 0);
     let mut judge = Addresses {
         index,
         grants: &grants,

@@ -165,6 +165,41 @@ fn on_a_node_without_pins_nothing_is_cut_before_everything_was_read() {
 }
 
 #[test]
+fn nobody_is_said_to_be_gone_before_everything_was_read() {
+    let mut world = World::new();
+    let pod = world.pod(PodSpec::new("a", "pod"));
+    world.apply(&policy(json!({})));
+    world.stand.start();
+    denied(&pod, &outside()[0]);
+    world.stand.agent.kill().unwrap();
+    world.delete(&pod_object(&world.stand, pod.pod()));
+    let said = |status: &Value| {
+        let gone = format!("UID {} was locked down before", pod.pod().uid());
+        status["diagnostics"].to_string().contains(&gone)
+    };
+    // Where pods cannot be listed, every one would be gone.
+    for kind in ["pods", "namespaces"] {
+        let fault = world.fixture.fault(kind, &Verb::READ, Fault::Forbidden);
+        world.stand.agent.spawn(&world.stand.topology).unwrap();
+        let waits = |status: &Value| {
+            assert!(!said(status), "{status}");
+            status["source"]["errors"].to_string().contains(&format!("on {kind}"))
+        };
+        world.stand.agent.wait("it says what it may not", waits).unwrap();
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            assert!(!said(&world.status()));
+            denied(&pod, &outside()[0]);
+        }
+        world.stand.agent.kill().unwrap();
+        fault.lift();
+    }
+    world.stand.start();
+    eventually("it is said", || said(&world.status()));
+    denied(&pod, &outside()[0]);
+}
+
+#[test]
 fn another_agent_on_the_node_is_waited_for() {
     let mut world = World::new();
     let pod = world.pod(PodSpec::new("a", "pod"));

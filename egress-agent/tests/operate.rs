@@ -12,9 +12,8 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
 
-use aya::maps::{HashMap as BpfHash, Map, MapData};
-use common::{Stand, denied, eventually, outside, passes, pod_object, policy, udp};
-use egress_common::wire::{ABI, Endpoint};
+use common::{Stand, denied, eventually, outside, passes, pinned_hash, pod_object, policy, udp};
+use egress_common::wire::Endpoint;
 use egress_topology::{Agent, CgroupDriver, Container, ContainerKind, Exec, PodSpec, kubernetes};
 use scrape::{Scrape, parse};
 use serde_json::{Value, json};
@@ -451,9 +450,7 @@ fn explain_says_what_the_objects_and_what_the_kernel_say() {
     assert!(told["not_here"].to_string().contains("no pod of that name"), "{told}");
 
     // Somebody takes the pod's entry away: the objects still allow, the kernel does not, and both are said.
-    let pin = stand.bpffs.path().join(format!("egress-enforcer/v{ABI}/egress_endpoint"));
-    let map = MapData::from_pin(&pin).unwrap_or_else(|error| panic!("{}: {error}", pin.display()));
-    let mut map: BpfHash<_, u64, Endpoint> = Map::HashMap(map).try_into().unwrap();
+    let mut map = pinned_hash::<u64, Endpoint>(&stand, "egress_endpoint");
     let endpoints = common::endpoints(&stand.agent);
     let cgroup = endpoints.iter().find(|one| one["name"] == "pod").unwrap()["cgroup"].as_u64().unwrap();
     map.remove(&cgroup).unwrap();

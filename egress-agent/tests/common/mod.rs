@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap as BpfHash, Map, MapData};
 use egress_agent::datapath::Datapath;
+use egress_common::wire::ABI;
 use egress_probe::{Attempt, Outcome};
 use egress_topology::{
     Agent, CgroupDriver, Container, Exec, MountPoint, OUTSIDE_V4, OUTSIDE_V6, Options, Pod, PodSpec, Process,
@@ -187,6 +189,17 @@ pub fn entries(agent: &Agent, map: &str) -> u64 {
     let status = agent.status().unwrap();
     let fill = status["maps"].as_array().unwrap().iter().find(|fill| fill["map"] == map).unwrap().clone();
     fill["entries"].as_u64().unwrap()
+}
+
+/// A map as it is pinned.
+pub fn pinned(stand: &Stand, name: &str) -> MapData {
+    let pin = stand.bpffs.path().join(format!("egress-enforcer/v{ABI}/{name}"));
+    MapData::from_pin(&pin).unwrap_or_else(|error| panic!("{}: {error}", pin.display()))
+}
+
+/// A hash as it is pinned.
+pub fn pinned_hash<K: aya::Pod, V: aya::Pod>(stand: &Stand, name: &str) -> BpfHash<MapData, K, V> {
+    Map::HashMap(pinned(stand, name)).try_into().unwrap()
 }
 
 /// The object of a pod.

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap as BpfHash, Map, MapData, PerCpuHashMap};
-use egress_common::wire::{ABI, Denial, DenialKey, Device, Endpoint, Witness, WitnessKey};
+use aya::maps::{Map, PerCpuHashMap};
+use egress_common::wire::{Denial, DenialKey, Device, Endpoint, Witness, WitnessKey};
 use egress_probe::{Captured, Outcome, Storm};
 use egress_topology::{Container, Exec, OUTSIDE_V4, OUTSIDE_V6, Pod, Process, Topology};
 use serde_json::{Value, json};
 
-use crate::common::{Stand, UDP, outside, udp};
+use crate::common::{Stand, UDP, outside, pinned, pinned_hash, udp};
 
 /// Nobody may send there.
 pub(crate) const FORBIDDEN: u16 = 7777;
@@ -141,16 +141,11 @@ pub(crate) struct Cgroups {
 impl Cgroups {
     /// Reads the pinned maps.
     pub(crate) fn read(stand: &Stand) -> Self {
-        let open = |name: &str| {
-            let dir = stand.bpffs.path().join("egress-enforcer").join(format!("v{ABI}"));
-            MapData::from_pin(dir.join(name)).unwrap()
-        };
-        let endpoints = BpfHash::<_, u64, Endpoint>::try_from(Map::HashMap(open("egress_endpoint"))).unwrap();
-        let devices = BpfHash::<_, u32, Device>::try_from(Map::HashMap(open("egress_devices"))).unwrap();
-        let denials = Map::PerCpuHashMap(open("egress_denials"));
+        let endpoints = pinned_hash::<u64, Endpoint>(stand, "egress_endpoint");
+        let devices = pinned_hash::<u32, Device>(stand, "egress_devices");
+        let denials = Map::PerCpuHashMap(pinned(stand, "egress_denials"));
         let denials = PerCpuHashMap::<_, DenialKey, Denial>::try_from(denials).unwrap();
-        let inbound = Map::HashMap(open("egress_inbound"));
-        let inbound = BpfHash::<_, WitnessKey, Witness>::try_from(inbound).unwrap();
+        let inbound = pinned_hash::<WitnessKey, Witness>(stand, "egress_inbound");
         Self {
             endpoints: endpoints.keys().map(Result::unwrap).collect(),
             devices: devices.iter().flatten().map(|(_, device)| device.cgroup).collect(),

@@ -1,16 +1,17 @@
 //! Rows 2, 3 and 7: packets and frames that the attacker makes byte by byte.
 
 use std::ffi::OsStr;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::Command;
 
+use egress_common::wire::{WITNESS_FRAGMENT, Witness, WitnessKey};
 use egress_probe::packet::{ACK, Packet, SYN};
-use egress_topology::{Agent, Container, PodSpec};
+use egress_topology::{Agent, Container, Netns, PodSpec, cgroup_id, kubernetes};
 use serde_json::json;
 
 use crate::attack::{Attack, BRIDGE_MAC, SOURCE_PORT, Shot, attack};
-use crate::common::{COVERED, endpoints, eventually};
+use crate::common::{COVERED, UDP, endpoints, eventually, pinned_hash, pod_object};
 use crate::range::{At, Range};
 
 /// A datagram with the tag to the outside.
@@ -225,6 +226,32 @@ fn row_15_packet_sockets_where_no_veth_hook_is() {
 }
 
 #[test]
+fn row_15_who_had_a_way_past_the_veth_hook_stays_mistrusted() {
+    let range = Range::new(json!({}));
+    let trusted = |container: &Container| {
+        let cgroup = cgroup_id(container.pod().cgroup()).unwrap();
+        pinned_hash::<u64, u32>(&range.stand, "egress_covered").get(&cgroup, 0).is_ok()
+    };
+    let coverage = |wanted: &str| {
+        let known = endpoints(&range.stand.agent);
+        known.iter().any(|one| one["name"] == "locked" && one["coverage"] == wanted)
+    };
+    assert!(trusted(&range.locked) && trusted(&range.free));
+    let netns = range.locked.pod().netns();
+    let made = format!("link add net1 link uplink netns {} type macvlan mode bridge", netns.path().display());
+    range.stand.topology.node().ip(&[made]).unwrap();
+    eventually("the device is known", || coverage("socket+veth, not net1 (macvlan)"));
+    assert!(!trusted(&range.locked));
+    // Into a network within the pod, of which no process tells that it belongs to it.
+    let within = Netns::new("egress-test-within").unwrap();
+    let moved = format!("link set net1 netns {}", within.path().display());
+    netns.ip(&[moved]).unwrap();
+    eventually("it is not seen any more", || coverage(COVERED[0]));
+    assert!(!trusted(&range.locked));
+    assert!(trusted(&range.free));
+}
+
+#[test]
 fn row_3_a_device_whose_name_is_no_text() {
     let mut range = Range::new(json!({}));
     range.stand.agent.kill().unwrap();
@@ -312,4 +339,60 @@ fn row_7_fragments_options_and_extension_headers() {
         let attempt = range.locked.attempt(&["udp", &target, "--payload", &long]).unwrap();
         assert!(attempt.succeeded(), "{attempt:?}");
     }
+}
+
+#[test]
+fn row_8_fragments_of_others_take_no_place() {
+    let range = Range::new(json!({}));
+    let remembered = |container: &Container, source: Option<IpAddr>| {
+        let first = injected("a first fragment", "raw", &[], move |shot| {
+            let own = shot.from().ip();
+            let source = source.filter(|source| source.is_ipv4() == own.is_ipv4()).unwrap_or(own);
+            let to = SocketAddr::new(shot.to().ip(), UDP);
+            Packet::udp(SocketAddr::new(source, SOURCE_PORT), to, &[7; 64]).cut(40).fragment(0x2000)
+        });
+        range.fire(container, &[first]);
+        let witnesses = pinned_hash::<WitnessKey, Witness>(&range.stand, "egress_inbound");
+        let cgroup = cgroup_id(container.pod().cgroup()).unwrap();
+        let of_fragments = |seen: &Witness| seen.cgroup == cgroup && seen.kind == WITNESS_FRAGMENT;
+        witnesses.iter().flatten().filter(|(_, seen)| of_fragments(seen)).count()
+    };
+    assert_eq!(remembered(&range.free, None), 0);
+    assert_eq!(
+        remembered(&range.locked, Some("10.244.200.9".parse().unwrap())),
+        1,
+        "of IPv6, whose source was its own"
+    );
+    // What is left of its own datagrams is known by them.
+    assert_eq!(remembered(&range.locked, None), 2);
+}
+
+#[test]
+fn row_8_who_is_on_its_way_is_not_believed_what_comes_in() {
+    let range = Range::new(json!({}));
+    let watched = || {
+        let pins = range.stand.agent.pins().unwrap();
+        let names = pins.iter().filter_map(|pin| pin.file_name()?.to_str());
+        names.filter(|name| name.starts_with("link_egress_arrival")).count()
+    };
+    // Its processes are in the node's network, as those that a runtime has just started; its object says that it has one of its own.
+    let topology = &range.stand.topology;
+    let entering = topology.add_pod(PodSpec::new("a", "entering").host_network()).unwrap();
+    let mut object = kubernetes::pod(&entering, topology.node_name());
+    object["spec"]["hostNetwork"] = json!(false);
+    range.stand.write(object.clone());
+    let in_node = || {
+        let known = endpoints(&range.stand.agent);
+        known.iter().any(|one| one["name"] == "entering" && one["coverage"] == "socket (the node's network)")
+    };
+    eventually("it is seen in the node's network", in_node);
+    // One that belongs there is watched.
+    let host = range.stand.pod(PodSpec::new("a", "host").host_network());
+    eventually("it is watched", || watched() == 1);
+    host.pod().remove().unwrap();
+    eventually("it is gone", || watched() == 0);
+    range.stand.remove(&pod_object(&range.stand, host.pod()));
+    object["spec"]["hostNetwork"] = json!(true);
+    range.stand.write(object);
+    eventually("it belongs there as well", || watched() == 1);
 }

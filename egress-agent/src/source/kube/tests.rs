@@ -34,9 +34,6 @@ impl World {
     }
 
     fn with(fixture: &Fixture, token: &str) -> Self {
-        let dir = TempDir::new().unwrap();
-        let path = dir.path().join("config");
-        fs::write(&path, kubeconfig(&fixture.url(), token)).unwrap();
         let timing = Timing {
             silence: Duration::from_millis(1500),
             answer: Duration::from_secs(2),
@@ -45,6 +42,13 @@ impl World {
             wait: Duration::from_millis(500),
             brief: Duration::from_millis(200),
         };
+        Self::timed(fixture, token, timing)
+    }
+
+    fn timed(fixture: &Fixture, token: &str, timing: Timing) -> Self {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("config");
+        fs::write(&path, kubeconfig(&fixture.url(), token)).unwrap();
         let cluster = Watches::start_with(Connector::new(Some(path)), timing);
         Self { cluster, objects: BTreeMap::new(), last: Changes::default(), gone: Vec::new(), dir }
     }
@@ -237,6 +241,23 @@ async fn a_cut_in_the_middle_of_a_line_loses_nothing_and_lists_nothing_anew() {
     }
     world.until("it came back", |world| world.has("Pod n/b")).await;
     assert_eq!(world.watch(Kind::Pod).relists, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_brings_something_new_is_not_waited_for_longer_and_longer() {
+    let fixture = fixture();
+    let mut world = World::timed(&fixture, "", Timing::default());
+    world.complete().await;
+    let start = Instant::now();
+    // Doubled each time, the last wait alone would be as long as a test waits.
+    for round in 2..10 {
+        fixture.until_watches("pods", 1).await;
+        fixture.apply("pods", "n", "a", &pod(&round.to_string()));
+        let label = round.to_string();
+        world.until("it goes on", |world| world.label("Pod n/a").as_deref() == Some(&label)).await;
+        fixture.end_watches("pods");
+    }
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,7 +57,7 @@ pub struct Decision {
     pub flow: Flow,
     /// The pod's cgroup; the deepest cgroup at pod level where the pod is not known; 0 before that.
     pub cgroup: u64,
-    /// The container's cgroup, 0 where the pod has no lock.
+    /// The container's cgroup, 0 where the pod has no lock: events find it out for themselves.
     pub container: u64,
     /// The policy that applied, 0 for none.
     pub policy: u64,

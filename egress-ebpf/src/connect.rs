@@ -16,7 +16,7 @@ use egress_common::wire::{Approval, Process};
 use egress_common::{Addr, Hook, Owner, Socket};
 
 use crate::maps::{Kernel, PROCESSES};
-use crate::report::{self, OfSocket, Origin};
+use crate::report::{self, Origin};
 
 /// Return codes: the call goes on, or fails with `EPERM`.
 const PASS: i32 = 1;
@@ -75,9 +75,7 @@ fn connects(ctx: &SockAddrContext, to: Addr) -> i32 {
     if !is_sure(&decision) || may_be_redirected(ctx, to.is_v4()) {
         return PASS;
     }
-    // SAFETY: as above.
-    let sk = unsafe { (*sa).__bindgen_anon_1.sk };
-    report::report(&Origin { who: OfSocket(sk), hook: Hook::Connect, ifindex: 0, length: 0 }, &decision);
+    report::report(&Origin { who: report::Current, hook: Hook::Connect, ifindex: 0, length: 0 }, &decision);
     REFUSE
 }
 

@@ -4,14 +4,16 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_sk_storage_get};
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, bpf_sock};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_comm, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
+};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns};
 use egress_common::reason::counter_slot;
 use egress_common::wire::{Denial, DenialKey, EVENT_LIMIT, EVENT_WINDOW, Process};
-use egress_common::{Action, Decision, Hook, Verdict};
+use egress_common::{Action, Decision, Hook, Verdict, View as _};
 
-use crate::maps::{COUNTERS, DENIALS, EVENTS, LOST, PROCESSES};
+use crate::maps::{COUNTERS, DENIALS, EVENTS, Kernel, LOST, PROCESSES};
 
 /// What a verdict is about.
 pub struct Origin<W> {
@@ -27,6 +29,9 @@ pub struct Origin<W> {
 
 /// How the process is found that a verdict is about.
 pub trait Who {
+    /// Id of the ancestor of its cgroup on this level, 0 where there is none.
+    fn ancestor(&self, level: u32) -> u64;
+
     /// Writes it down, zero where it is not known.
     ///
     /// # Safety
@@ -34,13 +39,22 @@ pub trait Who {
     unsafe fn write(&self, to: *mut Process);
 }
 
-/// The one that used a socket last; null where there is none.
-pub struct OfSocket(pub *mut bpf_sock);
+/// The one that used a packet's socket last; null where there is none.
+pub struct OfSocket {
+    pub skb: *mut __sk_buff,
+    pub sk: *mut bpf_sock,
+}
 
 impl Who for OfSocket {
     #[inline(always)]
+    fn ancestor(&self, level: u32) -> u64 {
+        // SAFETY: a call of a helper with the program's own context.
+        unsafe { bpf_skb_ancestor_cgroup_id(self.skb, level as i32) }
+    }
+
+    #[inline(always)]
     unsafe fn write(&self, to: *mut Process) {
-        let process = process(self.0);
+        let process = process(self.sk);
         // SAFETY: the caller's; in place, as a copy would be on the stack first.
         unsafe {
             match process {
@@ -55,6 +69,12 @@ impl Who for OfSocket {
 pub struct Current;
 
 impl Who for Current {
+    #[inline(always)]
+    fn ancestor(&self, level: u32) -> u64 {
+        // SAFETY: a call of a helper.
+        unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) }
+    }
+
     #[inline(always)]
     unsafe fn write(&self, to: *mut Process) {
         // SAFETY: the caller's; the helper writes all bytes of the command, whatever becomes of it.
@@ -94,7 +114,7 @@ pub fn report<W: Who>(origin: &Origin<W>, decision: &Decision) -> u64 {
             let slot = counter_slot(origin.hook, verdict.action, verdict.reason);
             // SAFETY: a call of a helper without arguments.
             let now = unsafe { bpf_ktime_get_ns() };
-            if let Some(suppressed) = admitted(decision.cgroup, slot, origin.length, now) {
+            if let Some(suppressed) = admitted(decision, slot, origin.length, now) {
                 event(origin, decision, now, suppressed);
             }
         }
@@ -103,10 +123,11 @@ pub fn report<W: Who>(origin: &Origin<W>, decision: &Decision) -> u64 {
 }
 
 /// Counts what one pod was denied; gives the number of packets that no event told of so far, or nothing where this one is to
-/// be among them. Each CPU counts for itself.
+/// be among them: there are too many, or it is one more of the flow that was told of last. Each CPU counts for itself.
 #[inline(never)]
-fn admitted(cgroup: u64, slot: u32, length: u32, now: u64) -> Option<u64> {
-    let key = DenialKey { cgroup, slot, reserved: 0 };
+fn admitted(decision: &Decision, slot: u32, length: u32, now: u64) -> Option<u64> {
+    let key = DenialKey { cgroup: decision.cgroup, slot, reserved: 0 };
+    let flow = &decision.flow;
     let denial = match DENIALS.get_ptr_mut(key) {
         Some(denial) => denial,
         None => {
@@ -128,11 +149,22 @@ fn admitted(cgroup: u64, slot: u32, length: u32, now: u64) -> Option<u64> {
             (*denial).window = now;
             (*denial).events = 0;
         }
-        if (*denial).events >= EVENT_LIMIT {
+        // Who asks for a connection has no port yet, and is another one each time.
+        let again = (*denial).events > 0
+            && flow.source_port != 0
+            && (*denial).destination == flow.destination
+            && (*denial).source_port == flow.source_port
+            && (*denial).destination_port == flow.destination_port
+            && (*denial).protocol == flow.protocol;
+        if again || (*denial).events >= EVENT_LIMIT {
             (*denial).suppressed += 1;
             return None;
         }
         (*denial).events += 1;
+        (*denial).destination = flow.destination;
+        (*denial).source_port = flow.source_port;
+        (*denial).destination_port = flow.destination_port;
+        (*denial).protocol = flow.protocol;
         let untold = (*denial).suppressed.wrapping_sub((*denial).told);
         (*denial).told = (*denial).suppressed;
         Some(untold)
@@ -160,7 +192,7 @@ fn event<W: Who>(origin: &Origin<W>, decision: &Decision, now: u64, suppressed: 
     unsafe {
         (*event).time = now;
         (*event).cgroup = decision.cgroup;
-        (*event).container = decision.container;
+        (*event).container = container(&origin.who, decision);
         (*event).policy = decision.policy;
         (*event).identity = decision.identity;
         (*event).revision = decision.revision;
@@ -181,6 +213,26 @@ fn event<W: Who>(origin: &Origin<W>, decision: &Decision, now: u64, suppressed: 
         (*event).reserved = [0; 5];
     }
     entry.submit(0);
+}
+
+/// The container of a pod that is known: without a lock it was of no account so far.
+#[inline(always)]
+fn container<W: Who>(who: &W, decision: &Decision) -> u64 {
+    if decision.container != 0 || decision.cgroup == 0 {
+        return decision.container;
+    }
+    let Some(config) = Kernel.config() else {
+        return 0;
+    };
+    // Where pods are, see `Config::pod_root_level`.
+    let [direct, nested, deepest] = [1, 2, 3].map(|below| who.ancestor(config.pod_root_level.wrapping_add(below)));
+    if nested == decision.cgroup {
+        deepest
+    } else if direct == decision.cgroup {
+        nested
+    } else {
+        0
+    }
 }
 
 /// The process that used the socket last.

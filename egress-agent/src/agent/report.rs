@@ -13,7 +13,6 @@ use crate::admin::server::Published;
 use crate::datapath::{Attached, DenialTotal, Denied};
 use crate::flow::{Flow, Sender};
 use crate::metrics::{Coverage, Measured, Tally};
-use crate::pods::{self, PodCgroup};
 use crate::status::{ContainerStatus, EndpointStatus, HookStatus, SourceStatus, Status, WatchStatus};
 
 /// After how many seconds without news of a kind the agent is not ready: pods that are new since may lack their policies.
@@ -22,7 +21,10 @@ const STALE: u64 = 60;
 impl Agent {
     pub(crate) fn flow(&self, event: &FlowEvent) -> Flow {
         let pod = self.scan.pods.iter().find(|pod| pod.cgroup == event.cgroup);
-        let container = pod.and_then(|pod| self.container_name(&pod.uid, &container_id(pod, event)?));
+        let container = pod.and_then(|pod| {
+            let (id, _) = pod.containers.iter().find(|(_, cgroup)| *cgroup == event.container)?;
+            self.container_name(&pod.uid, id)
+        });
         let sender = Sender { uid: pod.map(|pod| &*pod.uid), container };
         let objects = (self.compiler.compiled(), &self.index);
         let now = (Timestamp::now(), monotonic());
@@ -197,16 +199,6 @@ impl Agent {
         containers.sort_by_key(|one: &ContainerStatus| (one.name.is_none(), one.name.clone(), one.cgroup));
         containers
     }
-}
-
-/// The runtime's id of the container that sent a packet: as the kernel saw it under a proxy lock, else that of the process.
-fn container_id(pod: &PodCgroup, event: &FlowEvent) -> Option<String> {
-    if event.container != 0 {
-        return Some(pod.containers.iter().find(|(_, cgroup)| *cgroup == event.container)?.0.clone());
-    }
-    let id = (event.process.pid != 0).then(|| pods::container_of(event.process.pid))??;
-    // The process may be another one by now.
-    pod.containers.iter().any(|(known, _)| *known == id).then_some(id)
 }
 
 /// What only metrics tell, but for the coverage.

@@ -200,7 +200,7 @@ metrics! {
     BYTES = Counter "verdict_bytes" [Action Reason Hook] "Bytes of these packets, from the IP header on";
     BYPASSES = Counter "bypass_attempts" [Action Hook] "Packets of containers that are not the proxy and sent what only the proxy may send (reason SidecarBypass)";
     BY_POLICY = Counter "policy_denials" [Policy Action Reason Hook] "Packets denied or audited, by the policies that select their sender, since the agent was started";
-    SUPPRESSED = Counter "suppressed_events" [Reason Hook] "Denied or audited packets that no event told of, because there were too many of one pod, since the agent was started";
+    SUPPRESSED = Counter "suppressed_events" [Reason Hook] "Denied or audited packets that no event told of, since the agent was started: there were too many of one pod, or the same flow was told of within the second";
     LOST = Counter "lost_events" [] "Events that found no room in the ring buffer";
     SEVERED = Counter "severed_connections" [] "Open connections that were ended because policies deny them, since the agent was started with --sever";
     FLOWS_LOST = Counter "flow_log_lost" [] "Lines that the file of --flow-log did not get, because it could not be written or was too slow";

@@ -115,13 +115,6 @@ impl Scan {
     }
 }
 
-/// The runtime's id of the container that a process is in, by the name of its cgroup, while the process lives.
-pub(crate) fn container_of(pid: u32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    path.rsplit('/').find_map(container_id)
-}
-
 fn children(dir: &Path) -> io::Result<Vec<(String, PathBuf, u64)>> {
     let mut children = Vec::new();
     for entry in fs::read_dir(dir)? {

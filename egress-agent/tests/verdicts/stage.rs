@@ -93,6 +93,13 @@ impl Sender {
         let socket = if matches!(ethertype, 0x0800 | 0x86dd) { Socket::Inet } else { Socket::Packet };
         Self { socket, ..self.clone() }
     }
+
+    /// The cgroup below the one of this pod, which is one level or two below the root of pods; 0 where it is another pod's.
+    pub fn container_in(&self, pod: u64, root: u32) -> u64 {
+        let at = self.ancestors.iter().rposition(|cgroup| *cgroup == pod && pod != 0);
+        let at = at.and_then(|at| u32::try_from(at).ok()).filter(|at| [root + 1, root + 2].contains(at));
+        at.map_or(0, |at| self.cgroup(at + 1))
+    }
 }
 
 impl Owner for Sender {

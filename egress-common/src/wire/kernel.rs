@@ -161,7 +161,7 @@ pub struct Denial {
     pub packets: u64,
     /// Their bytes, from the IP header on.
     pub bytes: u64,
-    /// Packets that no event tells of, because there were too many.
+    /// Packets that no event tells of: there were too many, or the last event of the window told of this flow.
     pub suppressed: u64,
     /// Those of them whose number an event has told.
     pub told: u64,
@@ -169,6 +169,16 @@ pub struct Denial {
     pub window: u64,
     /// Events in this window.
     pub events: u64,
+    /// The flow that the last of them told of: where it went.
+    pub destination: Addr,
+    /// See [`FlowEvent::source_port`].
+    pub source_port: u16,
+    /// See [`FlowEvent::destination_port`].
+    pub destination_port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
 }
 
 /// A record of ring buffer `EVENTS`: a packet that was denied or audited.
@@ -179,7 +189,7 @@ pub struct FlowEvent {
     pub time: u64,
     /// Id of the pod's cgroup; of the deepest cgroup at pod level where the pod is not known.
     pub cgroup: u64,
-    /// Id of the container's cgroup, 0 where the pod has no lock.
+    /// Id of the container's cgroup, 0 where the packet has no socket of the pod's.
     pub container: u64,
     /// The policy that applied, 0 for none.
     pub policy: u64,

@@ -12,7 +12,7 @@ pub use kernel::*;
 
 /// Version of everything in this module. Pins live in a directory named after it; change it with any layout
 /// or meaning here.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order. Aligned, so that
 /// the kernel's programs read it in two words.
@@ -303,7 +303,7 @@ const _: () = {
     assert!(size_of::<Approval>() == 8 + 8 + 2 * 16 + 2 + 2 + 4 + 8);
     assert!(size_of::<Process>() == 4 + 4 + 16);
     assert!(size_of::<DenialKey>() == 8 + 4 + 4);
-    assert!(size_of::<Denial>() == 6 * 8);
+    assert!(size_of::<Denial>() == 6 * 8 + size_of::<Addr>() + 8);
     assert!(size_of::<FlowEvent>() == 7 * 8 + 2 * 16 + 2 * 4 + 24 + 3 * 2 + 5 + 5);
 };
 

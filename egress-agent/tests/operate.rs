@@ -482,6 +482,7 @@ fn plan_simulate_and_lint_ask_the_running_agent() {
         plan.status.success() && !text(&plan.stdout).contains("put "),
         "nothing is to be written: {plan:?}"
     );
+    assert!(text(&plan.stderr).contains("nothing to write"), "{plan:?}");
 
     let flows = stand.dir.path().join("flows.csv");
     fs::write(&flows, "from,to,port,protocol\na/pod,198.51.100.10,443,TCP\nb/free,198.51.100.10,443,TCP\n")

@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use egress_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, protocol};
+use egress_common::view::LOOPBACK_IFINDEX;
 use egress_common::wire::{Addr, Approval, Config, Endpoint, Row, RowKey, Witness, WitnessKey};
 use egress_common::{Action, Meta, Owner, Reason, Socket, View, decide};
 
@@ -215,9 +216,12 @@ impl<'a> Judge<'a> {
             info.addresses.iter().find(|ip| ip.is_ipv4() == target.address.is_ipv4()).copied()
         };
         let (ethertype, packet) = packet(endpoint.and_then(own), 0, target);
-        // Any device but loopback.
+        // The kernel sends by the loopback device what is for the pod itself, and by any other one the rest.
+        let own = endpoint.is_some_and(|info| info.addresses.contains(&target.address));
+        let ifindex =
+            if own || target.address.is_loopback() { LOOPBACK_IFINDEX } else { LOOPBACK_IFINDEX + 1 };
         let decision =
-            decide(maps, sender, packet.as_slice(), Meta { ethertype, ifindex: 2, ..Meta::default() });
+            decide(maps, sender, packet.as_slice(), Meta { ethertype, ifindex, ..Meta::default() });
         Judged {
             action: decision.verdict.action,
             reason: decision.verdict.reason,

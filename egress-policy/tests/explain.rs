@@ -32,12 +32,32 @@ fn the_judge_gives_what_the_state_of_the_pods_node_gives() {
         let targets: Vec<_> = flows.iter().map(|(address, port)| target(address, *port)).collect();
         let judged = judge.judge((namespace, pod), None, &targets);
         for ((address, port), judged) in flows.iter().zip(judged) {
+            let own = &world.index.pod(namespace, pod).unwrap().addresses;
+            if own.contains(&address.parse().unwrap()) {
+                assert!(matches!(judged.reason, Reason::Loopback | Reason::Unselected), "{name}");
+                continue;
+            }
             let verdict = world.verdict(name, address, &format!("tcp/{port}"));
             assert_eq!((judged.action, judged.reason), (verdict.action, verdict.reason), "{name} {address}");
             passed += usize::from(judged.action == Action::Allow);
         }
     }
     assert!(passed > 5, "{passed}");
+}
+
+#[test]
+fn what_stays_in_the_pod_is_judged_as_what_stays_there() {
+    let world = mesh().with(lock(json!({"allow": {"inCluster": false}})));
+    let judge = Judge::new(&world.index, UnknownPods::DenyOutside, [(("app", "web"), None)]);
+    let own = target(&world.index.pod("app", "web").unwrap().addresses[0].to_string(), 80);
+    let judged = judge.judge(
+        ("app", "web"),
+        None,
+        &[own, target("127.0.0.1", 80), target("::1", 80), target("10.0.1.2", 80)],
+    );
+    let reasons: Vec<_> = judged.iter().map(|one| one.reason).collect();
+    assert_eq!(reasons[..3], [Reason::Loopback; 3]);
+    assert_eq!(reasons[3], Reason::NotAllowed);
 }
 
 #[test]

@@ -337,6 +337,25 @@ fn gateways_of_any_namespace() {
 }
 
 #[test]
+fn gateways_that_another_policys_lock_does_not_cover() {
+    let lock = json!({"proxy": {"containers": ["istio-proxy"]}});
+    let locked = clean().with(policy(lock.clone()));
+    assert_eq!(findings(&locked), Vec::<String>::new());
+    let finding = "lock-opened EgressGatewayPolicy more: spec.gateways[0] (out) is open to every container of 1 subject that mesh \
+                   locks: app/web";
+    assert_eq!(findings(&locked.with(egp("more", spec(json!({}))))), [finding]);
+    let world = || clean().with(policy(lock.clone()));
+    assert_eq!(findings(&world().with(egp("more", spec(lock.clone())))), Vec::<String>::new());
+    // It is not for those that are locked, or opens nothing.
+    let mut others = spec(json!({}));
+    others["gateways"][0]["clients"] = json!([{"pods": {"matchLabels": {"app": "other"}}}]);
+    assert_eq!(findings(&world().with(egp("more", others))), Vec::<String>::new());
+    assert_eq!(findings(&world().with(egp("more", spec(json!({"gateways": []}))))), Vec::<String>::new());
+    // And nobody is locked.
+    assert_eq!(findings(&clean().with(egp("more", spec(json!({}))))), Vec::<String>::new());
+}
+
+#[test]
 fn gateways_without_a_ready_pod() {
     let out = |what: &str| format!("no-way-out EgressGatewayPolicy mesh: spec.gateways[0] (out) {what}");
     assert_eq!(findings(&clean().without("Pod gw/gate")), [out("matches no pod")]);

@@ -22,10 +22,13 @@ pub fn plan(args: &PlanArgs, source: &SourceArgs) -> anyhow::Result<Told> {
 pub(crate) fn tell(
     desired: &State,
     observed: &State,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
     output: Output,
 ) -> anyhow::Result<Told> {
     let plan = diff(desired, observed);
+    if plan.steps.is_empty() {
+        notes.push("nothing to write: the maps are as they are to be".to_owned());
+    }
     let out = match output {
         Output::Json => serde_json::to_string(&plan)? + "\n",
         Output::Table => plan.to_string(),

@@ -90,6 +90,9 @@ pub enum Check {
     GatewayExemptsSubjects,
     /// A gateway entry that takes pods of every namespace: who can label a pod anywhere makes it a way out.
     GatewayAnyNamespace,
+    /// A policy without `spec.proxy` opens a gateway to subjects that another policy locks to their proxy: what a policy allows, it
+    /// allows to all containers that its own lock does not shut out.
+    LockOpened,
     /// A gateway entry that leads to no ready pod.
     NoWayOut,
     /// `allow.to` or a gateway's `addresses` hold a block wider than any private one (10.0.0.0/8, RFC 1918; fc00::/7,
@@ -111,7 +114,7 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::MeshExclusion,
         Self::InjectionDisabled,
         Self::ProxyUser,
@@ -124,6 +127,7 @@ impl Check {
         Self::GatewayUnrestricted,
         Self::GatewayExemptsSubjects,
         Self::GatewayAnyNamespace,
+        Self::LockOpened,
         Self::NoWayOut,
         Self::OpenExit,
         Self::PolicyInvalid,
@@ -208,6 +212,12 @@ impl Check {
                 Warning,
                 "a label on a pod of any namespace makes it a gateway",
                 "name the gateway's namespace in the gateway's namespaces",
+            ),
+            Self::LockOpened => (
+                "lock-opened",
+                Warning,
+                "a gateway is open to every container of pods whose lock is another policy's",
+                "give the policy the same spec.proxy, or leave those pods out of the gateway's clients",
             ),
             Self::NoWayOut => (
                 "no-way-out",

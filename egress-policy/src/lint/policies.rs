@@ -29,6 +29,7 @@ pub(super) fn lint(index: &Index, members: &[Member<'_>], found: &mut Found) {
         }
         if policy.errors.is_empty() {
             valid(index, policy, members, found);
+            locks(index, policy, members, found);
             for gateway in &policy.gateways {
                 way_out(index, policy, gateway, members, &unready, found);
             }
@@ -77,6 +78,39 @@ fn exemptions(policy: &EgressGatewayPolicy, gateway: &Gateway, members: &[Member
         let names = few(exempt.iter().map(String::as_str));
         let detail = format!("{} exempts {}: {names}", path(gateway), count(exempt.len(), "subject"));
         found.add(Check::GatewayExemptsSubjects, policy.object_ref(), detail);
+    }
+}
+
+/// What a policy without a lock opens to subjects that another one locks.
+fn locks(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], found: &mut Found) {
+    if policy.proxy.is_some() {
+        return;
+    }
+    let locking: Vec<_> =
+        index.gateway_policies().filter(|one| one.proxy.is_some() && one.errors.is_empty()).collect();
+    for gateway in &policy.gateways {
+        let is_client = |member: &&Member<'_>| {
+            let mut clients = gateway.clients.iter().flatten();
+            member.subject()
+                && policy.selects(member.pod, member.namespace)
+                && (gateway.clients.is_none() || clients.any(|one| one.matches(member.pod, member.namespace)))
+        };
+        let locks = |member: &Member<'_>| {
+            let mut locking = locking.iter().filter(|one| one.selects(member.pod, member.namespace));
+            Some((format!("{}/{}", member.pod.namespace, member.pod.name), &*locking.next()?.name))
+        };
+        let open: Vec<_> = members.iter().filter(is_client).filter_map(locks).collect();
+        let by: BTreeSet<_> = open.iter().map(|(_, by)| *by).collect();
+        if !open.is_empty() {
+            let detail = format!(
+                "{} is open to every container of {} that {} locks: {}",
+                path(gateway),
+                count(open.len(), "subject"),
+                few(by),
+                few(open.iter().map(|(pod, _)| &**pod))
+            );
+            found.add(Check::LockOpened, policy.object_ref(), detail);
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
-use egress_common::wire::{ABI, Addr, Cidr, Config, Endpoint, Row, RowKey, STATE_INVALID, STATE_UNSELECTED};
+use egress_common::wire::{
+    ABI, Addr, Cidr, Config, Endpoint, FLAG_AUDIT, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
+};
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +40,7 @@ const SHAPES: [(&str, usize, usize); 5] = [
 
 /// What a full map of addresses means.
 const PLANS_WAIT: &str =
-    "changes of policies wait until there is room; pods that they lock down are closed altogether";
+    "changes of policies wait until there is room; pods that they are about are closed altogether";
 
 /// The open maps.
 pub(super) struct Maps {
@@ -234,11 +236,14 @@ impl Maps {
         }
     }
 
-    /// A pod that was free or unknown, and is not to be any more, is closed altogether, where the plan that would have said what
-    /// it may do could not be carried out.
+    /// A pod that is to be under other policies than it is now is closed altogether, where the plan that would have said what it may
+    /// do could not be carried out: it may be less. Who is only audited, or set free, stays under those that it had.
     fn close(&mut self, cgroup: u64, endpoint: &Endpoint) -> Result<(), MapError> {
-        let was = self.observed.endpoints.get(&cgroup);
-        if was.is_none_or(|was| was.state == STATE_UNSELECTED) && endpoint.state != STATE_UNSELECTED {
+        let same = |was: &Endpoint| {
+            (was.state, was.policy, was.lock) == (endpoint.state, endpoint.policy, endpoint.lock)
+        };
+        let denies = endpoint.state != STATE_UNSELECTED && endpoint.flags & FLAG_AUDIT == 0;
+        if denies && !self.observed.endpoints.get(&cgroup).is_some_and(same) {
             return self.step(&Step::PutEndpoint(cgroup, Endpoint { state: STATE_INVALID, ..*endpoint }));
         }
         Ok(())

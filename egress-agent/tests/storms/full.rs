@@ -40,6 +40,12 @@ impl Node {
     }
 
     fn start_with(&mut self, map: &str, entries: u64, more: &[&str]) {
+        self.start_with_map(map, entries, more);
+        assert_eq!(fill(&self.stand, map)["capacity"], entries);
+    }
+
+    /// As [`Self::start_with`], of a map whose fill is not told.
+    fn start_with_map(&mut self, map: &str, entries: u64, more: &[&str]) {
         let size = format!("{map}={entries}");
         let arguments = [&["--map-entries", &size], more].concat();
         let stand = &mut self.stand;
@@ -47,7 +53,6 @@ impl Node {
             egress_topology::Agent::new(crate::common::agent_binary(), stand.bpffs.path(), stand.dir.path());
         stand.agent = agent.arguments(&arguments);
         stand.start();
-        assert_eq!(fill(stand, map)["capacity"], entries);
         self.watch.sees_all_of(&self.free);
         passes(&self.known, &outside()[0]);
     }
@@ -165,6 +170,13 @@ fn addresses(hooks: &str) {
     node.says_full(MAP, "closed altogether");
     passes(&node.known, &outside()[0]);
     node.nothing_from(&node.known.clone());
+    // What is taken from a pod that is locked down already cannot be said either; it may do nothing rather than too much.
+    let mut kept = talk(&node.known);
+    assert_eq!(says(&mut kept), Outcome::Ok);
+    let fewer = json!([{"cidr": format!("{OUTSIDE_V4}/32"), "ports": [{"protocol": "UDP", "port": UDP}]}]);
+    node.stand.lock_down(json!({"allow": {"to": fewer}}));
+    eventually("the pod is closed, also what it has open", || says(&mut kept) == Outcome::Denied);
+    node.stand.lock_down(lawful());
     // Which was free is to be locked down, and has something open.
     let mut open = talk(&node.free);
     assert_eq!(says(&mut open), Outcome::Ok);
@@ -205,6 +217,93 @@ fn addresses_under_both_hooks() {
 #[test]
 fn addresses_under_the_socket_hook() {
     addresses("socket");
+}
+
+#[test]
+fn prefixes() {
+    const MAP: &str = "egress_cidrs";
+    let _alone = alone();
+    let mut node = Node::new();
+    let stand = &node.stand;
+    let within = |except: Value| json!({"allow": {"to": [{"cidr": "198.51.100.0/24", "except": except}]}});
+    stand.lock_down(within(json!([])));
+    node.start(MAP, 0, &[]);
+    let mut open = talk(&node.known);
+    assert_eq!(says(&mut open), Outcome::Ok);
+    // Without the place for what is taken out, that would be of the block that is allowed.
+    node.stand.lock_down(within(json!(["198.51.100.8/30"])));
+    node.says_full(MAP, "closed altogether");
+    eventually("the pod is closed, also what it has open", || says(&mut open) == Outcome::Denied);
+    node.nothing_from(&node.known.clone());
+    passes(&node.free, &outside()[0]);
+    // Who would be audited only is not closed.
+    let mut audit = crate::common::policy(within(json!(["198.51.100.16/30"])));
+    audit["metadata"]["name"] = json!("audit");
+    audit["spec"]["enforcement"] = json!("Audit");
+    audit["spec"]["subjects"][0]["namespaces"]["matchLabels"]["kubernetes.io/metadata.name"] = json!("b");
+    node.stand.write(audit.clone());
+    std::thread::sleep(TICK);
+    passes(&node.free, &outside()[0]);
+    node.stand.remove(&audit);
+    // As it was, there is room.
+    node.stand.lock_down(within(json!([])));
+    eventually("what was open goes on", || says(&mut open) == Outcome::Ok);
+    eventually("the agent is ready again", || node.stand.agent.status().unwrap()["ready"] == true);
+}
+
+#[test]
+fn devices() {
+    const MAP: &str = "egress_devices";
+    let _alone = alone();
+    let mut node = Node::new();
+    // The two pods that there are.
+    node.start_with_map(MAP, 2, &[]);
+    let coverage = |node: &Node, name: &str| {
+        let known = crate::common::endpoints(&node.stand.agent);
+        known.iter().find(|one| one["name"] == name).map(|one| one["coverage"].as_str().unwrap().to_owned())
+    };
+    let late = node.pod(PodSpec::new("a", "late"));
+    eventually("it is said that its device is not covered", || {
+        let status = node.stand.agent.status().unwrap();
+        status["errors"].to_string().contains("cannot cover")
+            && coverage(&node, "late").is_some_and(|told| told.starts_with("socket, not "))
+    });
+    // Its sockets are judged all the same.
+    let done: egress_probe::Storm =
+        late.spawn(&storm(100, &[])).unwrap().output_json(Duration::from_secs(5)).unwrap();
+    assert_eq!(done.sent, 0, "{done:?}");
+    node.watch.nothing_from(&node.free, [late.pod()]);
+    node.remove(&node.known);
+    eventually("its device has its place", || {
+        coverage(&node, "late").as_deref() == Some(crate::common::COVERED[0])
+    });
+    eventually("nothing is wrong", || node.stand.agent.status().unwrap()["errors"] == json!([]));
+    node.nothing_from(&late);
+}
+
+#[test]
+fn denials() {
+    const MAP: &str = "egress_denials";
+    let _alone = alone();
+    let mut node = Node::new();
+    node.start_with_map(MAP, 1, &[]);
+    let lost = |node: &Node| node.stand.agent.status().unwrap()["lost_events"].as_u64().unwrap();
+    node.nothing_from(&node.known.clone());
+    let second = node.stand.pod(PodSpec::new("a", "second"));
+    node.nothing_from(&second);
+    passes(&second, &outside()[0]);
+    // What there is no place for is counted as lost, and by the verdict.
+    eventually("it is counted as lost", || lost(&node) > 0);
+    node.remove(&node.known);
+    let reasons = |node: &Node| {
+        let known = crate::common::endpoints(&node.stand.agent);
+        let second = known.into_iter().find(|one| one["name"] == "second").unwrap();
+        second["denials"].as_array().unwrap().len()
+    };
+    eventually("there is room for what the other is denied", || {
+        let _denied = udp(&second, "198.51.100.11");
+        reasons(&node) > 0
+    });
 }
 
 #[test]

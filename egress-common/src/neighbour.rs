@@ -41,6 +41,8 @@ pub fn is_neighbour<B: Bytes + ?Sized>(
 ) -> bool {
     /// IPv6, ICMPv6 and a target, with options for a link address and a nonce (RFC 3971, section 5.3.2).
     const LONGEST: u32 = 40 + 8 + 16 + 8 + 8;
+    /// With a target, and no options.
+    const SHORTEST: u32 = 40 + 8 + 16;
     if flow.protocol != protocol::ICMPV6 {
         return false;
     }
@@ -56,7 +58,7 @@ pub fn is_neighbour<B: Bytes + ?Sized>(
     // Behind other headers no kernel sends these.
     let plain = first_header == protocol::ICMPV6 && length <= LONGEST && hops == 255;
     match flow.kind {
-        icmp::NEIGHBOUR_SOLICITATION => plain && (on_link || shares_link(endpoint, to)),
+        icmp::NEIGHBOUR_SOLICITATION => plain && length >= SHORTEST && (on_link || shares_link(endpoint, to)),
         icmp::NEIGHBOUR_ADVERTISEMENT => {
             plain && (on_link || shares_link(endpoint, to)) && is_of_itself(packet, endpoint)
         }

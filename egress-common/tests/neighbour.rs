@@ -38,6 +38,11 @@ fn what_finds_addresses_says_nothing_else() {
         long.resize(81, 7);
         assert_eq!(by(&long), Reason::NotAllowed, "{kind}");
     }
+    for kind in [135, 136] {
+        let mut short = neighbour(kind, 255, ALL_NODES);
+        short.truncate(63);
+        assert_eq!(by(&short), Reason::NotAllowed, "{kind} without a target");
+    }
     for kind in [131, 132, 143] {
         assert_eq!(by(&said(kind, 1, V6, ALL_NODES, &[ANYTHING])), Reason::NotAllowed, "{kind}");
         let mut bare = neighbour(kind, 1, ALL_NODES);

@@ -258,7 +258,7 @@ impl Case<'_> {
         match flow.kind {
             131 | 132 | 143 => hops == 1 && link,
             133 => hops == 255 && link,
-            135 | 136 => hops == 255 && (link || beside),
+            135 | 136 => hops == 255 && self.scenario.packet.len() >= 64 && (link || beside),
             _ => false,
         }
     }

@@ -235,8 +235,9 @@ impl Draw<'_> {
             given: scenario.maps.now,
         };
         match self.byte() % 16 {
-            8 => kept.source = self.addr(),
-            9 => kept.destination = self.addr(),
+            // The kernel keeps what was read, in which addresses of IPv4 have but one form.
+            8 => kept.source = of(kept.version, self.addr()),
+            9 => kept.destination = of(kept.version, self.addr()),
             10 => kept.source_port = self.port(),
             11 => kept.destination_port = self.port(),
             12 => kept.protocol = self.protocol(),
@@ -315,4 +316,9 @@ impl Scenario {
         later.memory(&mut scenario);
         scenario
     }
+}
+
+fn of(version: u8, addr: Addr) -> Addr {
+    let [.., a, b, c, d] = addr.0;
+    if version == 4 { Addr::v4([a, b, c, d]) } else { addr }
 }

@@ -82,25 +82,25 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => {
             return say(match &args.source.named() {
                 Some(source) => offline::explain(&args, source),
-                None => ask(&args.socket, Question::explain(&args)),
+                None => ask(&args.read.socket, Question::explain(&args)),
             });
         }
         Command::Simulate(args) => {
             return say(match &args.source.named() {
                 Some(source) => offline::simulate(&args, source),
-                None => Question::simulate(&args).and_then(|question| ask(&args.socket, question)),
+                None => Question::simulate(&args).and_then(|question| ask(&args.read.socket, question)),
             });
         }
         Command::Plan(args) => {
             return say(match &args.source.named() {
                 Some(source) => offline::plan(&args, source),
-                None => ask(&args.socket, Question::Plan { output: args.output }),
+                None => ask(&args.read.socket, Question::Plan { output: args.read.output }),
             });
         }
         Command::Lint(args) => {
             return say(match &args.source.named() {
                 Some(source) => offline::lint(&args, source),
-                None => ask(&args.socket, Question::Lint { output: args.output }),
+                None => ask(&args.read.socket, Question::Lint { output: args.read.output }),
             });
         }
         Command::Cleanup(args) => {

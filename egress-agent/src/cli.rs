@@ -285,12 +285,9 @@ pub struct ExplainArgs {
     /// What pods may send that the objects do not have; with --source, else as the agent was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
-    /// How to print.
-    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
-    pub output: Output,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub socket: SocketArgs,
+    pub read: ReadArgs,
 }
 
 /// Arguments of `simulate`.
@@ -309,12 +306,9 @@ pub struct SimulateArgs {
     /// What pods may send that the objects do not have; with --source, else as the agent was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
-    /// How to print.
-    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
-    pub output: Output,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub socket: SocketArgs,
+    pub read: ReadArgs,
 }
 
 /// Arguments of `plan`.
@@ -330,12 +324,9 @@ pub struct PlanArgs {
     /// What pods may send that the agent does not know; with --source, else as it was told.
     #[arg(long, env = "EGRESS_UNKNOWN_PODS", value_enum, default_value_t = Unknown::DenyOutside)]
     pub unknown_pods: Unknown,
-    /// How to print.
-    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
-    pub output: Output,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub socket: SocketArgs,
+    pub read: ReadArgs,
 }
 
 /// Arguments of `lint`.
@@ -344,12 +335,9 @@ pub struct LintArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub source: JudgedArgs,
-    /// How to print.
-    #[arg(long, short, env = "EGRESS_OUTPUT", value_enum, default_value_t = Output::Table)]
-    pub output: Output,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
-    pub socket: SocketArgs,
+    pub read: ReadArgs,
 }
 
 /// How read commands print.

@@ -83,7 +83,7 @@ impl Question {
     /// What `explain` asks.
     #[must_use]
     pub fn explain(args: &ExplainArgs) -> Self {
-        Self::Explain { from: args.from.to_string(), to: args.to.to_string(), output: args.output }
+        Self::Explain { from: args.from.to_string(), to: args.to.to_string(), output: args.read.output }
     }
 
     /// What `simulate` asks.
@@ -99,7 +99,7 @@ impl Question {
             ))
         };
         let with = args.with.as_ref().map(read).transpose()?;
-        Ok(Self::Simulate { flows: flows(&args.flows)?, with, output: args.output })
+        Ok(Self::Simulate { flows: flows(&args.flows)?, with, output: args.read.output })
     }
 }
 

@@ -74,7 +74,7 @@ pub fn explain(args: &ExplainArgs, source: &SourceArgs) -> anyhow::Result<Told> 
     let from = &args.from;
     let sender = ((&*from.namespace, &*from.pod), from.container.as_deref());
     let judge = Judge::new(&index, args.unknown_pods.into(), [sender]);
-    tell(&index, &judge, (from, args.to), args.output, Place::Objects)
+    tell(&index, &judge, (from, args.to), args.read.output, Place::Objects)
 }
 
 /// The flow and, of a service, the same to each of its backends.

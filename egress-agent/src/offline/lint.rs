@@ -27,7 +27,7 @@ pub fn checks() -> String {
 /// The source cannot be read.
 pub fn lint(args: &LintArgs, source: &SourceArgs) -> anyhow::Result<Told> {
     let (index, unread) = load_what_can_be(source)?;
-    tell(&index, unread, args.output)
+    tell(&index, unread, args.read.output)
 }
 
 /// What weakens the exit, of these objects; some things could not be read, which was said.

@@ -15,7 +15,7 @@ pub fn plan(args: &PlanArgs, source: &SourceArgs) -> anyhow::Result<Told> {
     let node = args.node_name.as_deref().unwrap_or_default();
     let compiled = compile_every_pod(&index, node, args.unknown_pods.into());
     let notes = compiled.diagnostics.iter().map(ToString::to_string).collect();
-    tell(&compiled.desired, &State::default(), notes, args.output)
+    tell(&compiled.desired, &State::default(), notes, args.read.output)
 }
 
 /// The steps from one state to another.

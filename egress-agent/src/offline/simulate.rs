@@ -51,7 +51,7 @@ pub fn simulate(args: &SimulateArgs, source: &SourceArgs) -> anyhow::Result<Told
     let index = load(source)?;
     let flows = flows(&args.flows)?;
     let with = args.with.as_deref().map(read_file).transpose()?;
-    tell(index, args.unknown_pods.into(), &flows, with, args.output)
+    tell(index, args.unknown_pods.into(), &flows, with, args.read.output)
 }
 
 /// Judges flows by these objects, and by what they would be with others.

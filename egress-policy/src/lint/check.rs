@@ -216,7 +216,7 @@ impl Check {
             Self::LockOpened => (
                 "lock-opened",
                 Warning,
-                "a gateway is open to every container of pods whose lock is another policy's",
+                "a gateway is open past another policy's lock",
                 "give the policy the same spec.proxy, or leave those pods out of the gateway's clients",
             ),
             Self::NoWayOut => (

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{UNKNOWN, World, json, labels, lock, mesh, pod, set};
+use common::{UNKNOWN, World, json, labels, lock, mesh, pod, service, set, slice};
 use egress_common::Reason;
 use egress_policy::compile::UnknownPods;
 
@@ -116,4 +116,27 @@ fn a_finished_pod_owns_no_address_and_a_terminating_one_does() {
     assert!(world.with(terminating).allows("app/web", "10.0.1.3", "tcp/80"));
     let finished = set(pod("other/free", "10.0.1.3", json!({})), "/status/phase", json!("Succeeded"));
     assert!(!world.with(finished).allows("app/web", "10.0.1.3", "tcp/80"));
+}
+
+/// Who may write its slices chooses what is behind it.
+#[test]
+fn a_service_that_is_allowed_leads_nowhere_outside() {
+    let to = json!([{"service": {"namespace": "app", "name": "two"}}]);
+    let world = |behind: &[&str], more: serde_json::Value| {
+        let mut to = to.as_array().unwrap().clone();
+        to.extend(more.as_array().unwrap().clone());
+        allow(json!({"inCluster": false, "to": to}))
+            .with(service("app/two", "10.96.0.88", json!([{"name": "a", "port": 80}])))
+            .with(slice("app/two", behind, json!([{"name": "a", "port": 80}])))
+    };
+    assert!(world(&["10.0.1.2"], json!([])).allows("app/web", "10.96.0.88", "tcp/80"));
+    let outside = world(&["203.0.113.7"], json!([]));
+    assert!(!outside.allows("app/web", "203.0.113.7", "tcp/80"));
+    assert!(!outside.allows("app/web", "10.96.0.88", "tcp/80"));
+    assert!(!world(&["10.0.1.2", "203.0.113.7"], json!([])).allows("app/web", "10.96.0.88", "tcp/80"));
+    let allowed = world(&["203.0.113.7"], json!([{"cidr": "203.0.113.7/32"}]));
+    assert!(
+        allowed.allows("app/web", "203.0.113.7", "tcp/80")
+            && allowed.allows("app/web", "10.96.0.88", "tcp/80")
+    );
 }

@@ -70,6 +70,51 @@ fn the_gateway_follows_the_cluster_and_none_is_no_way_out() {
     assert!(!world.with(finished).allows("app/web", "10.0.2.1", "tcp/443"));
 }
 
+/// Nothing else leads there than the entry does, to its clients and through their proxies: as with pods.
+#[test]
+fn a_gateways_single_address_is_the_gateways_alone() {
+    let more = json!({"inCluster": true, "node": true, "to": [{"cidr": "203.0.113.0/24"}, {"namespaces": {}, "pods": {}}]});
+    let policy = |address: &str, clients: serde_json::Value, proxy: serde_json::Value| {
+        let mut gateway = json!({"addresses": [address], "ports": [{"port": 80}]});
+        if !clients.is_null() {
+            gateway["clients"] = clients;
+        }
+        let mut policy = lock(json!({"gateways": [gateway], "allow": more}));
+        if !proxy.is_null() {
+            policy["spec"]["proxy"] = proxy;
+        }
+        mesh()
+            .with(set(
+                set(
+                    service("app/lb", "10.96.0.77", json!([{"name": "x", "port": 80}])),
+                    "/spec/type",
+                    json!("LoadBalancer"),
+                ),
+                "/status",
+                json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.66", "ipMode": "VIP"}]}}),
+            ))
+            .with(slice("app/lb", &["10.0.1.2"], json!([{"name": "x", "port": 80}])))
+            .with(policy)
+    };
+    // Outside, a load balancer's, a cluster IP, a pod's, the node's.
+    for address in ["203.0.113.7", "203.0.113.66", "10.96.0.77", "10.0.1.2", "192.168.0.1"] {
+        let single = format!("{address}/32");
+        let all = policy(&single, json!(null), json!(null));
+        assert!(all.allows("app/web", address, "tcp/80"), "{address}");
+        let nobody = policy(&single, json!([]), json!(null));
+        assert!(!nobody.allows("app/web", address, "tcp/80"), "{address}");
+        let elsewhere = policy("192.0.2.1/32", json!([]), json!(null));
+        assert!(elsewhere.allows("app/web", address, "tcp/80"), "{address} is no gateway there");
+        // The application's container, of a pod whose proxy may.
+        let locked = policy(&single, json!(null), json!({"containers": ["istio-proxy"], "scope": "Egress"}));
+        assert!(!locked.allows("app/web", address, "tcp/80"), "{address}");
+    }
+    // By way of a service, its backend is a gateway as well.
+    assert!(!policy("10.0.1.2/32", json!([]), json!(null)).allows("app/web", "10.96.0.77", "tcp/80"));
+    // A block is not: it may hold what is the cluster's.
+    assert!(policy("10.0.0.0/8", json!([]), json!(null)).allows("app/web", "10.0.1.2", "tcp/80"));
+}
+
 #[test]
 fn addresses_are_gateways_too() {
     let world = gateway(json!({"addresses": ["203.0.113.0/24", "2001:db8::/64"]}));

@@ -89,8 +89,12 @@ impl Addresses<'_> {
             return self.bases(addr).first().copied().unwrap_or(IDENTITY_WORLD);
         }
         let in_front = in_front(self.index, addr);
-        // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is.
-        let itself = !in_front || self.index.owned(addr) || self.index.is_external(addr);
+        // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is. A gateway's is the
+        // gateway's, whatever is behind it.
+        let itself = !in_front
+            || self.index.owned(addr)
+            || self.index.is_external(addr)
+            || self.index.is_gateway_address(addr);
         let owners = if itself { self.bases(addr) } else { BTreeSet::new() };
         let ports = if in_front { self.backends(addr) } else { Backends::new() };
         match owners.first() {
@@ -206,7 +210,10 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>, work: 
     *work += fronts(index, grants, addr, &mut found);
     let mut add = |peer: &Peer| found.extend(grants.of_peer(peer).map(|id| (id, BTreeSet::new())));
     match owner {
-        Owner::Nobody => found.retain(|id, _| grants.get(*id).is_some_and(|grant| !grant.inside)),
+        // Nor does a service lead there that is allowed: who may write its slices would choose what is outside.
+        Owner::Nobody => found.retain(|id, _| {
+            grants.get(*id).is_some_and(|grant| !grant.inside && !matches!(grant.peer, Peer::Service(..)))
+        }),
         Owner::Node => {
             add(&Peer::Cluster);
             index.nodes_at(addr).iter().for_each(|name| add(&Peer::Node(name.clone())));
@@ -219,6 +226,9 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>, work: 
             }
             of_pod(index, grants, (addr, pod), gateway, &mut found);
         }
+    }
+    if index.is_gateway_address(addr) {
+        found.retain(|id, _| grants.get(*id).is_some_and(|grant| !grant.spare_gateways));
     }
     found.into_iter().map(|(id, ports)| (id, ports.into_iter().collect())).collect()
 }

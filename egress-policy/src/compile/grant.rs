@@ -29,7 +29,7 @@ pub(super) enum Peer {
     ApiServer,
     /// The cluster's DNS servers, on its ports.
     Dns,
-    /// The backends of a service; the grant's ports are the service's, what matches are the backends'.
+    /// The backends of a service, but for what is outside; the grant's ports are the service's, what matches are the backends'.
     Service(Arc<str>, Arc<str>),
     /// Addresses.
     Cidr(CidrPeer),
@@ -40,7 +40,7 @@ pub(super) enum Peer {
 pub(super) struct Grant {
     pub(super) peer: Peer,
     pub(super) ports: Ports,
-    /// Never means a pod that is a gateway, so that only `gateways` with their `clients` lead to one.
+    /// Never means a gateway, be it a pod or an address, so that only `gateways` with their `clients` lead to one.
     pub(super) spare_gateways: bool,
     /// Means nothing but addresses of pods and nodes: what a proxy lock leaves to other containers.
     pub(super) inside: bool,

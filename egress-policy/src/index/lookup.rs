@@ -187,11 +187,6 @@ impl Index {
         self.namespaces.get(namespace)?.enforcement.as_deref()
     }
 
-    /// Whether a pod is a gateway of some lock-down.
-    pub(crate) fn is_gateway(&self, pod: &Pod) -> bool {
-        self.gateways.contains(&(pod.namespace.clone(), pod.name.clone()))
-    }
-
     /// The pods whose address this is.
     pub(crate) fn owners(&self, addr: &Addr) -> &[Arc<Pod>] {
         self.owners.get(addr).map_or(&[], SmallVec::as_slice)
@@ -207,17 +202,13 @@ impl Index {
         let range = cidr.addr..=last_of(cidr);
         let owned = self.owners.range(range.clone()).map(|(addr, _)| *addr);
         let nodes = self.node_names.range(range.clone()).map(|(addr, _)| *addr);
-        owned.chain(nodes).chain(self.lookups.within(range))
+        let gateways = self.gateway_addresses.range(range.clone()).map(|(addr, _)| *addr);
+        owned.chain(nodes).chain(gateways).chain(self.lookups.within(range))
     }
 
     /// The addresses of a node.
     pub(crate) fn addresses_of_node(&self, name: &str) -> impl Iterator<Item = Addr> {
         self.nodes.get(name).into_iter().flat_map(|node| &node.addresses).map(|ip| address(*ip))
-    }
-
-    /// The pods that are a gateway of some lock-down.
-    pub(crate) fn gateways(&self) -> impl Iterator<Item = &Pod> {
-        self.gateways.iter().filter_map(|name| self.pods.get(name)).map(|pod| &**pod)
     }
 
     /// Whether an address is a pod's or a node's.

@@ -5,6 +5,7 @@
 //! the size of the cluster. Tested by `tests/incremental.rs` and `tests/identities.rs`.
 
 mod dirty;
+mod gateways;
 mod intern;
 mod lookup;
 mod node_ports;
@@ -23,7 +24,7 @@ pub(crate) use services::Targets;
 
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
-    PodPeer, Service, address,
+    Service, address,
 };
 use crate::pack::pack;
 
@@ -61,6 +62,8 @@ pub struct Index {
     by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
     /// Pods that are a gateway of some lock-down.
     gateways: BTreeSet<Name>,
+    /// Single addresses that are a gateway of some lock-down, with how many entries say so.
+    gateway_addresses: BTreeMap<Addr, usize>,
     lookups: services::Lookups,
     leading_out: node_ports::LeadingOut,
 }
@@ -171,6 +174,7 @@ impl Index {
     pub(crate) fn everything(&self) -> Dirty {
         let mut dirty = Dirty { every_pod: true, ..Dirty::default() };
         dirty.addresses.extend(self.owners.keys().chain(self.node_names.keys()));
+        dirty.addresses.extend(self.gateway_addresses.keys());
         dirty.addresses.extend(self.lookups.within(Addr([0; 16])..=Addr([255; 16])));
         let host = self.pods().filter(|pod| pod.host_network).map(Pod::object_ref);
         let others = self.objects().filter(|object| !matches!(object.kind, Kind::Pod));
@@ -351,67 +355,5 @@ impl Index {
         dirty.objects.insert(ObjectRef { kind, namespace: Some(namespace.clone()), name: own });
         dirty.namespaces.insert(namespace);
         dirty
-    }
-
-    fn put_gateway_policy(&mut self, name: Arc<str>, policy: Option<EgressGatewayPolicy>) -> Dirty {
-        let mut dirty = Dirty::default();
-        if self.gateway_policies.get(&name) == policy.as_ref() {
-            return dirty;
-        }
-        dirty.every_pod = true;
-        dirty.objects.insert(ObjectRef {
-            kind: Kind::EgressGatewayPolicy,
-            namespace: None,
-            name: name.clone(),
-        });
-        // With their places, which diagnostics name.
-        let peers = |policy: Option<&EgressGatewayPolicy>| -> Vec<(usize, PodPeer)> {
-            let gateways = policy.into_iter().flat_map(|policy| &policy.gateways);
-            gateways.filter_map(|gateway| Some((gateway.index, gateway.pods.clone()?))).collect()
-        };
-        let old = self.gateway_policies.remove(&name);
-        let (before, after) = (peers(old.as_ref()), peers(policy.as_ref()));
-        if let Some(policy) = policy {
-            self.gateway_policies.insert(name, policy);
-        }
-        // Who is not meant by what was or is written here stays what it was.
-        let changed: Vec<PodPeer> = before
-            .iter()
-            .filter(|peer| !after.contains(peer))
-            .chain(after.iter().filter(|peer| !before.contains(peer)))
-            .map(|(_, peer)| peer.clone())
-            .collect();
-        if !changed.is_empty() {
-            let meant = |pod: &Arc<Pod>| {
-                let labels = self.namespace(&pod.namespace);
-                changed.iter().any(|peer| peer.matches(pod, labels))
-            };
-            let host = self.pods().filter(|pod| pod.host_network).filter(|pod| {
-                let labels = self.namespace(&pod.namespace);
-                changed.iter().any(|peer| peer.matches_labels(pod, labels))
-            });
-            dirty.objects.extend(host.map(Pod::object_ref));
-            let pods: Vec<Arc<Pod>> = self.pods.values().filter(|pod| meant(pod)).cloned().collect();
-            for pod in pods {
-                if self.judge_gateway(&pod) {
-                    dirty.addresses.extend(owned(&pod));
-                    self.judge_pod_ports(&pod, &mut dirty);
-                }
-            }
-        }
-        dirty
-    }
-
-    /// Whether a pod is meant as a gateway by any lock-down, valid or not.
-    fn means_gateway(&self, pod: &Pod) -> bool {
-        let labels = self.namespace(&pod.namespace);
-        let gateways = self.gateway_policies.values().flat_map(|policy| &policy.gateways);
-        gateways.filter_map(|gateway| gateway.pods.as_ref()).any(|peer| peer.matches(pod, labels))
-    }
-
-    /// Looks again whether a pod is a gateway; tells whether that changed.
-    fn judge_gateway(&mut self, pod: &Pod) -> bool {
-        let name = (pod.namespace.clone(), pod.name.clone());
-        if self.means_gateway(pod) { self.gateways.insert(name) } else { self.gateways.remove(&name) }
     }
 }

@@ -58,7 +58,8 @@ pub(crate) struct RawGateway {
     pub(crate) namespaces: Option<RawSelector>,
     /// Selects its pods by their labels. Absent or {}: every pod, where namespaces is given. Services in front of them are followed.
     pub(crate) pods: Option<RawSelector>,
-    /// Prefixes of a gateway in another cluster or behind a load balancer, such as 192.0.2.7/32.
+    /// Prefixes of a gateway in another cluster or behind a load balancer, such as 192.0.2.7/32. A single address is the gateway's alone,
+    /// also where a pod, a node or a service has it: nothing that policies allow besides gateways leads there.
     pub(crate) addresses: Option<Vec<String>>,
     /// The ports at which subjects may reach it. Absent: every port. Empty: none.
     pub(crate) ports: Option<Vec<RawPort>>,
@@ -171,7 +172,7 @@ pub(crate) struct RawTo {
     pub(crate) cidr: Option<String>,
     /// Prefixes strictly inside cidr, which do not overlap, and are not meant.
     pub(crate) except: Option<Vec<String>>,
-    /// A service: its own addresses and the pods behind it.
+    /// A service: its own addresses, and the pods and nodes behind it. What is outside has to be allowed by itself.
     pub(crate) service: Option<RawServiceName>,
     /// The ports there; of a service its own ports. Absent: every port. Empty: none.
     pub(crate) ports: Option<Vec<RawPort>>,

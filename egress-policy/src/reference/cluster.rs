@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::matching::{is_protocol, label_of, labels_match, ports_hold_number};
+use super::matching::{is_protocol, label_of, labels_match, ports_hold_number, prefix_holds};
 use super::{Protocol, Target};
 use crate::index::Index;
 use crate::object::{
-    EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, Pod, PodPeer, Ports, Selector, Service,
+    CidrPeer, EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, Pod, PodPeer, Ports, Selector, Service,
     ServicePort,
 };
 
@@ -52,6 +52,13 @@ impl<'a> Cluster<'a> {
             .gateway_policies()
             .flat_map(|policy| &policy.gateways)
             .any(|gateway| gateway.pods.as_ref().is_some_and(|peer| self.peer_matches(peer, pod)))
+    }
+
+    /// Whether any lock-down calls this very address a gateway.
+    pub(super) fn is_gateway_address(&self, address: IpAddr) -> bool {
+        let mut gateways = self.objects.gateway_policies().flat_map(|policy| &policy.gateways);
+        let single = |prefix: &&CidrPeer| prefix.cidr.bits == 128;
+        gateways.any(|one| one.addresses.iter().filter(single).any(|prefix| prefix_holds(prefix, address)))
     }
 
     /// The pods that own an address: those neither finished nor on the host network.

@@ -113,7 +113,7 @@ impl Subject<'_> {
                     return Some(format!("EgressGatewayPolicy {} gateways[{}]", policy.name, gateway.index));
                 }
             }
-            if target.pod.is_some_and(|pod| cluster.is_gateway(pod)) {
+            if is_gateway(cluster, target) {
                 continue;
             }
             if let Some(rule) = by_allow(cluster, &policy.allow, target) {
@@ -151,15 +151,12 @@ impl Subject<'_> {
         let Some(scope) = self.lock(policy) else { return false };
         let allowed_dns = policy.allow.dns && cluster.is_dns(target);
         let allowed_api_server = policy.allow.api_server && cluster.is_api_server(target);
-        let gateway = target.pod.is_some_and(|pod| cluster.is_gateway(pod));
+        let gateway = is_gateway(cluster, target);
         match scope {
             // Every destination but loopback and allowed DNS.
             Scope::All => gateway || !allowed_dns,
             // Gateways and everything outside the cluster; its DNS and API server are the cluster's wherever they are.
-            Scope::Egress => {
-                let inside = target.pod.is_some() || cluster.is_node(target.address);
-                gateway || !(inside || allowed_dns || allowed_api_server)
-            }
+            Scope::Egress => gateway || !(inside(cluster, target) || allowed_dns || allowed_api_server),
         }
     }
 
@@ -180,6 +177,16 @@ impl Subject<'_> {
         gateway.addresses.iter().any(|prefix| prefix_holds(prefix, target.address))
             && ports_hold(&gateway.ports, target)
     }
+}
+
+/// Whether a target is a pod or a node.
+fn inside(cluster: &Cluster<'_>, target: Target<'_>) -> bool {
+    target.pod.is_some() || cluster.is_node(target.address)
+}
+
+/// Whether a target is a gateway of any lock-down, by its pod or by its address.
+fn is_gateway(cluster: &Cluster<'_>, target: Target<'_>) -> bool {
+    target.pod.is_some_and(|pod| cluster.is_gateway(pod)) || cluster.is_gateway_address(target.address)
 }
 
 /// Whether a listed port of a service in front of a gateway's pod, in its own namespace, leads to this port of it.
@@ -207,9 +214,9 @@ fn by_allow(cluster: &Cluster<'_>, allow: &Allow, target: Target<'_>) -> Option<
                 target.pod.is_some_and(|pod| cluster.peer_matches(peer, pod)) && ports_hold(&to.ports, target)
             }
             ToPeer::Cidr(prefix) => prefix_holds(prefix, target.address) && ports_hold(&to.ports, target),
-            ToPeer::Service { namespace, name } => cluster
-                .service(namespace, name)
-                .is_some_and(|service| cluster.is_backend(service, &to.ports, target)),
+            ToPeer::Service { namespace, name } => cluster.service(namespace, name).is_some_and(|service| {
+                cluster.is_backend(service, &to.ports, target) && inside(cluster, target)
+            }),
         };
         if allowed {
             return Some(format!("to[{i}]"));

@@ -16,6 +16,7 @@
 //!   it, or a host port of a gateway) passes where the node is allowed and everything that is behind that port, and so on where that is
 //!   such a port of a node again.
 //! - An external address of services, which whoever wrote them chose, is theirs and the outside's: both have to be allowed.
+//! - A gateway's single address is the gateway's alone, also where it is a service's, a pod's or a node's.
 //! - An address with several owners is allowed where each of them is; a service counts on its own ports.
 //! - Of a gateway's pods, entries without `destinations` say nothing; those with some allow their union.
 //! - A pod on the host network is at its node's addresses, which are those that the Node object says.
@@ -193,8 +194,8 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
         let Some(behind) = cluster.behind_node(destination, protocol, port) else { return Ok(owner) };
         return Ok(format!("{owner}; {}", each_behind(cluster, rules, protocol, behind)?));
     }
-    let external = is_external(&services, destination);
-    let owned = external || !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
+    let itself = is_itself(cluster, &services, destination);
+    let owned = itself || !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
     let ports: Vec<_> = services
         .into_iter()
         .flat_map(|service| {
@@ -217,9 +218,10 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
     Ok(reasons.join("; "))
 }
 
-/// Whether an address is one that every service which has it chose itself (`externalIPs`).
-fn is_external(services: &[&Service], address: IpAddr) -> bool {
-    services.iter().all(|service| service.external.contains(&address))
+/// Whether an address of services has to be allowed by itself: every service which has it chose it itself (`externalIPs`), or it is a
+/// gateway's.
+fn is_itself(cluster: &Cluster<'_>, services: &[&Service], address: IpAddr) -> bool {
+    services.iter().all(|service| service.external.contains(&address)) || cluster.is_gateway_address(address)
 }
 
 /// Why the rules allow everything behind a port of a node, or why not.
@@ -295,7 +297,7 @@ fn each_owner(
     for pod in owners {
         let what = pod.map_or(format!("{address}"), |pod| format!("pod {}/{}", pod.namespace, pod.name));
         let services = cluster.services_at(address);
-        let itself = direct && is_external(&services, address);
+        let itself = direct && is_itself(cluster, &services, address);
         let virtual_only = owners_are_none && !services.is_empty() && !itself;
         match rules.allowing(cluster, Target { address, pod, virtual_only, protocol, port }) {
             Some(reason) => reasons.push(format!("{reason} allows {what}")),

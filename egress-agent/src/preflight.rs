@@ -58,6 +58,12 @@ pub enum Missing {
         /// The path that should be.
         path: PathBuf,
     },
+    /// What was named is a part of the pod root.
+    #[error("{} is a QoS class or a pod within kubelet's pod cgroup, and the pods beside it would not be judged: name the whole, kubepods or kubepods.slice, with --pod-root", path.display())]
+    PartOfPodRoot {
+        /// The path.
+        path: PathBuf,
+    },
     /// What is mounted starts below the real root, and kubelet's pods are not in it.
     #[error("{} shows only a part of the cgroup v2 hierarchy, without a pod cgroup of kubelet: mount the node's /sys/fs/cgroup into the container, or run the agent in the host's cgroup namespace", path.display())]
     CgroupNamespace {

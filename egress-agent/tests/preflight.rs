@@ -150,6 +150,21 @@ fn a_pod_root_elsewhere_is_named() {
 }
 
 #[test]
+fn a_part_of_the_pod_root_is_refused() {
+    let stand = Stand::new(CgroupDriver::Systemd);
+    let pod = stand.pod(egress_topology::PodSpec::new("a", "pod"));
+    for part in [pod.pod().cgroup(), pod.pod().cgroup().parent().unwrap()] {
+        let output = agent(&["--pod-root", part.to_str().unwrap()], |command| command);
+        missing(
+            output.status.code(),
+            &String::from_utf8_lossy(&output.stderr),
+            "would not be judged",
+            "--pod-root",
+        );
+    }
+}
+
+#[test]
 fn a_source_that_is_not_there_attaches_nothing() {
     let stand = Stand::new(CgroupDriver::Systemd);
     std::fs::remove_dir(stand.agent.objects()).unwrap();

@@ -216,8 +216,12 @@ impl<'a> Judge<'a> {
             info.addresses.iter().find(|ip| ip.is_ipv4() == target.address.is_ipv4()).copied()
         };
         let (ethertype, packet) = packet(endpoint.and_then(own), 0, target);
-        // The kernel sends by the loopback device what is for the pod itself, and by any other one the rest.
-        let own = endpoint.is_some_and(|info| info.addresses.contains(&target.address));
+        // The kernel sends by the loopback device what is for the pod itself, and by any other one the rest; but of its own node ports, what
+        // the node sends elsewhere.
+        let translated = self.index.leads_out(&address(target.address));
+        let own = endpoint.is_some_and(|info| {
+            info.addresses.contains(&target.address) && !(info.host_network && translated)
+        });
         let ifindex =
             if own || target.address.is_loopback() { LOOPBACK_IFINDEX } else { LOOPBACK_IFINDEX + 1 };
         let decision =

@@ -5,7 +5,7 @@ mod common;
 
 use std::net::IpAddr;
 
-use common::{json, lock, mesh};
+use common::{json, lock, mesh, pod, service, set, slice};
 use egress_common::{Action, Addr, Reason};
 use egress_policy::compile::{UnknownPods, chain};
 use egress_policy::explain::{Judge, Target};
@@ -58,6 +58,22 @@ fn what_stays_in_the_pod_is_judged_as_what_stays_there() {
     let reasons: Vec<_> = judged.iter().map(|one| one.reason).collect();
     assert_eq!(reasons[..3], [Reason::Loopback; 3]);
     assert_eq!(reasons[3], Reason::NotAllowed);
+}
+
+/// Of a pod of the node's network, the node's own ports that lead elsewhere are translated before they are judged.
+#[test]
+fn a_port_of_its_node_that_leads_out_does_not_stay_there() {
+    let host = set(pod("app/host", "192.168.0.1", json!({})), "/spec/hostNetwork", json!(true));
+    let judged = |world: &common::World| {
+        let judge = Judge::new(&world.index, UnknownPods::DenyOutside, [(("app", "host"), None)]);
+        judge.judge(("app", "host"), None, &[target("192.168.0.1", 30443)])[0].reason
+    };
+    let world = mesh().with(lock(json!({}))).with(host);
+    assert_eq!(judged(&world), Reason::Loopback);
+    let world = world
+        .with(service("app/out", "10.96.0.66", json!([{"name": "x", "port": 443, "nodePort": 30443}])))
+        .with(slice("app/out", &["203.0.113.7"], json!([{"name": "x", "port": 443}])));
+    assert_eq!(judged(&world), Reason::NotAllowed);
 }
 
 #[test]

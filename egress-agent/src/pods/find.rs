@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::level::Own;
 use super::mounts::{self, Mount};
-use super::names::{is_pod_root, is_stray};
+use super::names::{is_class, is_pod_root, is_stray, pod_uid};
 use super::{PodRoot, children};
 use crate::preflight::{self, Missing};
 
@@ -26,6 +26,14 @@ pub(super) fn given(path: &Path) -> Result<PodRoot, Missing> {
     let real = path.canonicalize().map_err(|_| not())?;
     if !preflight::is_cgroup2(&real) {
         return Err(not());
+    }
+    // Others of its class, or other classes, would not be judged, and nothing would show it.
+    if real
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| is_class(name) || pod_uid(name).is_some())
+    {
+        return Err(Missing::PartOfPodRoot { path: path.to_owned() });
     }
     at(mounts::of(&mounts, &real).ok_or_else(not)?, real)
 }

@@ -36,6 +36,13 @@ pub(super) fn is_pod_root(name: &str) -> bool {
     name == "kubepods.slice" || name == "kubepods" || name.ends_with("-kubepods.slice")
 }
 
+/// Whether kubelet names a QoS class so, within its pod root (Guaranteed pods have none).
+pub(super) fn is_class(name: &str) -> bool {
+    ["burstable", "besteffort"]
+        .iter()
+        .any(|class| name == *class || name.ends_with(&format!("kubepods-{class}.slice")))
+}
+
 /// Whether a runtime with the cgroupfs driver was told a pod's cgroup in the words of the systemd driver (`SLICE:PREFIX:ID`), and
 /// has made a directory of that name somewhere.
 pub(super) fn is_stray(name: &str) -> bool {
@@ -46,7 +53,7 @@ pub(super) fn is_stray(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{container_id, is_pod_root, is_stray, pod_uid};
+    use super::{container_id, is_class, is_pod_root, is_stray, pod_uid};
 
     #[test]
     fn kubelets_names_give_the_uid() {
@@ -89,6 +96,19 @@ mod tests {
             "x.scope",
         ] {
             assert_eq!(pod_uid(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn classes_are_within_pod_roots() {
+        for name in
+            ["burstable", "besteffort", "kubepods-burstable.slice", "kubelet-kubepods-besteffort.slice"]
+        {
+            assert!(is_class(name) && !is_pod_root(name), "{name}");
+        }
+        for name in ["kubepods", "kubepods.slice", "guaranteed", "kubelet-kubepods.slice", "burstable.slice"]
+        {
+            assert!(!is_class(name), "{name}");
         }
     }
 

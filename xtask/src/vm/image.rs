@@ -24,8 +24,10 @@ const MORE_PROGRAMS: [&str; 16] = [
     "sysctl", "true", "umount", "unshare",
 ];
 /// Files that these read, where they are.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "/etc/protocols",
+    // Clients of an API server look for the roots of trust, also where they talk without TLS.
+    "/etc/ssl/certs/ca-certificates.crt",
     "/etc/services",
     "/etc/passwd",
     "/etc/group",

@@ -111,7 +111,12 @@ impl Packet {
     /// What a verdict on it is about.
     #[inline(always)]
     pub fn origin(&self, meta: &Meta) -> Origin<OfSocket> {
-        Origin { who: OfSocket { skb: self.skb.skb, sk: self.sk() }, hook: self.hook, ifindex: meta.ifindex, length: meta.length }
+        Origin {
+            who: OfSocket { skb: self.skb.skb, sk: self.sk() },
+            hook: self.hook,
+            ifindex: meta.ifindex,
+            length: meta.length,
+        }
     }
 
     /// Its socket, null where it has none; it need not be a whole one.

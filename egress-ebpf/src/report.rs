@@ -225,7 +225,8 @@ fn container<W: Who>(who: &W, decision: &Decision) -> u64 {
         return 0;
     };
     // Where pods are, see `Config::pod_root_level`.
-    let [direct, nested, deepest] = [1, 2, 3].map(|below| who.ancestor(config.pod_root_level.wrapping_add(below)));
+    let [direct, nested, deepest] =
+        [1, 2, 3].map(|below| who.ancestor(config.pod_root_level.wrapping_add(below)));
     if nested == decision.cgroup {
         deepest
     } else if direct == decision.cgroup {

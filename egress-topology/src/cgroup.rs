@@ -238,16 +238,14 @@ pub fn cgroup_id(directory: &Path) -> Result<u64> {
     Ok(data.ino())
 }
 
-/// Kills everything in a cgroup and below, waits until it is gone, and removes the directories.
+/// Kills everything in a cgroup and below, waits until it is gone, and removes the directories. Another process may be
+/// removing the same one: two tests that start together both [`sweep`] what an earlier one left.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
     let context = || format!("remove cgroup {}", path.display());
-    fs::write(path.join("cgroup.kill"), "1").with_context(context)?;
+    unless_gone(fs::write(path.join("cgroup.kill"), "1")).with_context(context)?;
     let end = Instant::now() + KILL_LIMIT;
     loop {
-        match remove_directories(path) {
+        match unless_gone(remove_directories(path)) {
             // Busy as long as a killed process is not quite gone.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
                 thread::sleep(Duration::from_millis(2));
@@ -261,11 +259,16 @@ fn remove_directories(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            remove_directories(&entry.path())?;
+            unless_gone(remove_directories(&entry.path()))?;
         }
     }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+    fs::remove_dir(path)
+}
+
+/// No error where it says that the cgroup is no longer there: `ENOENT` by name, `ENODEV` by a file that was open before.
+fn unless_gone(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
         other => other,
     }
 }

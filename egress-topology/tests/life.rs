@@ -179,6 +179,27 @@ fn everything_dies_with_its_owner() {
     assert!(trees(prefix).is_empty());
 }
 
+/// As tests do that start at once after one that was killed.
+#[test]
+fn several_sweep_the_same() {
+    let prefix = "egress-test-swept";
+    let root = CgroupRoot::find_or_mount().unwrap();
+    for round in 0..50 {
+        // No process starts that late.
+        let tree = root.path().join(format!("{prefix}-1-99999999999-{round}.slice"));
+        for directory in ["", "kubepods", "kubepods/pod1", "kubepods/pod1/container", "kubepods/pod2"] {
+            fs::create_dir(tree.join(directory)).unwrap();
+        }
+        std::thread::scope(|scope| {
+            let sweeps: Vec<_> = (0..4).map(|_| scope.spawn(|| sweep(&root, prefix))).collect();
+            for done in sweeps {
+                done.join().unwrap().unwrap();
+            }
+        });
+        assert!(trees(prefix).is_empty());
+    }
+}
+
 #[test]
 fn objects_describe_what_stands() {
     let topology = common::topology("egress-test-objects", CgroupDriver::Systemd);

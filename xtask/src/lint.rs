@@ -62,6 +62,8 @@ fn deny() -> anyhow::Result<()> {
         let install = ["install", "cargo-deny", "--locked", "--version", CARGO_DENY];
         run("install cargo-deny (some minutes, once)", cargo().args(install))?;
     }
+    // It looks at dependencies for every platform, of which a new machine has built its own alone.
+    run("fetch dependencies", cargo().args(["fetch", "--locked", "--quiet"]))?;
     let checks = ["deny", "--offline", "--all-features", "check", "bans", "licenses", "sources"];
     run("cargo-deny", cargo().args(checks))
 }

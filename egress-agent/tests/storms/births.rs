@@ -120,8 +120,9 @@ fn wave(
     let results = senders.into_iter().map(|mut sender| {
         let patience = Duration::from_secs(25);
         let first: Storm = sender.next_json(patience).unwrap().unwrap();
-        let last: Storm = sender.output_json(patience).unwrap();
-        (first.lawful_after_ms.unwrap_or_else(|| panic!("lawful traffic never passed: {last:?}")), last)
+        // Without it the first line is the last.
+        let wait = first.lawful_after_ms.unwrap_or_else(|| panic!("lawful traffic never passed: {first:?}"));
+        (wait, sender.output_json(patience).unwrap())
     });
     let results = results.collect();
     watch.nothing_from(free, &pods);

@@ -1,7 +1,7 @@
 //! What came of a kernel: told while it runs, summed up at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::event::{Event, Outcome, TestResult};
 use super::features::Feature;
@@ -24,7 +24,12 @@ pub(crate) struct Report {
     left: BTreeMap<String, usize>,
     /// Tests that have begun and not ended.
     running: BTreeSet<(String, String)>,
+    /// When a line was last printed.
+    spoke: Instant,
 }
+
+/// How long nothing may be said of tests that pass.
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// Tests by how they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +55,7 @@ impl Report {
             start: Instant::now(),
             left: plan.binaries.iter().map(|binary| (binary.name.clone(), binary.tests.len())).collect(),
             running: BTreeSet::new(),
+            spoke: Instant::now(),
         }
     }
 
@@ -99,6 +105,11 @@ impl Report {
             let seconds: f32 = of_it().map(|outcome| outcome.seconds).sum();
             let count = self.count(of_it());
             eprintln!("    {}: {binary}: {count}, {seconds:.1} s", self.kernel);
+            self.spoke = Instant::now();
+        } else if self.spoke.elapsed() > SILENCE {
+            let left: usize = self.left.values().sum();
+            eprintln!("    {}: {} tests done, {left} to go", self.kernel, self.outcomes.len());
+            self.spoke = Instant::now();
         }
     }
 

@@ -62,7 +62,15 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 /// Prints what a command says that judges by objects: those of a source, or those of the running agent.
 fn say(told: anyhow::Result<offline::Told>) -> anyhow::Result<ExitCode> {
-    Ok(if told?.print()? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    match told {
+        Ok(told) => Ok(if told.print()? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        // A failure is no answer: 1 is one, that a flow is denied.
+        Err(error) if exit_code(&error) == ExitCode::FAILURE && !is_broken_pipe(&error) => {
+            eprintln!("egress-agent: {error:#}");
+            Ok(ExitCode::from(2))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

@@ -21,7 +21,7 @@ use crate::offline::Sender;
 pub const EXIT_CODES: &str = "Exit codes:
   0   fine
   1   failed; the reason is on stderr (explain: the flow is denied; lint: there are findings)
-  2   wrong usage
+  2   wrong usage; of explain, simulate, plan and lint also that there is no answer, with the reason on stderr
   3   the agent cannot be reached
   77  this node lacks something the agent needs; one sentence on stderr says what and how to provide it";
 

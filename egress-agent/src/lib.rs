@@ -32,4 +32,5 @@ pub mod status;
 mod table;
 #[cfg(feature = "trace")]
 mod trace;
+mod translations;
 pub mod watch;

@@ -31,6 +31,7 @@ use crate::pods::PodRoot;
 use crate::preflight;
 use crate::sever::Severing;
 use crate::source::Objects;
+use crate::translations::Translations;
 use crate::watch::{Interest, Watcher};
 
 /// Looking again without a notice, and retrying what failed.
@@ -106,6 +107,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.announce();
 
     let mut severing = Severing::default();
+    let mut translations = Translations::default();
     if args.sever {
         agent.sever_from_now_on();
     }
@@ -126,6 +128,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 meters.arrived(Instant::now());
                 agent.look_at_pods(&mut pod_watcher);
             }
+            turn = translations.turn() => agent.translations(&mut translations, turn),
             () = source.changed() => {
                 meters.arrived(Instant::now());
                 source.settle().await;
@@ -162,6 +165,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         agent.serve(|client| cluster::spawn(client, &settings, published.clone(), flows.live()));
         if agent.has_applied() {
             severing.want();
+        }
+        if translations.is_idle() && agent.wants_translations() {
+            translations.want();
         }
         if applied || covered {
             publish.send_replace(Arc::new(agent.published()));

@@ -94,7 +94,7 @@ fn what_cannot_be_read_is_no_success() {
     assert!(stderr.contains("broken.yaml") && stderr.contains("was not looked at"), "{stderr}");
 
     let output = agent(&dir.path().join("nowhere"), &[]);
-    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), ""));
     assert!(text(&output.stderr).contains("cannot read the source directory"), "{output:?}");
 }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -114,6 +115,73 @@ fn explain_says_allowed_by_0_and_denied_by_1_and_why() {
     }
 }
 
+/// Rules that would allow it and containers that look like the proxy are what people ask about.
+#[test]
+fn explain_says_why_a_rule_or_a_name_does_not_count() {
+    let dir = objects();
+    let lock = json!({
+        "apiVersion": "egress-enforcer.io/v1alpha1", "kind": "EgressGatewayPolicy", "metadata": {"name": "lock"},
+        "spec": {
+            "subjects": [{"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}}],
+            "proxy": {"containers": ["istio-proxy"]},
+            "gateways": [{"addresses": ["198.51.100.9/32"], "clients": []}],
+        },
+    });
+    let pod = |name: &str, kind: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": name},
+            "spec": {"nodeName": "n1", "containers": [{"name": "app"}], kind: [{"name": "istio-proxy"}]},
+            "status": {"phase": "Running", "podIP": "10.1.0.77"},
+        })
+    };
+    let write = |name: &str, value: &Value| fs::write(dir.path().join(name), value.to_string()).unwrap();
+    let explain = |from: &str| {
+        let words = ["explain", "--from", from, "--to", "198.51.100.9:443/TCP"];
+        let output = agent(&dir, &words, "");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        [&output.stdout[..], &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned()).concat()
+    };
+    write("lock.json", &lock);
+    let gateway = "a gateway of EgressGatewayPolicy lock: spec.gateways alone leads there";
+    let none = "istio-proxy is no proxy: no init or ephemeral container is";
+    write("debug.json", &pod("debug", "ephemeralContainers"));
+    let debug = explain("shop/debug/istio-proxy");
+    assert!(debug.contains("SidecarBypass") && debug.contains(none) && !debug.contains(gateway), "{debug}");
+    write("debug.json", &pod("debug", "initContainers"));
+    let sidecar = json!([{"name": "istio-proxy", "restartPolicy": "Always"}]);
+    assert!(explain("shop/debug/istio-proxy").contains(none));
+    assert!(explain("shop/debug/app").contains("as istio-proxy: deny SidecarBypass"));
+    let mut with = pod("debug", "initContainers");
+    with["spec"]["initContainers"] = sidecar;
+    write("debug.json", &with);
+    let proxy = explain("shop/debug/istio-proxy");
+    assert!(proxy.contains("NotAllowed") && proxy.contains(gateway) && !proxy.contains(none), "{proxy}");
+    assert!(explain("shop/debug/app").contains("as istio-proxy: deny NotAllowed"));
+}
+
+#[test]
+fn without_a_configuration_of_the_cluster_nobody_is_kept_waiting() {
+    let start = Instant::now();
+    let words = [
+        "explain",
+        "--from",
+        "a/b",
+        "--to",
+        "192.0.2.1:1/TCP",
+        "--source",
+        "kube",
+        "--kubeconfig",
+        "/nowhere",
+    ];
+    let output = Command::new(env!("CARGO_BIN_EXE_egress-agent")).args(words).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(2) && stderr.contains("cannot read the kubeconfig /nowhere"),
+        "{output:?}"
+    );
+    assert!(start.elapsed() < Duration::from_secs(20), "{output:?}");
+}
+
 const CSV: &str = "from,to,port,protocol
 shop/web,198.51.100.7,443,TCP
 shop/web/app,203.0.113.9,443,TCP
@@ -167,7 +235,11 @@ fn simulate_with_a_policy_prints_what_would_change() {
         (&json!("data/db"), &json!("allow"), &json!("deny"))
     );
     fs::write(&file, "kind: [").unwrap();
-    assert_eq!(agent(&dir, &words, CSV).status.code(), Some(1));
+    assert_eq!(agent(&dir, &words, CSV).status.code(), Some(2));
+    fs::write(&file, "kind: ConfigMap\napiVersion: v1\nmetadata: {name: c}\n").unwrap();
+    let output = agent(&dir, &words, CSV);
+    assert_eq!(output.status.code(), Some(2), "nothing in it counts");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no object in it counts (ConfigMap)"));
 }
 
 #[test]
@@ -181,7 +253,7 @@ fn flows_that_cannot_be_read_are_named() {
         ("", "no flows"),
     ] {
         let output = agent(&dir, &["simulate", "--flows", "-"], input);
-        assert_eq!(output.status.code(), Some(1), "{input}");
+        assert_eq!(output.status.code(), Some(2), "{input}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(word), "{word}: {output:?}");
     }
 }

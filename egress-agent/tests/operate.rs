@@ -497,7 +497,7 @@ fn plan_simulate_and_lint_ask_the_running_agent() {
     assert!(text(&changed.stdout).contains("(was deny)"), "{changed:?}");
     assert!(text(&changed.stderr).contains("1 of 2 flows would change"), "{changed:?}");
     fs::write(&with, "kind: [").unwrap();
-    assert_eq!(ask(&["simulate", "--flows", flows, "--with", with.to_str().unwrap()]).status.code(), Some(1));
+    assert_eq!(ask(&["simulate", "--flows", flows, "--with", with.to_str().unwrap()]).status.code(), Some(2));
     denied(&pod, &outside()[0]);
 
     let source = format!("file:{}", stand.agent.objects().display());

@@ -13,7 +13,7 @@ use egress_common::view::LOOPBACK_IFINDEX;
 use egress_common::wire::{Addr, Approval, Config, Endpoint, Row, RowKey, Witness, WitnessKey};
 use egress_common::{Action, Meta, Owner, Reason, Socket, View, decide};
 
-use crate::compile::{Compiled, EndpointInfo, RuleInfo, UnknownPods, compile_pods};
+use crate::compile::{Compiled, Doubt, EndpointInfo, RuleInfo, compile_pods};
 use crate::index::Index;
 use crate::object::{address, protocol_name};
 use crate::plan::{Prefixes, State};
@@ -144,7 +144,7 @@ impl<'a> Judge<'a> {
     #[must_use]
     pub fn new<'s>(
         index: &'a Index,
-        unknown_pods: UnknownPods,
+        doubt: impl Into<Doubt>,
         senders: impl IntoIterator<Item = ((&'s str, &'s str), Option<&'s str>)>,
     ) -> Self {
         let mut by_pod: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
@@ -156,7 +156,7 @@ impl<'a> Judge<'a> {
             Some((pod, containers.into_iter().map(str::to_owned).collect()))
         });
         let pods = pods.collect();
-        Self::over(index, Cow::Owned(compile_pods(index, "", unknown_pods, pods)))
+        Self::over(index, Cow::Owned(compile_pods(index, "", doubt.into(), pods)))
     }
 
     /// A judge of the pods of a node, as they were compiled. A pod that is not on it is an unknown pod, and so is a container that is
@@ -218,7 +218,7 @@ impl<'a> Judge<'a> {
         let (ethertype, packet) = packet(endpoint.and_then(own), 0, target);
         // The kernel sends by the loopback device what is for the pod itself, and by any other one the rest; but of its own node ports, what
         // the node sends elsewhere.
-        let translated = self.index.leads_out(&address(target.address));
+        let translated = self.index.has_port_out(&address(target.address), (target.protocol, target.port));
         let own = endpoint.is_some_and(|info| {
             info.addresses.contains(&target.address) && !(info.host_network && translated)
         });

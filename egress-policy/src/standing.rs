@@ -61,4 +61,25 @@ impl<'a> Standing<'a> {
         let verdict = decide(&self.maps.with(seen, now), &sender, packet.as_slice(), meta).verdict;
         (verdict.action == Action::Deny).then_some(verdict.reason)
     }
+
+    /// The reason why none of a pod's containers may begin a flow from one of its addresses; none where one may. What the pod was
+    /// asked does not count.
+    #[must_use]
+    pub fn denied_to_all(&self, cgroup: u64, from: IpAddr, to: &Target) -> Option<Reason> {
+        let endpoint = self.state.endpoints.get(&cgroup).filter(|_| self.is_judged(cgroup))?;
+        let (ethertype, packet) = packet(Some(from), 0, to);
+        let root = self.state.config.pod_root_level;
+        let meta = Meta { ethertype, ifindex: 2, ..Meta::default() };
+        let proxies = endpoint.proxies.iter().map(|proxy| proxy.cgroup).filter(|cgroup| *cgroup != 0);
+        let mut reason = None;
+        for container in proxies.chain([u64::MAX]) {
+            let sender = Sender { root, pod: cgroup, container, kept: None };
+            let verdict = decide(&self.maps, &sender, packet.as_slice(), meta).verdict;
+            if verdict.action != Action::Deny {
+                return None;
+            }
+            reason = Some(verdict.reason);
+        }
+        reason
+    }
 }

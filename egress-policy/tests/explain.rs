@@ -66,7 +66,10 @@ fn a_port_of_its_node_that_leads_out_does_not_stay_there() {
     let host = set(pod("app/host", "192.168.0.1", json!({})), "/spec/hostNetwork", json!(true));
     let judged = |world: &common::World| {
         let judge = Judge::new(&world.index, UnknownPods::DenyOutside, [(("app", "host"), None)]);
-        judge.judge(("app", "host"), None, &[target("192.168.0.1", 30443)])[0].reason
+        let targets = [target("192.168.0.1", 30443), target("192.168.0.1", 10250)];
+        let [out, own] = &judge.judge(("app", "host"), None, &targets)[..] else { panic!() };
+        assert_eq!(own.reason, Reason::Loopback, "a port beside it");
+        out.reason
     };
     let world = mesh().with(lock(json!({}))).with(host);
     assert_eq!(judged(&world), Reason::Loopback);
@@ -102,6 +105,23 @@ fn the_chain_names_tiers_rules_and_backends() {
     let backends: Vec<_> = chain.backends.iter().map(|b| (b.address.to_string(), b.port)).collect();
     assert_eq!(backends, [("10.0.2.1".to_owned(), 8443)]);
     assert!(!world.allows("app/web", "10.96.0.9", "tcp/443"));
+}
+
+#[test]
+fn the_chain_names_whose_gateway_the_destination_is() {
+    let gateway = json!({"addresses": ["203.0.113.9/32", "198.51.100.0/24"]});
+    let world = mesh()
+        .with(lock(json!({"gateways": [gateway, {"pods": {"matchLabels": {"istio": "egressgateway"}}}]})));
+    let of = |address: &str, port| {
+        let chain = chain(&world.index, ("app", "web"), None, address.parse().unwrap(), (6, port));
+        chain.gateway_of.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    for (address, port) in [("10.0.2.1", 8443), ("10.96.0.9", 443), ("203.0.113.9", 443)] {
+        assert_eq!(of(address, port), ["EgressGatewayPolicy mesh"], "{address}");
+    }
+    for address in ["198.51.100.10", "10.0.1.2"] {
+        assert!(of(address, 443).is_empty(), "{address}");
+    }
 }
 
 #[test]

@@ -115,6 +115,60 @@ fn a_gateways_single_address_is_the_gateways_alone() {
     assert!(policy("10.0.0.0/8", json!([]), json!(null)).allows("app/web", "10.0.1.2", "tcp/80"));
 }
 
+/// As with a gateway's pod: who may reach its node does not come by a port of the node.
+#[test]
+fn a_gateways_address_is_not_reached_by_ports_of_nodes() {
+    let world = |address: &str| {
+        let gateways = json!([{"addresses": [address], "clients": []}]);
+        let db = pod("app/db", "10.0.1.2", json!({"app": "db"}));
+        let db = set(db, "/spec/containers/0/ports", json!([{"containerPort": 80, "hostPort": 8080}]));
+        mesh()
+            .with(set(db, "/spec/nodeName", json!("node-a")))
+            .with(service("app/np", "10.96.0.77", json!([{"name": "x", "port": 80, "nodePort": 30080}])))
+            .with(slice("app/np", &["10.0.1.2"], json!([{"name": "x", "port": 80}])))
+            .with(lock(json!({"gateways": gateways, "allow": {"node": true}})))
+    };
+    let (gateway, other) = (world("10.0.1.2/32"), world("10.0.1.9/32"));
+    for port in ["tcp/30080", "tcp/8080"] {
+        assert!(other.allows("app/web", "192.168.0.1", port), "{port}");
+        assert!(!gateway.allows("app/web", "192.168.0.1", port), "{port}");
+    }
+    assert!(gateway.allows("app/web", "192.168.0.1", "tcp/10250"));
+}
+
+/// Who may write slices in that namespace names no API server of his own.
+#[test]
+fn the_api_server_is_where_its_own_slice_says() {
+    let ports = json!([{"name": "https", "port": 6443}]);
+    let own = slice("default/kubernetes", &["192.168.0.9"], ports.clone());
+    let own = set(own, "/metadata/name", json!("kubernetes"));
+    let another = slice("default/kubernetes", &["203.0.113.7"], ports);
+    let another = set(another, "/metadata/name", json!("mine"));
+    let world = mesh().with(lock(json!({"allow": {"apiServer": true}}))).with(another);
+    assert!(world.allows("app/web", "203.0.113.7", "tcp/6443"), "without one of its own, any");
+    let world = world.with(own);
+    assert!(world.allows("app/web", "192.168.0.9", "tcp/6443"));
+    assert!(!world.allows("app/web", "203.0.113.7", "tcp/6443"));
+    assert!(!world.allows("app/web", "10.96.0.1", "tcp/443"), "one of two behind it is outside");
+}
+
+/// The address of a node may be the API server's as well, on a port of its own.
+#[test]
+fn a_gateways_address_may_be_the_api_servers_too() {
+    let world = |api: bool| {
+        let gateways = json!([{"addresses": ["192.168.0.1/32"], "ports": [{"port": 15443}], "clients": []}]);
+        mesh()
+            .with(service("default/kubernetes", "10.96.0.1", json!([{"name": "https", "port": 443}])))
+            .with(slice("default/kubernetes", &["192.168.0.1"], json!([{"name": "https", "port": 6443}])))
+            .with(lock(json!({"gateways": gateways, "allow": {"apiServer": api, "node": true}})))
+    };
+    for (address, port) in [("192.168.0.1", "tcp/6443"), ("10.96.0.1", "tcp/443")] {
+        assert!(world(true).allows("app/web", address, port), "{address}");
+        assert!(!world(false).allows("app/web", address, port), "{address}");
+    }
+    assert!(!world(true).allows("app/web", "192.168.0.1", "tcp/15443"));
+}
+
 #[test]
 fn addresses_are_gateways_too() {
     let world = gateway(json!({"addresses": ["203.0.113.0/24", "2001:db8::/64"]}));

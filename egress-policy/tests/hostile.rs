@@ -80,7 +80,7 @@ fn every_port_there_is() {
     let all = mesh().with(policy(65_534));
     assert!(all.allows("app/web", "198.51.100.1", "tcp/40000") && all.diagnostics().is_empty());
     let odd = mesh().with(policy(32_767));
-    assert!(odd.diagnostics().contains("more than 32 port ranges"), "{}", odd.diagnostics());
+    assert!(odd.diagnostics().contains("more than 64 port ranges"), "{}", odd.diagnostics());
     assert!(!odd.allows("app/web", "198.51.100.1", "tcp/60000"));
 }
 

@@ -9,7 +9,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Value, World, egp, json, labels, namespace, node, pod, set, slice, world};
+use common::{Value, World, egp, json, labels, namespace, node, np, pod, set, slice, world};
 use egress_policy::compile::PodState;
 use egress_policy::lint::{Check, Finding, Severity, lint};
 
@@ -356,6 +356,51 @@ fn gateways_that_another_policys_lock_does_not_cover() {
 }
 
 #[test]
+fn audits_beside_what_enforces() {
+    let audit = json!({"enforcement": "Audit", "gateways": [], "allow": {"to": [{"cidr": "192.0.2.0/24"}]}});
+    let alone = |f: &String| f.starts_with("policy-audits");
+    let found = findings(&clean().with(egp("next", spec(audit.clone()))));
+    let finding = "audit-opens EgressGatewayPolicy next: its rules allow, also 1 subject of policies that enforce: app/web";
+    assert!(
+        found.contains(&finding.to_owned()) && found.iter().filter(|f| !alone(f)).count() == 1,
+        "{found:#?}"
+    );
+    let found =
+        findings(&clean().with(policy(json!({"enforcement": "Audit"}))).with(egp("next", spec(audit))));
+    assert!(found.iter().all(alone) && found.len() == 2, "{found:#?}");
+}
+
+/// What the agents warn of is a finding, too.
+#[test]
+fn objects_that_do_not_say_what_they_seem_to() {
+    let web = np("app/p", json!({"podSelector": {"matchLabels": {"app": "other"}}, "egress": []}));
+    lawful(web.clone());
+    let annotated =
+        set(web.clone(), "/metadata/annotations", json!({"egress-enforcer.io/enforcement": "audit"}));
+    let finding = "likely-mistake NetworkPolicy app/p: metadata.annotations[egress-enforcer.io/enforcement]: \"audit\" is \
+                   not Audit or Enforce; enforced";
+    finds(annotated, &[finding]);
+    let invalid = set(web, "/spec/egress", json!([{"to": [{"ipBlock": {"cidr": "10.0.0.0"}}]}]));
+    let found = findings(&clean().with(invalid));
+    assert!(
+        found.len() == 1 && found[0].starts_with("policy-invalid NetworkPolicy app/p: spec.egress"),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn containers_that_share_their_processes() {
+    let shares = |containers: Value| {
+        let pod = set(pod("app/two", "10.0.1.77", json!({"app": "two"})), "/spec/containers", containers);
+        clean().with(set(pod, "/spec/shareProcessNamespace", json!(true)))
+    };
+    let found = findings(&shares(json!([{"name": "app"}, {"name": "istio-proxy"}])));
+    assert_eq!(found, ["shared-processes Pod app/two: shareProcessNamespace is true"]);
+    let found = findings(&shares(json!([{"name": "app"}])));
+    assert!(found.iter().all(|f| !f.starts_with("shared")), "{found:#?}");
+}
+
+#[test]
 fn gateways_without_a_ready_pod() {
     let out = |what: &str| format!("no-way-out EgressGatewayPolicy mesh: spec.gateways[0] (out) {what}");
     assert_eq!(findings(&clean().without("Pod gw/gate")), [out("matches no pod")]);
@@ -396,7 +441,10 @@ fn policies_that_are_invalid_or_audit_or_select_nothing() {
     let second = |extra: Value| egp("second", spec(extra));
     finds(
         second(json!({"enforcement": "Audit"})),
-        &["policy-audits EgressGatewayPolicy second: spec.enforcement is Audit"],
+        &[
+            "audit-opens EgressGatewayPolicy second: its rules allow, also 1 subject of policies that enforce: app/web",
+            "policy-audits EgressGatewayPolicy second: spec.enforcement is Audit",
+        ],
     );
     lawful(second(json!({"enforcement": "Enforce"})));
     finds(

@@ -155,18 +155,18 @@ fn too_many_ranges_are_denied_and_said() {
     let ports = |count: u16| -> Vec<_> { (0..count).map(|i| json!({"port": 1000 + 2 * i})).collect() };
     let world =
         |count| mesh().with(np("app/p", json!({"podSelector": {}, "egress": [{"ports": ports(count)}]})));
-    assert!(world(32).allows("app/web", "1.1.1.1", "tcp/1062"));
-    assert!(world(32).diagnostics().is_empty());
-    assert!(!world(33).allows("app/web", "1.1.1.1", "tcp/1064"));
-    assert!(world(33).allows("app/web", "1.1.1.1", "tcp/1062"));
-    assert!(world(33).diagnostics().contains("1 are denied"));
+    assert!(world(64).allows("app/web", "1.1.1.1", "tcp/1126"));
+    assert!(world(64).diagnostics().is_empty());
+    assert!(!world(65).allows("app/web", "1.1.1.1", "tcp/1128"));
+    assert!(world(65).allows("app/web", "1.1.1.1", "tcp/1126"));
+    assert!(world(65).diagnostics().contains("1 are denied"));
     // Rather a narrow one than a wide one, wherever that is.
-    let mut wide = ports(32);
+    let mut wide = ports(64);
     wide.push(json!({"port": 30000, "endPort": 40000}));
     let world_of = |ports| mesh().with(np("app/p", json!({"podSelector": {}, "egress": [{"ports": ports}]})));
     assert!(world_of(wide.clone()).allows("app/web", "1.1.1.1", "tcp/35000"));
-    assert!(!world_of(wide).allows("app/web", "1.1.1.1", "tcp/1062"));
-    let row = world(32).compile().desired.rows.into_values().find(|row| row.len == 32).unwrap();
+    assert!(!world_of(wide).allows("app/web", "1.1.1.1", "tcp/1126"));
+    let row = world(64).compile().desired.rows.into_values().find(|row| row.len == 64).unwrap();
     assert!(row.ports().iter().all(|entry| entry.protocol == protocol::TCP));
 }
 

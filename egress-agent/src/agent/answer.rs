@@ -38,7 +38,7 @@ impl Agent {
                 let (index, unknown) = (self.index.clone(), self.unknown_pods);
                 Answer::Aside(Box::new(move || {
                     let with = with.map(|(name, text)| read_text(&name, &text)).transpose()?;
-                    offline::tell_flows(index, unknown, &flows, with, output)
+                    offline::tell_flows(index, unknown.into(), &flows, with, output)
                 }))
             }
             Question::Plan { output } => match self.datapath.read() {
@@ -131,8 +131,7 @@ fn elsewhere(
     output: Output,
     place: Place,
 ) -> anyhow::Result<Told> {
-    let sender = ((&*from.namespace, &*from.pod), from.container.as_deref());
-    let judge = Judge::new(index, unknown, [sender]);
+    let judge = offline::judge(index, unknown, from);
     offline::tell_flow(index, &judge, (from, to), output, place)
 }
 

@@ -6,10 +6,13 @@
 
 mod addresses;
 mod answer;
+mod former;
+mod intake;
 mod names;
 mod report;
 mod services;
 mod sever;
+mod translations;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,9 +20,9 @@ use std::time::Instant;
 
 use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, STATE_UNSELECTED};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
-use egress_policy::index::{Dirty, Event, Index};
-use egress_policy::object::{Object, ObjectRef, Pod};
-use egress_policy::plan::{self, Keys, Plan};
+use egress_policy::index::{Dirty, Index};
+use egress_policy::object::ObjectRef;
+use egress_policy::plan::{self, Keys, Plan, Step};
 
 use crate::cluster::Cluster;
 use crate::coverage::{Coverage, Look};
@@ -56,6 +59,8 @@ pub(crate) struct Agent {
     coverage: Coverage,
     /// Pod objects that went while their cgroup, named by the UID, still stands.
     lingering: Vec<(String, ObjectRef)>,
+    /// What services led to a moment ago.
+    former: former::Former,
     /// The source was not read whole yet.
     held: bool,
     /// What the first complete look at the objects brought is held tightly.
@@ -80,6 +85,10 @@ pub(crate) struct Agent {
     errors: Vec<String>,
     /// Something was applied since open connections were last looked at.
     applied: bool,
+    /// What pods may reach, or who an address is, has changed since connections to services were last looked at.
+    judged_anew: bool,
+    /// Why they cannot be looked at.
+    untranslated: Option<String>,
     /// Connections that were ended, where that was asked for.
     severed: Option<u64>,
     /// Why connections cannot be ended.
@@ -120,6 +129,7 @@ impl Agent {
             own: addresses::Own::default(),
             coverage: Coverage::default(),
             lingering: Vec::new(),
+            former: former::Former::default(),
             held: true,
             packed: false,
             adopted,
@@ -133,6 +143,8 @@ impl Agent {
             retry: false,
             errors: Vec::new(),
             applied: false,
+            judged_anew: true,
+            untranslated: None,
             severed: None,
             severs_not: None,
             meters: Arc::default(),
@@ -153,92 +165,6 @@ impl Agent {
     /// Looks for pods elsewhere from now on: nobody has said where they are.
     pub(crate) fn search_for_pods(&mut self) {
         self.searches = true;
-    }
-
-    pub(crate) fn look_at_source(&mut self) {
-        let mut changes = self.source.look();
-        for event in std::mem::take(&mut changes.events) {
-            self.take(event);
-        }
-        for (kind, listed) in std::mem::take(&mut changes.listed) {
-            let known = self.index.objects().filter(|object| object.kind == kind);
-            let gone: Vec<_> = known.filter(|object| !listed.contains(object)).collect();
-            for object in gone {
-                self.take(Event::Delete(object));
-            }
-        }
-        if self.held && !changes.incomplete {
-            self.held = false;
-            self.dirty = true;
-        }
-        for error in changes.errors.iter().filter(|error| !self.source_state.errors.contains(error)) {
-            tracing::error!("{error}");
-        }
-        self.dirty |=
-            changes.errors != self.source_state.errors || changes.ignored != self.source_state.ignored;
-        self.source_state = changes;
-    }
-
-    /// Takes an event in, and keeps the pods whose processes may still run.
-    fn take(&mut self, event: Event) {
-        match self.own.complete(&self.node, event) {
-            Event::Delete(object) => match self.stands(&object) {
-                Some((name, _)) => {
-                    if !self.lingering.iter().any(|(_, of)| *of == object) {
-                        self.lingering.push((name, object));
-                    }
-                }
-                None => self.index(Event::Delete(object)),
-            },
-            Event::Upsert(object) => {
-                if let Object::Pod(pod) = &object {
-                    self.succeed(&object.object_ref(), pod);
-                }
-                self.index(Event::Upsert(object));
-            }
-        }
-    }
-
-    /// The pod of an object whose processes may still run, with the UID or hash in its cgroup's name. Without its object they
-    /// would be unknown, which may be more than their policies allow.
-    fn stands(&self, object: &ObjectRef) -> Option<(String, Pod)> {
-        let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
-        let here = self.scan.pods.iter().find(|local| self.claims(&pod, &local.uid))?;
-        Some((here.uid.clone(), pod))
-    }
-
-    /// Makes room for a pod: another one that stands under its name is kept under one that no pod can have, and one that
-    /// was kept is not needed any more where this one claims its cgroup.
-    fn succeed(&mut self, object: &ObjectRef, new: &Pod) {
-        // It came back.
-        self.lingering.retain(|(_, of)| of != object);
-        let (claimed, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.lingering).into_iter().partition(|(name, _)| self.claims(new, name));
-        self.lingering = kept;
-        for (_, of) in claimed {
-            self.index(Event::Delete(of));
-        }
-        if let Some((name, mut pod)) = self.stands(object).filter(|(name, _)| !self.claims(new, name)) {
-            pod.name = format!("{} (before, UID {})", pod.name, pod.uid).into();
-            self.lingering.push((name, pod.object_ref()));
-            self.index(Event::Upsert(Object::Pod(pod)));
-        }
-    }
-
-    /// Lets go of the pods whose cgroup has gone since their object went.
-    fn let_go(&mut self) {
-        let stands = |uid: &str| self.scan.pods.iter().any(|local| local.uid == uid);
-        let (stay, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|(uid, _)| stands(uid));
-        self.lingering = stay;
-        for (_, object) in gone {
-            self.index(Event::Delete(object));
-        }
-    }
-
-    fn index(&mut self, event: Event) {
-        let changed = self.index.apply(event);
-        self.dirty |= !changed.is_empty();
-        self.changed |= changed;
     }
 
     pub(crate) fn look_at_pods(&mut self, watcher: &mut Watcher) {
@@ -363,6 +289,15 @@ impl Agent {
     }
 
     fn apply(&mut self, plan: &Plan) {
+        // Rows are never changed, and what is new has no connections yet.
+        let observed = self.datapath.observed();
+        let judges = |step: &Step| match step {
+            Step::PutEndpoint(cgroup, _) => observed.endpoints.contains_key(cgroup),
+            Step::PutAddress(addr, _) => observed.addresses.contains_key(addr),
+            Step::PutCidr(..) | Step::DeleteCidr(..) => true,
+            _ => false,
+        };
+        self.judged_anew |= plan.steps.iter().any(judges);
         let begun = Instant::now();
         let result = self.datapath.apply(plan);
         if !plan.steps.is_empty() {
@@ -403,11 +338,5 @@ impl Agent {
     /// Whether pods are to be covered whose processes are not there yet.
     pub(crate) fn waits_for_processes(&self) -> bool {
         self.coverage.waits()
-    }
-
-    /// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod of this node) is its own.
-    fn claims(&self, pod: &Pod, name: &str) -> bool {
-        let is_here = pod.node.as_deref() == Some(&self.node);
-        !name.is_empty() && (*pod.uid == *name || (is_here && pod.static_hash.as_deref() == Some(name)))
     }
 }

@@ -136,9 +136,9 @@ impl Recorder {
             Ok(()) => Done::Written,
             // An answer to the first try was lost.
             Err(Refusal::Conflict) => Done::There,
-            Err(Refusal::NotFound) if write.again => Done::Gone,
+            Err(Refusal::NotFound(_)) if write.again => Done::Gone,
             // The namespace has gone, or refuses new objects while it goes.
-            Err(Refusal::NotFound | Refusal::Never(_)) => Done::Never,
+            Err(Refusal::NotFound(_) | Refusal::Never(_)) => Done::Never,
             Err(Refusal::NotAllowed | Refusal::Later(..)) => Done::Later,
         };
         self.tally.done(write, done, now);

@@ -134,7 +134,7 @@ impl Election {
         };
         let lease = match lease {
             Ok(lease) => lease,
-            Err(Refusal::NotFound) => return self.create().await,
+            Err(Refusal::NotFound(_)) => return self.create().await,
             Err(refusal) => return Err((GET, refusal)),
         };
         self.see(lease.clone());

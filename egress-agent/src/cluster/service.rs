@@ -106,9 +106,9 @@ pub(super) enum Refusal {
     /// The role lacks a right.
     #[error("not allowed")]
     NotAllowed,
-    /// There is no such object, or no such kind.
-    #[error("not found")]
-    NotFound,
+    /// There is no such object, or kind, or namespace: which, the server says.
+    #[error("{0}")]
+    NotFound(String),
     /// The object is another by now, or there already.
     #[error("it has changed meanwhile")]
     Conflict,
@@ -134,7 +134,7 @@ fn refusal(error: &kube::Error) -> Refusal {
         return Refusal::Later(format!("{:#}", anyhow::Error::msg(chain(error))), None);
     };
     match status.code {
-        404 => Refusal::NotFound,
+        404 => Refusal::NotFound(status.message.clone()),
         409 => Refusal::Conflict,
         // Others are refused by admission, such as what is to be made in a namespace that is going.
         403 if status.message.contains("cannot ") => Refusal::NotAllowed,

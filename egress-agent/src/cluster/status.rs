@@ -146,7 +146,7 @@ impl Writer {
             let found = match ask(self.policies.get(&counted.name)).await {
                 Ok(found) => found,
                 // It, or its kind, has just gone: the next census will not have it.
-                Err(Refusal::NotFound) => return Ok(()),
+                Err(Refusal::NotFound(_)) => return Ok(()),
                 Err(refusal) => return Err((GET, refusal)),
             };
             let uid = found.metadata.uid.unwrap_or_default();
@@ -174,7 +174,7 @@ impl Writer {
                     return Ok(());
                 }
                 Err(Refusal::Conflict) => {}
-                Err(Refusal::NotFound) => return Ok(()),
+                Err(Refusal::NotFound(_)) => return Ok(()),
                 Err(refusal) => return Err((PATCH, refusal)),
             }
         }

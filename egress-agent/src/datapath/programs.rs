@@ -144,7 +144,9 @@ pub(super) fn attach_arrival(ebpf: &mut Ebpf, pins: &Pins, pod: &File, cgroup: u
     pins.replace_link(&Pins::numbered(ARRIVAL_PROGRAM, cgroup), link)
 }
 
-/// The first line of what the kernel says: the verifier's log goes on for pages.
+/// The first line of what the kernel says: the verifier's log goes on for pages, where there is one.
 pub(super) fn first_line(error: &ProgramError) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default().trim_end();
+    line.strip_suffix("Verifier output:").unwrap_or(line).trim_end().to_owned()
 }

@@ -9,10 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use egress_common::wire::Approval;
-use netlink_packet_core::{
-    Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, Nla as _,
-    NlasIterator, Parseable as _,
-};
+use netlink_packet_core::{Emitable as _, NLM_F_ACK, NLM_F_DUMP, Nla as _, Parseable as _};
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla,
@@ -23,6 +20,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
 
 use super::netlink::inside;
+use super::request::{NESTED, TYPE, ask, attribute, broken, errno, nested};
 
 /// Attributes of `include/uapi/linux/inet_diag.h`: asks for what maps keep with sockets; tells it; tells the cgroup.
 const REQUEST_STORAGES: u16 = 2;
@@ -32,13 +30,6 @@ const CGROUP: u16 = 21;
 const STORAGE_MAP: u16 = 1;
 const STORAGE: u16 = 1;
 const STORAGE_VALUE: u16 = 3;
-/// `NLA_F_NESTED` (`include/uapi/linux/netlink.h`).
-const NESTED: u16 = 1 << 15;
-/// `NLA_TYPE_MASK`: without that flag and the one for the byte order.
-const TYPE: u16 = 0x3fff;
-/// `NLMSG_ERROR` and `NLMSG_DONE`.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// `TCP_LISTEN` (`include/net/tcp_states.h`).
 const LISTEN: u8 = 10;
 
@@ -140,10 +131,6 @@ fn destroy(socket: &Socket, request: &InetRequest) -> io::Result<bool> {
     }
 }
 
-fn errno(error: &io::Error) -> Option<Errno> {
-    error.raw_os_error().map(Errno::from_raw)
-}
-
 fn request(family: u8, states: StateFlags) -> InetRequest {
     let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id }
@@ -190,59 +177,4 @@ fn kept(storages: &[u8]) -> Option<Approval> {
     }
     // SAFETY: `Approval` is plain data without padding (`aya::Pod`), and the value has its size; it may be unaligned.
     Some(unsafe { value.as_ptr().cast::<Approval>().read_unaligned() })
-}
-
-/// The value of the attribute of a kind.
-fn nested(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
-    let mut all = NlasIterator::new(attributes).flatten();
-    all.find(|nla| nla.kind() & TYPE == kind).map(|nla| nla.value().to_vec())
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    let mut bytes = Vec::from(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn broken(error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("netlink: {error}"))
-}
-
-/// Sends a request and hands on the payload of each answer to it.
-fn ask(
-    socket: &Socket,
-    kind: u16,
-    flags: u16,
-    payload: &[u8],
-    mut each: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut header = NetlinkHeader::default();
-    header.message_type = kind;
-    header.flags = NLM_F_REQUEST | flags;
-    let length = header.buffer_len() + payload.len();
-    header.length = u32::try_from(length).map_err(broken)?;
-    let mut bytes = vec![0; header.buffer_len()];
-    header.emit(&mut bytes);
-    bytes.extend(payload);
-    socket.send(&bytes, 0)?;
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest).map_err(broken)?;
-            match message.message_type() {
-                // Both begin with an error number, zero for none.
-                ERROR | DONE => {
-                    let code = message.payload().first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(()) };
-                }
-                _ => each(message.payload())?,
-            }
-            // Messages begin at multiples of four bytes.
-            rest = rest.get((message.length() as usize).next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
 }

@@ -5,9 +5,11 @@
 //! by `tests/threats/` of row 15.
 
 mod connections;
+mod conntrack;
 mod diag;
 mod monitor;
 mod netlink;
+mod request;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -19,6 +21,7 @@ use std::path::Path;
 use netlink_packet_route::link::InfoKind;
 
 pub use connections::{Connection, inbound};
+pub use conntrack::{Translated, forget, translated};
 pub use diag::{Open, Sockets, can_end, end, sockets};
 pub use monitor::Monitor;
 

@@ -1,11 +1,14 @@
 //! `explain`: one flow, and everything that leads to its verdict.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use egress_common::wire::ROW_ENTRIES;
 use egress_common::{Action, Reason};
 use egress_policy::Index;
-use egress_policy::compile::{Chain, PodState, chain};
+use egress_policy::compile::{Chain, Doubt, PodState, chain};
 use egress_policy::explain::{Judge, Target};
+use egress_policy::object::{Container, Kind};
 use egress_policy::plan::Difference;
 use serde::Serialize;
 
@@ -20,7 +23,6 @@ struct Explanation {
     #[serde(flatten)]
     verdict: Verdict,
     /// The objects have the pod.
-    #[serde(skip)]
     listed: bool,
     /// `Unselected`, `Isolated`, `Invalid` with its reasons; absent for a pod that the objects do not have.
     endpoint: Option<PodState>,
@@ -28,6 +30,9 @@ struct Explanation {
     chain: Chain,
     /// What becomes of the same flow to each backend, in the order of `backends`.
     backend_verdicts: Vec<Verdict>,
+    /// Of a bypass, what becomes of the same flow when a proxy of the lock sends it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    proxy_verdicts: BTreeMap<String, Verdict>,
     /// What the kernel's maps say, where a running agent was asked and the pod is on its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel: Option<Kernel>,
@@ -70,11 +75,25 @@ pub(crate) enum Place {
 /// # Errors
 /// The source cannot be read.
 pub fn explain(args: &ExplainArgs, source: &SourceArgs) -> anyhow::Result<Told> {
-    let index = load(source)?;
-    let from = &args.from;
-    let sender = ((&*from.namespace, &*from.pod), from.container.as_deref());
-    let judge = Judge::new(&index, args.unknown_pods.into(), [sender]);
-    tell(&index, &judge, (from, args.to), args.read.output, Place::Objects)
+    let loaded = load(source)?;
+    let (index, from) = (&loaded.index, &args.from);
+    let judge = judge(index, loaded.doubt(args.unknown_pods), from);
+    let mut told = tell(index, &judge, (from, args.to), args.read.output, Place::Objects)?;
+    told.notes.extend(loaded.note());
+    Ok(told)
+}
+
+/// A judge over these objects of what a sender and the other containers of its pod send.
+pub(crate) fn judge<'a>(index: &'a Index, doubt: impl Into<Doubt>, from: &Sender) -> Judge<'a> {
+    let pod = (&*from.namespace, &*from.pod);
+    let known = index.pod(pod.0, pod.1).into_iter().flat_map(|known| &known.spec.containers);
+    let known =
+        known.map(|container| &*container.name).filter(|name| from.container.as_deref() != Some(name));
+    Judge::new(
+        index,
+        doubt,
+        [from.container.as_deref()].into_iter().chain(known.map(Some)).map(|one| (pod, one)),
+    )
 }
 
 /// The flow and, of a service, the same to each of its backends.
@@ -102,10 +121,26 @@ pub(crate) fn tell(
     if let Some(name) = container.filter(|name| !has(name)) {
         notes.push(format!("{}/{} has no container {name} in its spec", from.namespace, from.pod));
     }
-    if let (Place::Here(_), Some(name), Reason::SidecarBypass) = (&place, container, first.reason)
+    if let (Some(name), Reason::SidecarBypass) = (container, first.reason)
         && chain.proxies.contains(name)
     {
-        notes.push(format!("{name} is a proxy of the lock, but which cgroup it has is not known here (yet)"));
+        let lasts = |one: &Container| one.kind.lasts() || *one.name != *name;
+        if !known.is_none_or(|containers| containers.iter().all(lasts)) {
+            notes.push(format!("{name} is no proxy: no init or ephemeral container is, whatever its name"));
+        } else if matches!(place, Place::Here(_)) {
+            notes.push(format!(
+                "{name} is a proxy of the lock, but which cgroup it has is not known here (yet)"
+            ));
+        }
+    }
+    let proxies = chain.proxies.iter().filter(|name| first.reason == Reason::SidecarBypass && has(name));
+    let judged_as = |name: &String| Some((name.clone(), judge.judge(pod, Some(name), &[to]).first()?.into()));
+    let proxy_verdicts = proxies.filter_map(judged_as).collect();
+    let all_allow = !chain.tiers.is_empty() && chain.tiers.iter().all(|tier| tier.rule.is_some());
+    if first.reason == Reason::NotAllowed && all_allow && rest.iter().all(|one| one.action != Action::Deny) {
+        notes.push(format!(
+            "every rule allows it, but more than {ROW_ENTRIES} port ranges lead there, and this one did not fit: see the diagnostics of status, or plan"
+        ));
     }
     let (kernel, not_here) = match place {
         Place::Objects => (None, None),
@@ -123,6 +158,7 @@ pub(crate) fn tell(
         listed: known.is_some(),
         endpoint: first.endpoint.map(|endpoint| endpoint.state.clone()),
         backend_verdicts: rest.iter().map(Verdict::from).collect(),
+        proxy_verdicts,
         chain,
         kernel,
         not_here,
@@ -135,8 +171,18 @@ pub(crate) fn tell(
 }
 
 fn text(explanation: &Explanation, reason: &str) -> String {
-    let Explanation { from, to, verdict, listed, endpoint, chain, backend_verdicts, kernel, not_here } =
-        explanation;
+    let Explanation {
+        from,
+        to,
+        verdict,
+        listed,
+        endpoint,
+        chain,
+        backend_verdicts,
+        proxy_verdicts,
+        kernel,
+        not_here,
+    } = explanation;
     let of = verdict.destination.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
     let mut lines =
         vec![format!("{} {}: {from} -> {to}{of}", verdict.action, verdict.reason), format!("  {reason}")];
@@ -159,10 +205,21 @@ fn text(explanation: &Explanation, reason: &str) -> String {
                 };
                 lines.push(format!("  {}{mode}: {says}", names.join(", ")));
             }
+            let subject = chain.tiers.iter().any(|tier| tier.tier == Kind::EgressGatewayPolicy.name());
+            if verdict.reason == Reason::NotAllowed.name() && subject && !chain.gateway_of.is_empty() {
+                let names: Vec<_> = chain.gateway_of.iter().map(ToString::to_string).collect();
+                lines.push(format!(
+                    "  a gateway of {}: spec.gateways alone leads there, to its clients, on its ports",
+                    names.join(", ")
+                ));
+            }
             if verdict.reason == Reason::SidecarBypass.name() {
                 let names: Vec<&str> = chain.proxies.iter().map(String::as_str).collect();
                 let who = if names.is_empty() { "no container".to_owned() } else { names.join(" or ") };
                 lines.push(format!("  proxy lock: {who} alone may send this"));
+                let as_proxy =
+                    |(name, one): (&String, &Verdict)| format!("  as {name}: {} {}", one.action, one.reason);
+                lines.extend(proxy_verdicts.iter().map(as_proxy));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use egress_policy::Index;
 use egress_policy::lint::{Check, Finding, Severity, lint as findings};
 
-use super::{Told, load_what_can_be};
+use super::{Told, load};
 use crate::cli::{LintArgs, Output, SourceArgs};
 use crate::table::table;
 
@@ -26,8 +26,8 @@ pub fn checks() -> String {
 /// # Errors
 /// The source cannot be read.
 pub fn lint(args: &LintArgs, source: &SourceArgs) -> anyhow::Result<Told> {
-    let (index, unread) = load_what_can_be(source)?;
-    tell(&index, unread, args.read.output)
+    let loaded = load(source)?;
+    tell(&loaded.index, loaded.unread, args.read.output)
 }
 
 /// What weakens the exit, of these objects; some things could not be read, which was said.

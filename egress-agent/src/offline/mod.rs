@@ -10,7 +10,7 @@ mod plan;
 mod simulate;
 
 pub use explain::explain;
-pub(crate) use explain::{Kernel, Place, in_maps, tell as tell_flow};
+pub(crate) use explain::{Kernel, Place, in_maps, judge, tell as tell_flow};
 pub(crate) use lint::tell as tell_findings;
 pub use lint::{checks, lint};
 pub use plan::plan;
@@ -20,17 +20,18 @@ pub use simulate::{SimulatedFlow, flows, simulate};
 
 use std::fmt;
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use egress_common::packet::protocol;
+use egress_policy::compile::Doubt;
 use egress_policy::explain::{Judged, Target};
 use egress_policy::index::Index;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::SourceArgs;
+use crate::cli::{SourceArgs, Unknown};
 use crate::source::Objects;
 
 /// What a command says.
@@ -118,11 +119,21 @@ pub fn target(text: &str) -> Result<Target, String> {
     let (address, name) = text.rsplit_once('/').ok_or_else(|| format!("{text:?} is not ADDR:PORT/PROTO"))?;
     let (address, port) = match address.parse::<SocketAddr>() {
         Ok(socket) => (socket.ip(), socket.port()),
-        Err(_) => (address.parse::<IpAddr>().map_err(|_| format!("{address:?} is not ADDR:PORT"))?, 0),
+        Err(_) => {
+            let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+            (bare.parse::<IpAddr>().map_err(|_| format!("{address:?} is not ADDR:PORT"))?, 0)
+        }
+    };
+    // Who connects to these is sent to the loopback address (RFC 1122, section 3.2.1.3), or by IPv4 (RFC 4291, section 2.5.5.2).
+    let address = match address.to_canonical() {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
     };
     let protocol = protocol_number(name, address.is_ipv4())?;
     if matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) && port == 0 {
-        return Err(format!("{text:?} has no port"));
+        let how = if address.is_ipv6() { "; an IPv6 address with a port is [ADDR]:PORT" } else { "" };
+        return Err(format!("{text:?} has no port{how}"));
     }
     Ok(Target { address, protocol, port })
 }
@@ -130,13 +141,31 @@ pub fn target(text: &str) -> Result<Target, String> {
 /// How long a cluster may take to tell everything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Reads all objects of a source. What cannot be read is told on stderr; the rest counts.
-fn load(source: &SourceArgs) -> anyhow::Result<Index> {
-    load_what_can_be(source).map(|(index, _)| index)
+/// The objects of a source, as far as they can be read.
+struct Loaded {
+    index: Index,
+    /// How many times something could not be read.
+    unread: usize,
+    /// A policy may be among that.
+    incomplete: bool,
 }
 
-/// Like [`load`], and tells how many times something could not be read.
-fn load_what_can_be(source: &SourceArgs) -> anyhow::Result<(Index, usize)> {
+impl Loaded {
+    /// What is assumed of pods, as an agent would.
+    fn doubt(&self, unknown: Unknown) -> Doubt {
+        Doubt { unknown_pods: unknown.into(), incomplete: self.incomplete }
+    }
+
+    /// What that means, to be said beside each answer.
+    fn note(&self) -> Option<String> {
+        self.incomplete.then(|| {
+            "what could not be read may be a policy: pods that no other policy selects count as unknown, as to an agent".to_owned()
+        })
+    }
+}
+
+/// Reads all objects of a source. What cannot be read, and what does not count, is told on stderr; the rest counts.
+fn load(source: &SourceArgs) -> anyhow::Result<Loaded> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -151,14 +180,18 @@ fn load_what_can_be(source: &SourceArgs) -> anyhow::Result<(Index, usize)> {
     for error in &changes.errors {
         eprintln!("egress-agent: {error}");
     }
+    if !changes.ignored.is_empty() {
+        let kinds: Vec<_> = changes.ignored.iter().map(|(kind, number)| format!("{number} {kind}")).collect();
+        eprintln!("egress-agent: of no account here: {}", kinds.join(", "));
+    }
     let mut index = Index::default();
     for event in changes.events {
         index.apply(event);
     }
     if index.is_empty() {
-        bail!("{} has no objects", source.source);
+        bail!("{} has no objects (files end in .yaml, .yml or .json)", source.source);
     }
-    Ok((index, changes.errors.len()))
+    Ok(Loaded { index, unread: changes.errors.len(), incomplete: changes.incomplete })
 }
 
 /// A verdict, in words.

@@ -11,10 +11,14 @@ use crate::cli::{Output, PlanArgs, SourceArgs};
 /// # Errors
 /// The source cannot be read.
 pub fn plan(args: &PlanArgs, source: &SourceArgs) -> anyhow::Result<Told> {
-    let index = load(source)?;
+    let loaded = load(source)?;
     let node = args.node_name.as_deref().unwrap_or_default();
-    let compiled = compile_every_pod(&index, node, args.unknown_pods.into());
-    let notes = compiled.diagnostics.iter().map(ToString::to_string).collect();
+    let compiled = compile_every_pod(&loaded.index, node, loaded.doubt(args.unknown_pods));
+    let mut notes: Vec<_> = compiled.diagnostics.iter().map(ToString::to_string).collect();
+    notes.extend(loaded.note());
+    if !node.is_empty() && !loaded.index.pods().any(|pod| pod.node.as_deref() == Some(node)) {
+        notes.push(format!("no pod of the objects is on a node {node:?}"));
+    }
     tell(&compiled.desired, &State::default(), notes, args.read.output)
 }
 

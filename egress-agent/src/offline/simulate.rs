@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use egress_common::packet::protocol;
-use egress_policy::compile::UnknownPods;
+use egress_policy::compile::Doubt;
 use egress_policy::explain::{Judge, Target};
 use egress_policy::index::{Event, Index};
 use serde::{Deserialize, Serialize};
@@ -48,21 +48,24 @@ struct Line<'a> {
 /// # Errors
 /// The source or the flows cannot be read; the line is named.
 pub fn simulate(args: &SimulateArgs, source: &SourceArgs) -> anyhow::Result<Told> {
-    let index = load(source)?;
+    let loaded = load(source)?;
     let flows = flows(&args.flows)?;
     let with = args.with.as_deref().map(read_file).transpose()?;
-    tell(index, args.unknown_pods.into(), &flows, with, args.read.output)
+    let (doubt, note) = (loaded.doubt(args.unknown_pods), loaded.note());
+    let mut told = tell(loaded.index, doubt, &flows, with, args.read.output)?;
+    told.notes.extend(note);
+    Ok(told)
 }
 
 /// Judges flows by these objects, and by what they would be with others.
 pub(crate) fn tell(
     mut index: Index,
-    unknown: UnknownPods,
+    doubt: Doubt,
     flows: &[SimulatedFlow],
     with: Option<Vec<Event>>,
     output: Output,
 ) -> anyhow::Result<Told> {
-    let before = verdicts(&index, unknown, flows)?;
+    let before = verdicts(&index, doubt, flows)?;
     let mut out = String::new();
     let Some(with) = with else {
         for (flow, verdict) in flows.iter().zip(&before) {
@@ -73,7 +76,7 @@ pub(crate) fn tell(
     for event in with {
         index.apply(event);
     }
-    let after = verdicts(&index, unknown, flows)?;
+    let after = verdicts(&index, doubt, flows)?;
     let mut changed = 0;
     for ((flow, before), after) in
         flows.iter().zip(&before).zip(&after).filter(|((_, a), b)| a.action != b.action)
@@ -108,7 +111,7 @@ fn print(out: &mut String, output: Output, line: &Line<'_>) -> anyhow::Result<()
 }
 
 /// Judges all flows, each sender's together.
-fn verdicts(index: &Index, unknown: UnknownPods, flows: &[SimulatedFlow]) -> anyhow::Result<Vec<Verdict>> {
+fn verdicts(index: &Index, doubt: Doubt, flows: &[SimulatedFlow]) -> anyhow::Result<Vec<Verdict>> {
     let mut by_sender: BTreeMap<Sender, Vec<(usize, Target)>> = BTreeMap::new();
     for (number, flow) in flows.iter().enumerate() {
         let place = || format!("flow {}", number + 1);
@@ -118,7 +121,7 @@ fn verdicts(index: &Index, unknown: UnknownPods, flows: &[SimulatedFlow]) -> any
     }
     let senders = by_sender.keys();
     let senders = senders.map(|sender| ((&*sender.namespace, &*sender.pod), sender.container.as_deref()));
-    let judge = Judge::new(index, unknown, senders);
+    let judge = Judge::new(index, doubt, senders);
     let mut out: Vec<Option<Verdict>> = vec![None; flows.len()];
     for (sender, targets) in &by_sender {
         let container = sender.container.as_deref();

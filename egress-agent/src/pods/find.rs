@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::level::Own;
 use super::mounts::{self, Mount};
-use super::names::{is_class, is_pod_root, is_stray, pod_uid};
+use super::names::{is_class, is_pod_root, is_stray};
 use super::{PodRoot, children};
 use crate::preflight::{self, Missing};
 
@@ -27,11 +27,11 @@ pub(super) fn given(path: &Path) -> Result<PodRoot, Missing> {
     if !preflight::is_cgroup2(&real) {
         return Err(not());
     }
-    // Others of its class, or other classes, would not be judged, and nothing would show it.
-    if real
-        .file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| is_class(name) || pod_uid(name).is_some())
+    // Pods beside it would not be judged, and nothing would show it.
+    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    let above = real.parent().and_then(name);
+    if name(&real).is_some_and(|name| is_class(&name))
+        || above.is_some_and(|name| is_class(&name) || is_pod_root(&name))
     {
         return Err(Missing::PartOfPodRoot { path: path.to_owned() });
     }

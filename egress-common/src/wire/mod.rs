@@ -12,7 +12,7 @@ pub use kernel::*;
 
 /// Version of everything in this module. Pins live in a directory named after it; change it with any layout
 /// or meaning here.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order. Aligned, so that
 /// the kernel's programs read it in two words.
@@ -220,7 +220,7 @@ pub struct RowKey {
 }
 
 /// Most entries of one row. What does not fit is left out by the compiler, with a diagnostic, and thereby denied.
-pub const ROW_ENTRIES: usize = 32;
+pub const ROW_ENTRIES: usize = 64;
 
 /// [`Ports::verdict`]: let it pass.
 pub const VERDICT_ALLOW: u8 = 1;

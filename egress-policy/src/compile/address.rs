@@ -9,7 +9,7 @@ use egress_common::wire::{Addr, IDENTITY_WORLD};
 use super::grant::{Grant, Peer};
 use super::grants::{GrantId, Grants};
 use super::identity::{Backends, Composite, Identities, Matches};
-use crate::index::{Index, Targets};
+use crate::index::{API_SERVER, Index, Targets};
 use crate::object::{NamespaceLabels, Pod, PortRange, Ports, address};
 
 /// Ports per grant, while they are collected.
@@ -228,7 +228,10 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>, work: 
         }
     }
     if index.is_gateway_address(addr) {
-        found.retain(|id, _| grants.get(*id).is_some_and(|grant| !grant.spare_gateways));
+        // A node may have the address, and the API server: what leads to that leads to a port of its own.
+        let leads =
+            |grant: &Grant| !grant.spare_gateways || matches!(grant.peer, Peer::Dns | Peer::ApiServer);
+        found.retain(|id, _| grants.get(*id).is_some_and(|grant| leads(grant)));
     }
     found.into_iter().map(|(id, ports)| (id, ports.into_iter().collect())).collect()
 }
@@ -242,7 +245,7 @@ fn fronts(index: &Index, grants: &Grants, addr: &Addr, found: &mut Found) -> u64
             found.entry(id).or_default().extend(front.dns().into_iter().flatten());
         }
         for id in grants.of_peer(&Peer::ApiServer) {
-            found.entry(id).or_default().extend(front.of("default", "kubernetes", &Ports::All));
+            found.entry(id).or_default().extend(index.api_server(&front));
         }
         let service = front.service;
         for id in grants.of_peer(&Peer::Service(service.namespace.clone(), service.name.clone())) {
@@ -308,7 +311,7 @@ pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) 
             index.service(namespace, name).into_iter().for_each(&mut of_service);
         }
         Peer::ApiServer => {
-            index.service("default", "kubernetes").into_iter().for_each(&mut of_service);
+            index.service(API_SERVER.0, API_SERVER.1).into_iter().for_each(&mut of_service);
         }
         Peer::Dns => index.dns().for_each(&mut of_service),
         Peer::Node(name) => found.extend(index.addresses_of_node(name)),

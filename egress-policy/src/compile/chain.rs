@@ -47,6 +47,9 @@ pub struct Chain {
     /// Where the address is a service's, or the port one of a node's that leads out: the backends behind it, each of which has to be
     /// allowed.
     pub backends: BTreeSet<Backend>,
+    /// The lock-downs that call the destination, or what is behind it, a gateway: their `gateways` alone lead there, of other rules none.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub gateway_of: BTreeSet<ObjectRef>,
 }
 
 /// Looks up what leads to the verdict of a packet of a pod, given by namespace and name; of one of its containers, or of one
@@ -69,6 +72,10 @@ pub fn chain(
     }
     let targets = index.behind_node(&address(to), (protocol, port));
     out.backends.extend(targets.iter().map(|(addr, port)| Backend { address: display(addr), port: *port }));
+    let behind = out.backends.iter().map(|one| one.address);
+    let gateways =
+        std::iter::once(to).chain(behind).flat_map(|one| index.gateway_of(&address(one)).collect::<Vec<_>>());
+    out.gateway_of = gateways.collect();
     let pod = index.shared_pod(pod.0, pod.1);
     let selection = pod.map(|pod| (pod, select::select(index, pod, container)));
     if let Some((pod, Selection::Isolated { content, lock })) = selection {

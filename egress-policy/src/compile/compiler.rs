@@ -14,14 +14,14 @@ use egress_common::wire::{
 use super::address::{self, Addresses, NodePorts};
 use super::endpoint::{self, Local};
 use super::grant::Peer;
-use super::grants::{Grants, is_single};
+use super::grants::Grants;
 use super::identity::{self, Identities};
 use super::policies::{self, Policies};
 use super::report::{Diagnostic, EndpointInfo, PolicyInfo, ProxyInfo, Severity};
 use super::rows::Rows;
 use super::{Compiled, LocalContainer, LocalPod, Node, UnknownPods, diagnose, select};
 use crate::index::{Dirty, Index};
-use crate::object::{ObjectRef, Pod};
+use crate::object::{ObjectRef, Pod, is_single};
 use crate::plan::{Keys, Prefixes};
 
 /// What a diagnostic hangs on: with it the diagnostic goes.

@@ -7,7 +7,7 @@ use crate::object::{
 };
 
 /// What is wrong with one object; of a pod on the host network, with the lock-downs that mean it as a gateway.
-pub(super) fn diagnose(index: &Index, object: &ObjectRef) -> Vec<Diagnostic> {
+pub(crate) fn diagnose(index: &Index, object: &ObjectRef) -> Vec<Diagnostic> {
     // Most pods have nothing said about them here.
     if matches!(object.kind, Kind::Service | Kind::EndpointSlice | Kind::Node) {
         return Vec::new();

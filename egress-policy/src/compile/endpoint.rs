@@ -11,7 +11,7 @@ use super::report::{Diagnostic, EndpointInfo, PodState, Severity};
 use super::select::{self, Selection};
 use super::{LocalContainer, LocalPod, Node};
 use crate::index::Index;
-use crate::object::{ContainerKind, Pod, address};
+use crate::object::{Pod, address};
 
 /// What there is of a local pod. Without an endpoint it is unknown.
 #[derive(Debug, Default)]
@@ -159,8 +159,7 @@ fn proxies(
     // Who may put a container into a running pod must not thereby get a proxy.
     let passing = |name: &str| {
         let mut of_spec = pod.spec.containers.iter();
-        let kind = of_spec.find(|container| *container.name == *name).map(|container| container.kind);
-        matches!(kind, Some(ContainerKind::Ephemeral | ContainerKind::Init))
+        of_spec.find(|container| *container.name == *name).is_some_and(|container| !container.kind.lasts())
     };
     let mut containers: Vec<&LocalContainer> = containers.iter().collect();
     containers.sort_by_key(|container| (&container.name, container.cgroup));

@@ -10,16 +10,8 @@ use egress_common::wire::{Addr, Cidr};
 use super::grant::{Grant, Peer};
 use super::matcher::Matcher;
 use crate::digest::Digest;
-use crate::object::{NamespaceLabels, Pod, PodScope, cidr_contains};
+use crate::object::{NamespaceLabels, Pod, PodScope, SINGLE, cidr_contains, is_single};
 use crate::plan::Prefixes;
-
-/// Length of a prefix that is one address.
-const SINGLE: u32 = 128;
-
-/// Whether a prefix is one address.
-pub(super) fn is_single(cidr: &Cidr) -> bool {
-    cidr.bits == SINGLE
-}
 
 /// Stands for a grant.
 pub(super) type GrantId = u32;

@@ -28,6 +28,7 @@ use egress_common::wire::Endpoint;
 
 pub use chain::{Backend, Chain, TierVerdict, chain};
 pub use compiler::Compiler;
+pub(crate) use diagnose::diagnose;
 pub use report::{Diagnostic, EndpointInfo, PodState, Provenance, ProxyInfo, RuleInfo, Severity};
 
 use crate::index::{Dirty, Index};
@@ -66,6 +67,22 @@ pub enum UnknownPods {
     DenyOutside,
     /// Everything.
     Allow,
+}
+
+/// What is assumed where the objects do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doubt {
+    /// What unknown pods may do.
+    pub unknown_pods: UnknownPods,
+    /// See [`Node::incomplete`].
+    pub incomplete: bool,
+}
+
+impl From<UnknownPods> for Doubt {
+    /// All objects were read.
+    fn from(unknown_pods: UnknownPods) -> Self {
+        Self { unknown_pods, incomplete: false }
+    }
 }
 
 /// The node that is compiled for.
@@ -107,13 +124,13 @@ pub fn compile(index: &Index, node: &Node<'_>) -> Compiled {
 /// Compiles as if every pod that names this node stood on it, whether it has a UID or not: what tools judge that have the
 /// objects only. Cgroup ids count from 1 in the order of the pods' names; the pod root's level is 0.
 #[must_use]
-pub fn compile_every_pod(index: &Index, name: &str, unknown_pods: UnknownPods) -> Compiled {
+pub fn compile_every_pod(index: &Index, name: &str, doubt: impl Into<Doubt>) -> Compiled {
     let on_node = |pod: &&Arc<Pod>| pod.node.as_deref().unwrap_or_default() == name;
     let pods = index.shared_pods().filter(on_node).map(|pod| {
         let containers = pod.spec.containers.iter().map(|container| container.name.to_string());
         (pod.clone(), containers.collect())
     });
-    compile_pods(index, name, unknown_pods, pods.collect())
+    compile_pods(index, name, doubt.into(), pods.collect())
 }
 
 /// Compiles as if these pods stood on a node with these containers. Cgroup ids count from 1, the pods' first, then the
@@ -121,11 +138,11 @@ pub fn compile_every_pod(index: &Index, name: &str, unknown_pods: UnknownPods) -
 pub(crate) fn compile_pods(
     index: &Index,
     name: &str,
-    unknown_pods: UnknownPods,
+    Doubt { unknown_pods, incomplete }: Doubt,
     pods: Vec<(Arc<Pod>, Vec<String>)>,
 ) -> Compiled {
     let mut compiler = Compiler::default();
-    let node = Node { name, pod_root_level: 0, unknown_pods, incomplete: false, pods: &[] };
+    let node = Node { name, pod_root_level: 0, unknown_pods, incomplete, pods: &[] };
     let mut ids = 1 + pods.len() as u64..;
     let placed = (1..).zip(pods).map(|(cgroup, (pod, names))| {
         let containers =

@@ -284,16 +284,17 @@ const ASKING: PortRange = PortRange { protocol: protocol::TCP, low: 32768, high:
 /// are answered: nobody witnesses what comes in to a pod that is born while no agent runs, and it would be killed.
 pub(super) fn unknown_pods(node: &str) -> Content {
     let object = ObjectRef { kind: Kind::Node, namespace: None, name: Arc::from(node) };
-    let rule = |what: &str, peer, ports| Rule {
+    let rule = |what: &str, grant| Rule {
         info: RuleInfo { object: object.clone(), path: format!("unknown pods: {what}") },
-        grants: vec![allowed(peer, ports)],
+        grants: vec![grant],
     };
     let asking = Ports::Listed([Port::Range(ASKING)].into_iter().collect());
     let rules = vec![
-        rule("in cluster", Peer::InCluster, Ports::All),
-        rule("dns", Peer::Dns, Ports::All),
-        rule("api server", Peer::ApiServer, Ports::All),
-        rule("answers to its node", Peer::Node(Arc::from(node)), asking),
+        rule("in cluster", allowed(Peer::InCluster, Ports::All)),
+        rule("dns", allowed(Peer::Dns, Ports::All)),
+        rule("api server", allowed(Peer::ApiServer, Ports::All)),
+        // Also where a gateway has the node's address: kubelet asks from there.
+        rule("answers to its node", granted(Peer::Node(Arc::from(node)), asking)),
     ];
     Content { tiers: vec![Tier { audit: false, policies: Vec::new(), rules }] }
 }

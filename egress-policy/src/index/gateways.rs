@@ -3,15 +3,13 @@
 //! Invariant: what any lock-down calls a gateway, valid or not, is one for all of them. A block of addresses makes no gateway of what is
 //! in it, or it could take a cluster's own pods and services from everybody. Tested by `tests/gateways.rs`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use egress_common::wire::Addr;
+use egress_common::wire::{Addr, Cidr};
 
 use super::{Dirty, Index, owned};
-use crate::object::{EgressGatewayPolicy, Kind, ObjectRef, Pod, PodPeer};
-
-/// Length of the prefix of a single address, IPv4 in its mapped form.
-const SINGLE: u32 = 128;
+use crate::object::{EgressGatewayPolicy, Kind, ObjectRef, Pod, PodPeer, is_single};
 
 impl Index {
     /// Whether a pod is a gateway of some lock-down.
@@ -29,23 +27,45 @@ impl Index {
         self.gateway_addresses.contains_key(addr)
     }
 
-    /// Counts the single addresses that a policy calls gateways, anew.
+    /// The lock-downs that call what has an address a gateway, by the address itself or by a pod.
+    pub(crate) fn gateway_of(&self, addr: &Addr) -> impl Iterator<Item = ObjectRef> {
+        let owners = self.owners(addr);
+        self.gateway_policies()
+            .filter(move |policy| {
+                policy.gateways.iter().any(|gateway| {
+                    let single = |cidr: &Cidr| is_single(cidr) && cidr.addr == *addr;
+                    let meant = |peer: &PodPeer| {
+                        owners.iter().any(|pod| peer.matches(pod, self.namespace(&pod.namespace)))
+                    };
+                    gateway.addresses.iter().any(|peer| single(&peer.cidr))
+                        || gateway.pods.as_ref().is_some_and(meant)
+                })
+            })
+            .map(EgressGatewayPolicy::object_ref)
+    }
+
+    /// Whether a pod is a gateway of some lock-down, or has an address that is.
+    pub(super) fn holds_gateway(&self, pod: &Pod) -> bool {
+        self.is_gateway(pod) || owned(pod).any(|addr| self.is_gateway_address(&addr))
+    }
+
+    /// Counts the single addresses that a policy calls gateways, anew; tells of which that changed what they are.
     fn count_addresses(
         &mut self,
         old: Option<&EgressGatewayPolicy>,
         new: Option<&EgressGatewayPolicy>,
-        dirty: &mut Dirty,
-    ) {
+    ) -> BTreeSet<Addr> {
         fn singles(policy: Option<&EgressGatewayPolicy>) -> impl Iterator<Item = Addr> {
             let gateways = policy.into_iter().flat_map(|policy| &policy.gateways);
             let cidrs = gateways.flat_map(|gateway| &gateway.addresses).map(|peer| peer.cidr);
-            cidrs.filter(|cidr| cidr.bits == SINGLE).map(|cidr| cidr.addr)
+            cidrs.filter(is_single).map(|cidr| cidr.addr)
         }
+        let mut changed = BTreeSet::new();
         for addr in singles(new) {
             let count = self.gateway_addresses.entry(addr).or_default();
             *count += 1;
             if *count == 1 {
-                dirty.addresses.insert(addr);
+                changed.insert(addr);
             }
         }
         for addr in singles(old) {
@@ -53,9 +73,10 @@ impl Index {
             *count -= 1;
             if *count == 0 {
                 self.gateway_addresses.remove(&addr);
-                dirty.addresses.insert(addr);
+                changed.insert(addr);
             }
         }
+        changed
     }
 
     pub(super) fn put_gateway_policy(
@@ -80,9 +101,14 @@ impl Index {
         };
         let old = self.gateway_policies.remove(&name);
         let (before, after) = (peers(old.as_ref()), peers(policy.as_ref()));
-        self.count_addresses(old.as_ref(), policy.as_ref(), &mut dirty);
+        let addresses = self.count_addresses(old.as_ref(), policy.as_ref());
         if let Some(policy) = policy {
             self.gateway_policies.insert(name, policy);
+        }
+        for addr in addresses {
+            dirty.addresses.insert(addr);
+            let pods = self.owners(&addr).to_vec();
+            pods.iter().for_each(|pod| self.judge_pod_ports(pod, &mut dirty));
         }
         // Who is not meant by what was or is written here stays what it was.
         let changed: Vec<PodPeer> = before

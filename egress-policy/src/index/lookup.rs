@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 
 use super::{Index, Name, of_namespace};
 use crate::object::{
-    ContainerKind, EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node,
-    Object, ObjectRef, Pod, Service, address,
+    EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node, Object,
+    ObjectRef, Pod, Service, address,
 };
 
 /// Whose an address is.
@@ -232,9 +232,8 @@ impl Index {
     /// one of `spec.containers`, or a sidecar.
     #[must_use]
     pub fn is_lasting(&self, uid: &str, name: &str) -> bool {
-        let lasts = |kind| matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar);
         let containers = self.claimed(uid).into_iter().flat_map(|pod| &pod.spec.containers);
-        containers.filter(|one| *one.name == *name).any(|one| lasts(one.kind))
+        containers.filter(|one| *one.name == *name).any(|one| one.kind.lasts())
     }
 
     /// The one pod that says it has this UID, or hash.

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 pub use dirty::Dirty;
 use intern::Interner;
 pub use lookup::AddressNames;
-pub(crate) use services::Targets;
+pub(crate) use services::{API_SERVER, Targets};
 
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
@@ -233,7 +233,7 @@ impl Index {
         // What is behind ports of nodes is the same where nobody's part in it changed.
         let addresses =
             |pod: &Option<Arc<Pod>>| pod.as_deref().into_iter().flat_map(owned).collect::<Vec<_>>();
-        let gateway = was_gateway || self.gateways.contains(name);
+        let gateway = was_gateway || pod.as_ref().is_some_and(|pod| self.holds_gateway(pod));
         if gateway || addresses(&old) != addresses(&pod) {
             [&old, &pod].into_iter().flatten().for_each(|pod| self.judge_pod_ports(pod, &mut dirty));
         }
@@ -312,6 +312,9 @@ impl Index {
             let service = services::service_of(&slice).and_then(|name| self.services.get(&name));
             let vips = service.into_iter().flat_map(|service| &service.vips);
             dirty.addresses.extend(vips.map(|vip| address(*vip)));
+            // Whether this one is there tells what others are.
+            let server = service.filter(|one| (&*one.namespace, &*one.name) == API_SERVER);
+            dirty.addresses.extend(server.into_iter().flat_map(|server| self.addresses_behind(server)));
             self.judge_slice(&slice, &mut dirty);
         }
         dirty

@@ -5,6 +5,7 @@
 //! Tested by `tests/node_ports.rs` and `tests/incremental.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use egress_common::wire::Addr;
@@ -74,6 +75,21 @@ impl Index {
         out
     }
 
+    /// Whether kube-proxy sends what goes to this address and port elsewhere: the address of a service, and ports of nodes that are
+    /// judged by what is behind them.
+    #[must_use]
+    pub fn is_translated(&self, ip: IpAddr, port: (u8, u16)) -> bool {
+        let addr = address(ip);
+        self.is_vip(&addr) || self.has_port_out(&addr, port)
+    }
+
+    /// Whether this port of a node's address leads out, whatever is behind it.
+    pub(crate) fn has_port_out(&self, addr: &Addr, port: (u8, u16)) -> bool {
+        self.leads_out(addr)
+            && (self.behind_node_ports(addr.is_v4()).contains_key(&port)
+                || self.behind_host_ports(addr).contains_key(&port))
+    }
+
     /// Whether every node leads to this address, by a node port that leads out.
     pub(crate) fn behind_every_node(&self, addr: &Addr) -> bool {
         let out = &self.leading_out.services;
@@ -137,7 +153,7 @@ impl Index {
     ) {
         let leads_out = |addr: Addr| {
             let owners = self.owners(&addr);
-            let gateway = owners.iter().any(|pod| self.is_gateway(pod));
+            let gateway = owners.iter().any(|pod| self.is_gateway(pod)) || self.is_gateway_address(&addr);
             owners.is_empty() || gateway || !self.nodes_at(&addr).is_empty()
         };
         let was = self.leading_out.services.contains(name);
@@ -162,7 +178,8 @@ impl Index {
             return;
         }
         let name = (pod.namespace.clone(), pod.name.clone());
-        let here = self.pods.get(&name).filter(|pod| pod.node.as_ref() == Some(node) && self.is_gateway(pod));
+        let here =
+            self.pods.get(&name).filter(|pod| pod.node.as_ref() == Some(node) && self.holds_gateway(pod));
         let is = here.is_some_and(|pod| !pod.spec.host_ports.is_empty() && owned(pod).next().is_some());
         let held = &mut self.leading_out.gateways;
         let was = held.get(node).is_some_and(|names| names.contains(&name));

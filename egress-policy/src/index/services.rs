@@ -19,9 +19,13 @@ pub(crate) type Targets = BTreeSet<(Addr, u16)>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Front<'a> {
     pub(crate) service: &'a Service,
+    slice: &'a EndpointSlice,
     pub(crate) port: &'a ServicePort,
     pub(crate) target: u16,
 }
+
+/// Namespace and name of the API server's service.
+pub(crate) const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 /// Lookups from services to addresses and back.
 #[derive(Clone, Debug, Default)]
@@ -109,14 +113,23 @@ impl Index {
     /// backend that takes no new connections.
     pub(crate) fn fronts(&self, addr: &Addr) -> impl Iterator<Item = Front<'_>> {
         let slices = self.lookups.behind.get(addr).into_iter().flatten();
+        let slices = slices.filter(|slice| !slice.former);
         slices.filter_map(|slice| Some((slice, self.services.get(&service_of(slice)?)?))).flat_map(
             |(slice, service)| {
-                service
-                    .ports
-                    .iter()
-                    .filter_map(move |port| Some(Front { service, port, target: target(slice, port)? }))
+                service.ports.iter().filter_map(move |port| {
+                    Some(Front { service, slice, port, target: target(slice, port)? })
+                })
             },
         )
+    }
+
+    /// The port by which a front leads to the API server. The server writes one slice itself, whose name is its service's; where that is
+    /// there, nobody else's tells where it is. (`pkg/controlplane/reconcilers` of Kubernetes.)
+    pub(crate) fn api_server(&self, front: &Front<'_>) -> Option<PortRange> {
+        let (namespace, name) = API_SERVER;
+        let port = front.of(namespace, name, &Ports::All)?;
+        let own = |slice: &EndpointSlice| *slice.name == *name;
+        (own(front.slice) || !self.slices_of(front.service).any(own)).then_some(port)
     }
 
     /// The names of the services that may send new connections to an address.
@@ -147,7 +160,7 @@ impl Index {
     }
 
     /// The slices of a service.
-    fn slices_of<'a>(&'a self, service: &Service) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
+    pub fn slices_of<'a>(&'a self, service: &Service) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
         let name = (service.namespace.clone(), service.name.clone());
         self.lookups.slices.get(&name).into_iter().flatten().map(|slice| &**slice)
     }
@@ -158,13 +171,16 @@ impl Index {
     }
 
     /// The backends that a service port can choose for a VIP of one family: the ready ones; where there are none, those
-    /// serving while terminating, as kube-proxy does it. There may be none on one node, so that both count where a service is local.
+    /// serving while terminating, as kube-proxy does it. There may be none on one node, so that both count where a service is local; and
+    /// what could be chosen a moment ago.
     pub(crate) fn chosen(&self, service: &Service, port: &ServicePort, v4: bool) -> Targets {
-        let (mut ready, mut last_resort) = (Targets::new(), Targets::new());
+        let (mut ready, mut last_resort, mut former) = (Targets::new(), Targets::new(), Targets::new());
         for slice in self.slices_of(service).filter(|slice| slice.proxied) {
             let Some(target) = target(slice, port) else { continue };
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
-                if endpoint.ready {
+                if slice.former {
+                    former.insert((address(endpoint.address), target));
+                } else if endpoint.ready {
                     ready.insert((address(endpoint.address), target));
                 } else if endpoint.last_resort {
                     last_resort.insert((address(endpoint.address), target));
@@ -174,6 +190,7 @@ impl Index {
         if ready.is_empty() || service.local {
             ready.append(&mut last_resort);
         }
+        ready.append(&mut former);
         ready
     }
 }

@@ -73,6 +73,9 @@ pub enum Check {
     /// A subject shares the node's network namespace. Neither Istio nor Linkerd injects such a pod, and nothing judges
     /// it but the socket hook.
     HostNetwork,
+    /// A subject's containers share their processes (`shareProcessNamespace`): by `pidfd_getfd` they may take the proxy's sockets, of
+    /// which a lock says that the proxy alone has them. Not reported where there is no proxy.
+    SharedProcesses,
     /// A subject has no proxy, and nothing says why: the pod may be older than the injection, or the webhook was away.
     /// Not reported: pods of an ambient mesh (`istio.io/dataplane-mode: ambient` on the pod or, where the pod does not
     /// say otherwise, on its namespace), pods on the host network, and what [`Check::InjectionDisabled`] is about.
@@ -100,6 +103,11 @@ pub enum Check {
     OpenExit,
     /// A policy is invalid, and fails closed for what it selects.
     PolicyInvalid,
+    /// A policy that audits allows to pods what others, which enforce, do not: what is allowed to a pod is what any of its policies
+    /// allows, whichever of them denies the rest.
+    AuditOpens,
+    /// Something in an object has no effect, or another one than it seems: what the agents warn of in `status`.
+    LikelyMistake,
     /// A policy audits: it denies nothing.
     PolicyAudits,
     /// A policy's subjects select no pod.
@@ -114,13 +122,14 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::MeshExclusion,
         Self::InjectionDisabled,
         Self::ProxyUser,
         Self::NetCapability,
         Self::NodeCapability,
         Self::HostNetwork,
+        Self::SharedProcesses,
         Self::NoProxy,
         Self::DebugContainer,
         Self::GatewayWithoutPolicy,
@@ -131,6 +140,8 @@ impl Check {
         Self::NoWayOut,
         Self::OpenExit,
         Self::PolicyInvalid,
+        Self::AuditOpens,
+        Self::LikelyMistake,
         Self::PolicyAudits,
         Self::PolicyWithoutSubjects,
         Self::NotLockedDown,
@@ -176,6 +187,12 @@ impl Check {
                 Error,
                 "a subject shares the node's network namespace",
                 "give the pod a network of its own; no sidecar is injected, and packet sockets are not judged",
+            ),
+            Self::SharedProcesses => (
+                "shared-processes",
+                Error,
+                "a subject's containers can take its proxy's sockets",
+                "leave shareProcessNamespace out",
             ),
             Self::NoProxy => (
                 "no-proxy",
@@ -236,6 +253,18 @@ impl Check {
                 Error,
                 "a policy cannot be understood",
                 "correct the field; until then all it selects is denied",
+            ),
+            Self::AuditOpens => (
+                "audit-opens",
+                Warning,
+                "a policy that audits allows what others deny",
+                "try a policy on pods that no other one selects, or by simulate --with, before it enforces",
+            ),
+            Self::LikelyMistake => (
+                "likely-mistake",
+                Warning,
+                "an object says something that does not count",
+                "write what is meant; the finding says what happens now",
             ),
             Self::PolicyAudits => (
                 "policy-audits",

@@ -72,8 +72,7 @@ fn member<'a>(index: &'a Index, pod: &'a Pod) -> Member<'a> {
 
 /// Whether a container is a mesh's proxy.
 pub(super) fn is_proxy(container: &Container) -> bool {
-    matches!(container.kind, ContainerKind::Regular | ContainerKind::Sidecar)
-        && PROXIES.contains(&&*container.name)
+    container.kind.lasts() && PROXIES.contains(&&*container.name)
 }
 
 /// Whether a container sets up the redirect, before any other runs.

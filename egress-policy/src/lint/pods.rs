@@ -60,8 +60,7 @@ fn subject(member: &Member<'_>, found: &mut Found) {
     if pod.host_network {
         found.add(Check::HostNetwork, pod.object_ref(), "hostNetwork is true");
     } else if let lock @ [_, ..] = &member.lock().into_iter().collect::<Vec<_>>()[..] {
-        let stays = |kind| matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar);
-        let proxy = |container: &Container| stays(container.kind) && lock.contains(&&*container.name);
+        let proxy = |container: &Container| container.kind.lasts() && lock.contains(&&*container.name);
         if !pod.spec.containers.iter().any(proxy) {
             let detail =
                 format!("no container {}, by which alone its policies let it out", lock.join(" or "));
@@ -74,6 +73,10 @@ fn subject(member: &Member<'_>, found: &mut Found) {
                 found.add(Check::NoProxy, pod.object_ref(), "no container istio-proxy or linkerd-proxy");
             }
         }
+    }
+    let proxy = |one: &Container| is_proxy(one) || member.lock().contains(&&*one.name);
+    if pod.spec.shared_processes && pod.spec.containers.iter().any(proxy) {
+        found.add(Check::SharedProcesses, pod.object_ref(), "shareProcessNamespace is true");
     }
     for container in &pod.spec.containers {
         self::container(pod, container, found);

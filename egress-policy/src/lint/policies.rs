@@ -10,10 +10,11 @@ use egress_common::wire::Cidr;
 
 use super::mesh::{Member, only_proxy};
 use super::{Check, Found, count, few};
+use crate::compile::{Diagnostic, Severity, diagnose};
 use crate::index::Index;
 use crate::object::{
-    CidrPeer, Destinations, EgressGatewayPolicy, Gateway, LIFELINE_NAMESPACES, MAPPED_V4, PodPeer, ToPeer,
-    cidr_contains,
+    CidrPeer, Destinations, EgressGatewayPolicy, Gateway, Kind, LIFELINE_NAMESPACES, MAPPED_V4, PodPeer,
+    ToPeer, cidr_contains,
 };
 
 /// Prefix length of 10.0.0.0/8.
@@ -22,6 +23,7 @@ const WIDEST_PRIVATE_V4: u32 = 8;
 const WIDEST_PRIVATE_V6: u32 = 7;
 
 pub(super) fn lint(index: &Index, members: &[Member<'_>], found: &mut Found) {
+    said(index, found);
     let unready = unready(index);
     for policy in index.gateway_policies() {
         for gateway in &policy.gateways {
@@ -47,10 +49,25 @@ pub(super) fn lint(index: &Index, members: &[Member<'_>], found: &mut Found) {
     }
 }
 
+/// What the agents say of objects themselves; of an EgressGatewayPolicy's errors more is told elsewhere.
+fn said(index: &Index, found: &mut Found) {
+    for object in index.objects() {
+        for Diagnostic { path, reason, severity, .. } in diagnose(index, &object) {
+            let check = match (severity, object.kind) {
+                (Severity::Error, Kind::EgressGatewayPolicy) => continue,
+                (Severity::Error, _) => Check::PolicyInvalid,
+                (Severity::Warning, _) => Check::LikelyMistake,
+            };
+            found.add(check, object.clone(), format!("{path}: {reason}"));
+        }
+    }
+}
+
 fn valid(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], found: &mut Found) {
     let object = policy.object_ref();
     if policy.audit {
         found.add(Check::PolicyAudits, object.clone(), "spec.enforcement is Audit");
+        audits(index, policy, members, found);
     }
     // A pod that has finished was a subject, and its next run will be one; a pod that cannot be judged may be one.
     let selects = |pod| policy.selects(pod, index.namespace(&pod.namespace));
@@ -78,6 +95,24 @@ fn exemptions(policy: &EgressGatewayPolicy, gateway: &Gateway, members: &[Member
         let names = few(exempt.iter().map(String::as_str));
         let detail = format!("{} exempts {}: {names}", path(gateway), count(exempt.len(), "subject"));
         found.add(Check::GatewayExemptsSubjects, policy.object_ref(), detail);
+    }
+}
+
+/// Whom a policy that audits allows something, though others enforce.
+fn audits(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], found: &mut Found) {
+    let enforced = |member: &&Member<'_>| {
+        let mut others = index.gateway_policies().filter(|one| !one.audit && one.errors.is_empty());
+        member.subject()
+            && policy.selects(member.pod, member.namespace)
+            && others.any(|one| one.selects(member.pod, member.namespace))
+    };
+    let enforced = members.iter().filter(enforced);
+    let names: Vec<_> = enforced.map(|one| format!("{}/{}", one.pod.namespace, one.pod.name)).collect();
+    if !names.is_empty() {
+        let subjects = count(names.len(), "subject");
+        let few = few(names.iter().map(String::as_str));
+        let detail = format!("its rules allow, also {subjects} of policies that enforce: {few}");
+        found.add(Check::AuditOpens, policy.object_ref(), detail);
     }
 }
 

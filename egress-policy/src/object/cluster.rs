@@ -52,6 +52,8 @@ pub struct PodSpec {
     pub host_ports: Vec<HostPort>,
     /// Its containers of every kind.
     pub containers: Vec<Container>,
+    /// Whether its containers see each other's processes.
+    pub shared_processes: bool,
     /// Annotations by which a mesh is told to leave traffic, or the pod, alone: those of [`MESH_ANNOTATIONS`].
     pub mesh_annotations: Vec<(Arc<str>, Arc<str>)>,
 }
@@ -81,6 +83,14 @@ pub enum ContainerKind {
     Regular,
     /// Put into a running pod, as `kubectl debug` does.
     Ephemeral,
+}
+
+impl ContainerKind {
+    /// Whether it runs as long as the pod, as a proxy does.
+    #[must_use]
+    pub fn lasts(self) -> bool {
+        matches!(self, Self::Regular | Self::Sidecar)
+    }
 }
 
 /// A container, as far as it could get round the mesh.
@@ -181,6 +191,9 @@ pub struct EndpointSlice {
     pub endpoints: Box<[Endpoint]>,
     /// Whether kube-proxy takes backends from it.
     pub proxied: bool,
+    /// Whether it is of a moment ago: no object has it any more, and kube-proxy may not have followed yet. Its backends may be chosen
+    /// beside all others; it opens none of them.
+    pub former: bool,
 }
 
 /// One address of a backend; a backend's addresses are interchangeable.

@@ -34,6 +34,7 @@ struct RawPod {
 struct RawPodSpec {
     node_name: Option<String>,
     host_network: Option<bool>,
+    share_process_namespace: Option<bool>,
     service_account_name: Option<String>,
     security_context: Option<RawSecurityContext>,
     containers: Option<Vec<RawContainer>>,
@@ -231,7 +232,9 @@ fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
     let default = RawPodSpec::default();
     let raw = raw.unwrap_or(&default);
     let account = raw.service_account_name.as_deref().filter(|name| !name.is_empty());
-    let mut spec = PodSpec { service_account: Arc::from(account.unwrap_or("default")), ..PodSpec::default() };
+    let service_account = Arc::from(account.unwrap_or("default"));
+    let shared_processes = raw.share_process_namespace.unwrap_or(false);
+    let mut spec = PodSpec { service_account, shared_processes, ..PodSpec::default() };
     // An init container that restarts always is a sidecar: it runs beside the others.
     let init = |container: &RawContainer| match container.restart_policy.as_deref() {
         Some("Always") => ContainerKind::Sidecar,
@@ -242,7 +245,7 @@ fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
     let ephemeral = raw.ephemeral_containers.iter().flatten().map(|c| (ContainerKind::Ephemeral, c));
     let of_pod = raw.security_context.as_ref();
     for (kind, container) in regular.chain(init).chain(ephemeral) {
-        if matches!(kind, ContainerKind::Regular | ContainerKind::Sidecar) {
+        if kind.lasts() {
             let path = "spec.containers[].ports[]";
             for raw in container.ports.iter().flatten() {
                 let name = raw.name.as_deref().filter(|name| !name.is_empty());
@@ -376,8 +379,8 @@ fn slice(
     let key = |port: &ServicePort| (port.name.clone(), port.protocol);
     ports.sort_by_key(key);
     ports.dedup_by_key(|port| key(port));
-    let proxied = is_proxied(labels);
-    Ok(EndpointSlice { namespace, name, service, ports: ports.into(), endpoints: endpoints.into(), proxied })
+    let (ports, endpoints, proxied) = (ports.into(), endpoints.into(), is_proxied(labels));
+    Ok(EndpointSlice { namespace, name, service, ports, endpoints, proxied, former: false })
 }
 
 fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
@@ -407,12 +410,9 @@ fn ip(text: &str, path: &str) -> Result<Option<IpAddr>, ObjectError> {
         return Ok(None);
     }
     // Zeros in front are decimal to Kubernetes (`ParseIPSloppy`), which takes such addresses of old objects.
-    let plain = || {
-        text.split('.')
-            .map(|part| part.trim_start_matches('0'))
-            .map(|part| if part.is_empty() { "0" } else { part })
-    };
-    let sloppy = || plain().collect::<Vec<_>>().join(".").parse::<Ipv4Addr>().map(IpAddr::from);
+    let plain = |part: &str| format!("{:0>1}", part.trim_start_matches('0'));
+    let sloppy =
+        || text.split('.').map(plain).collect::<Vec<_>>().join(".").parse::<Ipv4Addr>().map(IpAddr::from);
     match text.parse::<IpAddr>().or_else(|_| sloppy()) {
         Ok(ip) => Ok(Some(ip.to_canonical())),
         Err(_) => Err(ObjectError::new(path, format!("{text:?} is not an address"))),

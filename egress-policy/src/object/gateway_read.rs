@@ -106,7 +106,10 @@ fn entries<'v>(spec: &'v Value, field: &str, errors: &mut Vec<ObjectError>) -> (
 /// Like [`parse`], but null is not the same as absent: it is nothing that was meant.
 fn strict<T: DeserializeOwned>(value: &Value, path: &str) -> Result<T, ObjectError> {
     match find_null(value, path) {
-        Some(path) => Err(ObjectError::new(path, "null; leave the field out, or write [] for nothing")),
+        Some(path) => Err(ObjectError::new(
+            path,
+            "null; leave the field out for its default, or write what it is to be",
+        )),
         None => parse(value, path),
     }
 }

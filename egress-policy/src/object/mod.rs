@@ -10,6 +10,7 @@ mod cluster_read;
 mod gateway_policy;
 mod gateway_raw;
 mod gateway_read;
+mod kind;
 mod labels;
 mod net;
 mod network_policy;
@@ -34,8 +35,11 @@ pub use gateway_policy::{
 };
 #[cfg(feature = "schema")]
 pub(crate) use gateway_raw::RawSpec;
+pub use kind::Kind;
+use kind::{known, meant};
 pub use labels::Labels;
 pub use net::{CidrPeer, MAPPED_V4, Port, PortRange, Ports, address, cidr_contains, masked, protocol_name};
+pub(crate) use net::{SINGLE, is_single};
 pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
 pub use selector::{NamespaceLabels, Requirement, Selector};
 pub use set::Set;
@@ -44,78 +48,6 @@ pub use set::Set;
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Annotation on a NetworkPolicy or Namespace: `Audit` or `Enforce`.
 pub const ENFORCEMENT_ANNOTATION: &str = "egress-enforcer.io/enforcement";
-
-/// The kinds of object that count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// `v1` Pod.
-    Pod,
-    /// `v1` Namespace.
-    Namespace,
-    /// `v1` Service.
-    Service,
-    /// `discovery.k8s.io/v1` EndpointSlice.
-    EndpointSlice,
-    /// `v1` Node.
-    Node,
-    /// `networking.k8s.io/v1` NetworkPolicy.
-    NetworkPolicy,
-    /// `egress-enforcer.io/v1alpha1` EgressGatewayPolicy.
-    EgressGatewayPolicy,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 7] = [
-        Self::Pod,
-        Self::Namespace,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::Node,
-        Self::NetworkPolicy,
-        Self::EgressGatewayPolicy,
-    ];
-
-    /// The Kubernetes kind.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Pod => "Pod",
-            Self::Namespace => "Namespace",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Node => "Node",
-            Self::NetworkPolicy => "NetworkPolicy",
-            Self::EgressGatewayPolicy => "EgressGatewayPolicy",
-        }
-    }
-
-    /// The API version that is read.
-    #[must_use]
-    pub const fn api_version(self) -> &'static str {
-        match self {
-            Self::Pod | Self::Namespace | Self::Service | Self::Node => "v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::NetworkPolicy => "networking.k8s.io/v1",
-            Self::EgressGatewayPolicy => "egress-enforcer.io/v1alpha1",
-        }
-    }
-
-    /// Whether objects of this kind live in a namespace.
-    #[must_use]
-    pub const fn namespaced(self) -> bool {
-        match self {
-            Self::Pod | Self::Service | Self::EndpointSlice | Self::NetworkPolicy => true,
-            Self::Namespace | Self::Node | Self::EgressGatewayPolicy => false,
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// Names one object of the cluster. Displayed as `NetworkPolicy ns/name`, serialised as that string.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -315,27 +247,19 @@ fn read_into(
         Some(Value::String(name)) if !name.is_empty() => name.as_str(),
         _ => return Err(ObjectError::new(at("metadata.name"), "missing")),
     };
-    found.push(match known(version, kind) {
-        Some(known) => read_known(known, version, name, value),
-        None => Read::Ignored { kind: kind.to_owned(), name: name.to_owned() },
+    found.push(match (known(version, kind), meant(version, kind)) {
+        (Some(known), _) => read_known(known, version, name, value),
+        (None, Some((meant, error))) => {
+            Read::Invalid { object: meant.object(name, value), stand_in: None, error }
+        }
+        (None, None) => Read::Ignored { kind: kind.to_owned(), name: name.to_owned() },
     });
     Ok(())
 }
 
-/// The kind, where kind and API group are one of ours; the version is judged later.
-fn known(version: &str, kind: &str) -> Option<Kind> {
-    let group = |version: &str| version.split_once('/').map_or(String::new(), |(group, _)| group.to_owned());
-    let kind = Kind::ALL.into_iter().find(|k| k.name() == kind)?;
-    (group(version) == group(kind.api_version())).then_some(kind)
-}
-
 fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
-    let namespace = kind.namespaced().then(|| match value.pointer("/metadata/namespace") {
-        Some(Value::String(namespace)) if !namespace.is_empty() => Arc::from(namespace.as_str()),
-        _ => Arc::from("default"),
-    });
-    let object = ObjectRef { kind, namespace: namespace.clone(), name: Arc::from(name) };
-    let namespace = namespace.unwrap_or_default();
+    let object = kind.object(name, value);
+    let namespace = object.namespace.clone().unwrap_or_default();
     let mut errors = Vec::new();
     if version != kind.api_version() {
         let reason = format!("{version} is not supported, only {}", kind.api_version());

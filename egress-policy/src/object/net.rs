@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use egress_common::packet::protocol;
-use egress_common::wire::{Addr, Cidr};
+use egress_common::wire::{Addr, Cidr, PROTOCOL_ANY};
 use ipnet::IpNet;
 
 use super::{ObjectError, Set, join};
@@ -43,6 +43,14 @@ pub struct CidrPeer {
     /// What is not meant, each strictly inside `cidr`. All of IPv4 is here for an IPv6 prefix whose mapped form would
     /// hold it.
     pub except: Set<Cidr>,
+}
+
+/// Length of a prefix that is one address.
+pub(crate) const SINGLE: u32 = 128;
+
+/// Whether a prefix is one address.
+pub(crate) fn is_single(cidr: &Cidr) -> bool {
+    cidr.bits == SINGLE
 }
 
 impl CidrPeer {
@@ -154,14 +162,17 @@ pub(super) fn read_protocol(text: Option<&str>, path: &str) -> Result<u8, Object
     }
 }
 
-/// The word for a protocol number that [`PortRange`] can hold.
+/// The word for a protocol number of a [`PortRange`], or of a row.
 #[must_use]
 pub fn protocol_name(number: u8) -> &'static str {
     match number {
         protocol::TCP => "TCP",
         protocol::UDP => "UDP",
         protocol::SCTP => "SCTP",
-        _ => "any protocol",
+        protocol::ICMP => "ICMP",
+        protocol::ICMPV6 => "ICMPv6",
+        PROTOCOL_ANY => "any protocol",
+        _ => "another protocol",
     }
 }
 

@@ -124,24 +124,20 @@ impl RawSelector {
             let path = join(path, &format!("matchExpressions[{i}]"));
             check_key(&raw.key, &join(&path, "key"))?;
             let values: Set<String> = raw.values.unwrap_or_default().into_iter().collect();
-            let wants_values = matches!(raw.operator.as_str(), "In" | "NotIn");
-            if wants_values && values.is_empty() {
-                return Err(ObjectError::new(join(&path, "values"), "must not be empty for In and NotIn"));
-            }
-            if !wants_values && !values.is_empty() {
-                return Err(ObjectError::new(
-                    join(&path, "values"),
-                    "must be empty for Exists and DoesNotExist",
-                ));
-            }
-            requirements.insert(match raw.operator.as_str() {
-                "In" => Requirement::In(raw.key, values),
-                "NotIn" => Requirement::NotIn(raw.key, values),
-                "Exists" => Requirement::Exists(raw.key),
-                "DoesNotExist" => Requirement::DoesNotExist(raw.key),
-                other => {
-                    let reason = format!("{other:?} is not In, NotIn, Exists or DoesNotExist");
-                    return Err(ObjectError::new(join(&path, "operator"), reason));
+            let wrong = |field: &str, reason: String| Err(ObjectError::new(join(&path, field), reason));
+            requirements.insert(match (raw.operator.as_str(), values.is_empty()) {
+                ("In", false) => Requirement::In(raw.key, values),
+                ("NotIn", false) => Requirement::NotIn(raw.key, values),
+                ("Exists", true) => Requirement::Exists(raw.key),
+                ("DoesNotExist", true) => Requirement::DoesNotExist(raw.key),
+                ("In" | "NotIn", true) => {
+                    return wrong("values", "must not be empty for In and NotIn".to_owned());
+                }
+                ("Exists" | "DoesNotExist", false) => {
+                    return wrong("values", "must be empty for Exists and DoesNotExist".to_owned());
+                }
+                (other, _) => {
+                    return wrong("operator", format!("{other:?} is not In, NotIn, Exists or DoesNotExist"));
                 }
             });
         }

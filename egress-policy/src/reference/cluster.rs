@@ -150,7 +150,9 @@ impl<'a> Cluster<'a> {
             slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.last_resort).any(|endpoint| {
                 let pods = self.pods_at(endpoint.address);
                 let no_pods = pods.is_empty() || self.is_node(endpoint.address);
-                no_pods || pods.into_iter().any(|pod| self.is_gateway(pod))
+                no_pods
+                    || pods.into_iter().any(|pod| self.is_gateway(pod))
+                    || self.is_gateway_address(endpoint.address)
             })
         })
     }
@@ -175,7 +177,11 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
-        for pod in self.objects.pods().filter(|pod| !pod.finished && self.is_gateway(pod)) {
+        let is_gateway = |pod: &&Pod| {
+            let own = !pod.host_network && pod.addresses.iter().any(|own| self.is_gateway_address(*own));
+            !pod.finished && (own || self.is_gateway(pod))
+        };
+        for pod in self.objects.pods().filter(is_gateway) {
             let mut nodes = self.objects.nodes().filter(|node| node.addresses.contains(&address));
             if pod.addresses.is_empty() || !nodes.any(|node| Some(&node.name) == pod.node.as_ref()) {
                 continue;
@@ -207,10 +213,21 @@ impl<'a> Cluster<'a> {
         services.find(|service| *service.namespace == *namespace && *service.name == *name)
     }
 
-    /// Whether a target is the API server: an endpoint of `default/kubernetes`, at its port.
+    /// Whether a target is the API server: an endpoint of `default/kubernetes`, at its port; of the slice of that name alone, where
+    /// there is one.
     pub(super) fn is_api_server(&self, target: Target<'_>) -> bool {
-        let service = self.service("default", "kubernetes");
-        service.is_some_and(|service| self.is_backend(service, &Ports::All, target))
+        let Some(service) = self.service("default", "kubernetes") else { return false };
+        let ports = service.ports.iter().filter(|port| is_protocol(port.protocol, target.protocol));
+        let slices: Vec<_> = ports.flat_map(|port| self.backend_ports(service, port)).collect();
+        let has_own = self.objects.endpoint_slices().any(|slice| {
+            *slice.namespace == *"default"
+                && slice.service.as_deref() == Some("kubernetes")
+                && *slice.name == *"kubernetes"
+        });
+        slices.into_iter().any(|(slice, port)| {
+            let here = slice.endpoints.iter().any(|endpoint| endpoint.address == target.address);
+            port == target.port && here && (!has_own || *slice.name == *"kubernetes")
+        })
     }
 
     /// Whether a target is the cluster's DNS: behind its service, at port 53 or where that leads to. Its service is the

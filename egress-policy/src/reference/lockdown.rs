@@ -113,7 +113,12 @@ impl Subject<'_> {
                     return Some(format!("EgressGatewayPolicy {} gateways[{}]", policy.name, gateway.index));
                 }
             }
-            if is_gateway(cluster, target) {
+            if target.pod.is_some_and(|pod| cluster.is_gateway(pod)) {
+                continue;
+            }
+            // An address may be the API server's as well, or the DNS': they have ports of their own.
+            let asks = Allow { in_cluster: false, node: false, to: Vec::new(), ..policy.allow.clone() };
+            if cluster.is_gateway_address(target.address) && by_allow(cluster, &asks, target).is_none() {
                 continue;
             }
             if let Some(rule) = by_allow(cluster, &policy.allow, target) {
@@ -151,7 +156,8 @@ impl Subject<'_> {
         let Some(scope) = self.lock(policy) else { return false };
         let allowed_dns = policy.allow.dns && cluster.is_dns(target);
         let allowed_api_server = policy.allow.api_server && cluster.is_api_server(target);
-        let gateway = is_gateway(cluster, target);
+        let gateway = target.pod.is_some_and(|pod| cluster.is_gateway(pod))
+            || (cluster.is_gateway_address(target.address) && !allowed_dns && !allowed_api_server);
         match scope {
             // Every destination but loopback and allowed DNS.
             Scope::All => gateway || !allowed_dns,
@@ -182,11 +188,6 @@ impl Subject<'_> {
 /// Whether a target is a pod or a node.
 fn inside(cluster: &Cluster<'_>, target: Target<'_>) -> bool {
     target.pod.is_some() || cluster.is_node(target.address)
-}
-
-/// Whether a target is a gateway of any lock-down, by its pod or by its address.
-fn is_gateway(cluster: &Cluster<'_>, target: Target<'_>) -> bool {
-    target.pod.is_some_and(|pod| cluster.is_gateway(pod)) || cluster.is_gateway_address(target.address)
 }
 
 /// Whether a listed port of a service in front of a gateway's pod, in its own namespace, leads to this port of it.

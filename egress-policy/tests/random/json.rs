@@ -257,7 +257,10 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
         });
         if !endpoints.is_empty() {
             let family = if v4 { "IPv4" } else { "IPv6" };
-            let slice = format!("{name}-{}-{}", family.to_lowercase(), u8::from(other));
+            // The API server's own, beside which others may be.
+            let own = name == "kubernetes" && v4 && !other && data.odd == 0;
+            let numbered = || format!("{name}-{}-{}", family.to_lowercase(), u8::from(other));
+            let slice = if own { name.to_owned() } else { numbered() };
             let mut object = meta("discovery.k8s.io/v1", "EndpointSlice", Some(namespace), &slice);
             object["metadata"]["labels"] = json!({"kubernetes.io/service-name": name});
             if other && data.odd == 3 {

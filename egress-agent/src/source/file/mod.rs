@@ -8,6 +8,7 @@ mod read;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use egress_policy::index::Event;
@@ -101,7 +102,7 @@ fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
         let path = entry?.path();
         let ending = path.extension().and_then(|e| e.to_str());
         let hidden = path.file_name().and_then(|n| n.to_str()).is_none_or(|name| name.starts_with('.'));
-        if matches!(ending, Some("yaml" | "yml" | "json")) && !hidden && path.is_file() {
+        if matches!(ending, Some("yaml" | "yml" | "json")) && !hidden && may_be_file(&path) {
             paths.push(path);
         }
     }
@@ -109,12 +110,22 @@ fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Whether a path is a file's, or, for all that is known, may be: a link that leads nowhere is not a file that was removed.
+fn may_be_file(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(metadata) => metadata.is_file(),
+        Err(_) => {
+            fs::symlink_metadata(path).map_or_else(|error| error.kind() != ErrorKind::NotFound, |_| true)
+        }
+    }
+}
+
 /// Reads one file of objects.
 ///
 /// # Errors
 /// Anything in it cannot be read; the first such place is named.
 pub fn read_file(path: &Path) -> anyhow::Result<Vec<Event>> {
-    whole(read::file(path))
+    whole(path, read::file(path))
 }
 
 /// As [`read_file`], of a file whose text was read by somebody else.
@@ -122,12 +133,17 @@ pub fn read_file(path: &Path) -> anyhow::Result<Vec<Event>> {
 /// # Errors
 /// As [`read_file`].
 pub fn read_text(path: &Path, text: &str) -> anyhow::Result<Vec<Event>> {
-    whole(read::text(path, text))
+    whole(path, read::text(path, text))
 }
 
-fn whole(read: FileRead) -> anyhow::Result<Vec<Event>> {
+fn whole(path: &Path, read: FileRead) -> anyhow::Result<Vec<Event>> {
     match read.unread.first().or(read.invalid.first()) {
         Some(error) => Err(anyhow::Error::msg(error.to_string())),
+        None if read.objects.is_empty() => {
+            let kinds: Vec<_> = read.ignored.keys().map(String::as_str).collect();
+            let what = if kinds.is_empty() { "nothing".to_owned() } else { kinds.join(", ") };
+            Err(anyhow::anyhow!("{}: no object in it counts ({what})", path.display()))
+        }
         None => Ok(read.objects.into_values().map(Event::Upsert).collect()),
     }
 }
@@ -192,6 +208,25 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let changes = source.look();
         assert!(matches!(changes.events[..], [Event::Delete(_)]) && changes.errors.is_empty(), "{changes:?}");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_deletes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = tempfile::tempdir().unwrap();
+        let (real, link) = (there.path().join("real"), dir.path().join("a.yaml"));
+        fs::write(&real, NAMESPACE).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        fs::create_dir(dir.path().join("d.yaml")).unwrap();
+        let mut source = FileSource::new(dir.path().to_owned());
+        assert!(matches!(source.look().events[..], [Event::Upsert(_)]));
+        fs::remove_file(&real).unwrap();
+        let changes = source.look();
+        assert!(changes.events.is_empty() && changes.errors[0].reason.contains("keeping 1"), "{changes:?}");
+        let changes = FileSource::new(dir.path().to_owned()).look();
+        assert!(changes.incomplete && changes.errors.len() == 1, "{changes:?}");
+        fs::remove_file(&link).unwrap();
+        assert!(matches!(source.look().events[..], [Event::Delete(_)]));
     }
 
     #[test]

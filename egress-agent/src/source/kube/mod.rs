@@ -64,8 +64,10 @@ impl Watches {
     /// Waits until every kind was listed once, for commands that judge from objects alone.
     ///
     /// # Errors
-    /// Something is missing after `patience`: what, and why.
+    /// There is no configuration; or something is missing after `patience`: what, and why.
     pub(crate) async fn complete(&self, patience: Duration) -> anyhow::Result<()> {
+        // An agent looks for it again; somebody who asks is told.
+        self.connector.client().await?;
         let changed = self.changed();
         let complete = async {
             while !self.inbox.complete() {

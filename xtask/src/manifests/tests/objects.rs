@@ -212,6 +212,20 @@ fn component(name: &str) -> Vec<Value> {
 }
 
 #[test]
+fn the_guides_overlay_has_the_image_that_it_names() {
+    let guide = fs::read_to_string(root().join("docs/install.md")).unwrap();
+    let (_, rest) = guide.split_once("overlays/mine/kustomization.yaml`:\n\n```yaml\n").unwrap();
+    let (overlay, _) = rest.split_once("```").unwrap();
+    let directory = tempfile::tempdir_in(root().join("deploy/kustomize/overlays")).unwrap();
+    fs::write(directory.path().join("kustomization.yaml"), overlay).unwrap();
+    let objects = super::parse(&tools().kustomize_at(directory.path()).unwrap());
+    let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    assert_eq!(pod["containers"][0]["image"], "registry.example/egress-agent:0.1.0");
+    let policy = one(&objects, "EgressGatewayPolicy");
+    assert_eq!(policy["spec"], one(&kustomize("overlays/enforce"), "EgressGatewayPolicy")["spec"]);
+}
+
+#[test]
 fn the_node_taint_is_a_component_with_a_role_of_its_own() {
     let chart = helm(&["--set", "namespace.create=true,nodeTaint.enabled=true"]);
     assert_eq!(by_name(component("node-taint")), by_name(chart));

@@ -1,0 +1,316 @@
+//! What is held, and what is not, by what the policy allows.
+
+use std::time::{Duration, Instant};
+
+use egress_common::Action;
+use egress_policy::Index;
+use egress_policy::compile::UnknownPods;
+use egress_policy::explain::Judge;
+use egress_policy::index::Event;
+use egress_policy::object::{Read, read};
+use serde_json::{Value, json};
+
+use super::{Former, HOLD};
+use crate::offline::target;
+
+/// The index and what is held, as an agent has them, and its clock.
+struct Node {
+    index: Index,
+    former: Former,
+    now: Instant,
+}
+
+fn object(api: &str, kind: &str, (namespace, name): (&str, &str), rest: &Value) -> Value {
+    let mut object =
+        json!({"apiVersion": api, "kind": kind, "metadata": {"namespace": namespace, "name": name}});
+    object.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+    object
+}
+
+fn pod(name: &str, ip: &str) -> Value {
+    object("v1", "Pod", ("app", name), &json!({"spec": {}, "status": {"phase": "Running", "podIP": ip}}))
+}
+
+fn service(rest: &Value) -> Value {
+    let mut spec = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": 30080}]});
+    spec.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+    object("v1", "Service", ("app", "s"), &json!({"spec": spec}))
+}
+
+fn slice(addresses: &[&str]) -> Value {
+    let endpoints: Vec<_> =
+        addresses.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
+    let mut slice = object(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        ("app", "s-1"),
+        &json!({"addressType": "IPv4", "ports": [{"port": 8080}], "endpoints": endpoints}),
+    );
+    slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": "s"});
+    slice
+}
+
+impl Node {
+    /// Two pods, a node, and a policy that lets `a` go into the cluster, to nodes, and to all that has no owner within 10.0.0.0/8.
+    fn new() -> Self {
+        let mut node = Self { index: Index::default(), former: Former::default(), now: Instant::now() };
+        let spec = json!({"subjects": [{}], "allow": {"node": true, "to": [{"cidr": "10.0.0.0/8"}]}});
+        let addresses = json!([{"type": "InternalIP", "address": "192.168.0.1"}]);
+        let mut a = pod("a", "10.1.0.1");
+        a["spec"]["nodeName"] = json!("n");
+        for one in [
+            object("v1", "Namespace", ("", "app"), &json!({})),
+            object("v1", "Node", ("", "n"), &json!({"status": {"addresses": addresses}})),
+            object("egress-enforcer.io/v1alpha1", "EgressGatewayPolicy", ("", "p"), &json!({"spec": spec})),
+            a,
+            pod("b", "10.1.0.2"),
+            pod("c", "10.1.0.3"),
+        ] {
+            node.put(one);
+        }
+        node
+    }
+
+    fn take(&mut self, event: Event) {
+        let before = self.former.before(&self.index, &event, self.now);
+        before.into_iter().chain([event]).for_each(|event| drop(self.index.apply(event)));
+    }
+
+    fn put(&mut self, value: Value) {
+        let Some(Read::Object(object)) = read(value).unwrap().pop() else { panic!("not read") };
+        self.take(Event::Upsert(object));
+    }
+
+    fn remove(&mut self, value: Value) {
+        let Some(Read::Object(object)) = read(value).unwrap().pop() else { panic!("not read") };
+        self.take(Event::Delete(object.object_ref()));
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.former.over(self.now).into_iter().for_each(|event| drop(self.index.apply(event)));
+    }
+
+    fn allows(&self, to: &str) -> bool {
+        let judge = Judge::new(&self.index, UnknownPods::Deny, [(("app", "a"), None)]);
+        judge.judge(("app", "a"), None, &[target(to).unwrap()])[0].action == Action::Allow
+    }
+}
+
+const VIP: &str = "10.96.0.7:80/TCP";
+const NODE_PORT: &str = "192.168.0.1:30080/TCP";
+const OUTSIDE: &str = "203.0.113.7";
+
+#[test]
+fn a_backend_that_left_counts_until_it_has_been_followed() {
+    let mut node = Node::new();
+    node.put(service(&json!({})));
+    node.put(slice(&["10.1.0.2"]));
+    assert!(node.allows(VIP) && node.allows(NODE_PORT));
+    node.put(slice(&["10.1.0.2", OUTSIDE]));
+    assert!(!node.allows(VIP) && !node.allows(NODE_PORT), "what is added counts at once");
+    node.put(slice(&["10.1.0.2"]));
+    node.wait(HOLD / 2);
+    assert!(!node.allows(VIP) && !node.allows(NODE_PORT));
+    // Once more before that is over: no second one, and a new time.
+    node.put(slice(&[OUTSIDE]));
+    node.put(slice(&["10.1.0.3"]));
+    node.wait(HOLD / 2 + Duration::from_secs(1));
+    assert!(!node.allows(VIP) && node.former.held.len() == 1);
+    node.wait(HOLD);
+    assert!(node.allows(VIP) && node.allows(NODE_PORT) && node.former.held.is_empty());
+}
+
+#[test]
+fn what_a_service_stood_for_counts_until_that_has_been_followed() {
+    for gone in [true, false] {
+        let mut node = Node::new();
+        node.put(service(&json!({})));
+        node.put(slice(&[OUTSIDE]));
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT));
+        if gone {
+            node.remove(service(&json!({})));
+            node.remove(slice(&[OUTSIDE]));
+        } else {
+            node.put(service(&json!({"clusterIP": "10.96.0.8", "ports": [{"port": 81}]})));
+        }
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT), "{gone}");
+        node.wait(HOLD);
+        assert!(node.allows(VIP) && node.allows(NODE_PORT), "{gone}: by the prefix, and the node's own port");
+        assert!(node.former.held.is_empty() && node.index.objects().all(|one| !one.name.contains(' ')));
+    }
+}
+
+#[test]
+fn pods_that_go_close_nothing() {
+    for first in [true, false] {
+        let mut node = Node::new();
+        node.put(service(&json!({})));
+        node.put(slice(&["10.1.0.2", "10.1.0.3"]));
+        if first {
+            node.remove(pod("b", "10.1.0.2"));
+            node.put(slice(&["10.1.0.3"]));
+        } else {
+            node.put(slice(&["10.1.0.3"]));
+            assert!(node.allows(VIP));
+            node.remove(pod("b", "10.1.0.2"));
+        }
+        assert!(node.allows(VIP) && node.allows(NODE_PORT), "{first}");
+        // Nor one that finishes, or gets another address.
+        let mut done = pod("c", "10.1.0.3");
+        done["status"]["phase"] = json!("Succeeded");
+        node.put(done);
+        node.put(pod("b", "10.1.0.4"));
+        node.put(slice(&["10.1.0.4"]));
+        assert!(node.allows(VIP), "{first}");
+        // Who has the address now is somebody; and what is long gone is forgotten.
+        node.put(pod("d", "10.1.0.3"));
+        assert!(!node.former.gone.contains_key(&"10.1.0.3".parse().unwrap()) && !node.former.gone.is_empty());
+        node.now += 2 * HOLD;
+        node.put(pod("e", "10.1.0.9"));
+        assert!(node.former.gone.is_empty());
+    }
+}
+
+#[test]
+fn what_is_held_is_bounded_and_the_last_counts() {
+    let mut node = Node::new();
+    node.former.most = 100;
+    node.put(service(&json!({})));
+    for round in 0..2 * node.former.most {
+        node.put(service(&json!({"clusterIP": format!("10.97.{}.{}", round / 200, round % 200 + 1)})));
+        node.put(slice(&["10.1.0.2"]));
+    }
+    node.put(slice(&[OUTSIDE]));
+    node.put(service(&json!({})));
+    node.put(slice(&["10.1.0.2"]));
+    assert!(node.former.held.len() <= node.former.most);
+    assert!(!node.allows(VIP));
+}
+
+/// Backends as they are written: address, whether ready, whether serving while terminating.
+fn slice_of(name: &str, backends: &[(&str, bool, bool)]) -> Value {
+    let endpoint = |(ip, ready, last): &(&str, bool, bool)| json!({"addresses": [ip], "conditions": {"ready": ready, "serving": ready | last, "terminating": last}});
+    let mut slice = slice(&[]);
+    slice["metadata"]["name"] = json!(name);
+    slice["endpoints"] = backends.iter().map(endpoint).collect();
+    slice
+}
+
+/// What is ready takes the place of what terminates: what did not, was followed until then.
+#[test]
+fn what_terminates_counts_as_what_is_ready_did() {
+    let (out, b): ((&str, bool, bool), (&str, bool, bool)) =
+        ((OUTSIDE, false, true), ("10.1.0.2", true, false));
+    let steps: [(&[_], &[_]); 3] =
+        [(&[out], &[b]), (&[b, (OUTSIDE, true, false)], &[b, out]), (&[out], &[out, b])];
+    for (number, (before, after)) in steps.into_iter().enumerate() {
+        let mut node = Node::new();
+        node.put(service(&json!({})));
+        node.put(slice_of("s-1", before));
+        assert!(!node.allows(VIP), "{number}");
+        node.put(slice_of("s-1", after));
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT), "{number}");
+        node.wait(HOLD);
+        assert!(node.allows(VIP) && node.allows(NODE_PORT), "{number}");
+    }
+    // By another slice, and by a policy of traffic.
+    let mut node = Node::new();
+    node.put(service(&json!({})));
+    node.put(slice_of("s-1", &[out]));
+    node.put(slice_of("s-2", &[b]));
+    assert!(!node.allows(VIP));
+    node.wait(HOLD);
+    assert!(node.allows(VIP));
+    node.put(service(&json!({"internalTrafficPolicy": "Local"})));
+    assert!(!node.allows(VIP), "on a node without another one it is chosen");
+    node.put(service(&json!({})));
+    assert!(!node.allows(VIP));
+    node.wait(HOLD);
+    assert!(node.allows(VIP));
+}
+
+/// What was ready and has left makes nothing of what is chosen in its place.
+#[test]
+fn what_is_held_stands_before_nothing() {
+    let mut node = Node::new();
+    node.put(service(&json!({})));
+    node.put(slice_of("s-1", &[("10.1.0.2", true, false), (OUTSIDE, false, true)]));
+    assert!(node.allows(VIP) && node.allows(NODE_PORT));
+    node.put(slice_of("s-1", &[(OUTSIDE, false, true)]));
+    assert!(!node.former.held.is_empty() && !node.allows(VIP) && !node.allows(NODE_PORT));
+}
+
+/// What a policy opens behind a service is closed at once.
+#[test]
+fn what_is_held_opens_nothing() {
+    let mut node = Node::new();
+    let to = json!([{"service": {"namespace": "app", "name": "s"}}]);
+    let spec = json!({"subjects": [{}], "allow": {"inCluster": false, "to": to}});
+    node.put(object("egress-enforcer.io/v1alpha1", "EgressGatewayPolicy", ("", "p"), &json!({"spec": spec})));
+    node.put(service(&json!({})));
+    node.put(slice(&["10.1.0.2", "10.1.0.3"]));
+    assert!(node.allows(VIP) && node.allows("10.1.0.2:8080/TCP"));
+    node.put(slice(&["10.1.0.3"]));
+    assert!(!node.allows("10.1.0.2:8080/TCP") && node.allows("10.1.0.3:8080/TCP"));
+    assert!(!node.allows(VIP), "it may still lead there");
+    node.wait(HOLD);
+    assert!(node.allows(VIP) && !node.allows("10.1.0.2:8080/TCP"));
+}
+
+#[test]
+fn what_there_is_no_room_for_closes() {
+    let mut node = Node::new();
+    node.put(service(&json!({})));
+    let many = |number: usize| -> Vec<String> {
+        (0..number).map(|i| format!("10.{}.{}.{}", 2 + i / 62500, i / 250 % 250, i % 250 + 1)).collect()
+    };
+    for (number, allows) in [(9, true), (super::MOST_BACKENDS + 9, false)] {
+        let all = many(number);
+        node.put(slice(&all.iter().map(String::as_str).collect::<Vec<_>>()));
+        assert!(node.allows(VIP), "each of them is");
+        node.put(slice(&["10.1.0.2"]));
+        assert_eq!(node.allows(VIP), allows, "{number}");
+        node.wait(HOLD);
+        assert!(node.allows(VIP));
+    }
+}
+
+/// What kube-proxy has left alone by now leaves the node.
+#[test]
+fn addresses_of_services_that_are_gone_have_to_be_allowed_themselves() {
+    let balanced = |ip: &str| {
+        let mut service = service(&json!({"type": "LoadBalancer"}));
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": ip, "ipMode": "VIP"}]}});
+        service
+    };
+    let mut node = Node::new();
+    node.put(balanced("198.51.100.9"));
+    node.put(slice(&["10.1.0.2"]));
+    assert!(node.allows("198.51.100.9:80/TCP"));
+    node.remove(balanced("198.51.100.9"));
+    assert!(!node.allows("198.51.100.9:80/TCP"));
+}
+
+/// It is where its own slice says, at once: one server of several may leave.
+#[test]
+fn the_api_server_is_not_closed_by_a_server_that_leaves() {
+    let mut node = Node::new();
+    let spec = json!({"subjects": [{}], "allow": {"inCluster": false, "apiServer": true}});
+    node.put(object("egress-enforcer.io/v1alpha1", "EgressGatewayPolicy", ("", "p"), &json!({"spec": spec})));
+    let of = |mut value: Value, name: &str| {
+        value["metadata"]["namespace"] = json!("default");
+        value["metadata"]["name"] = json!(name);
+        value
+    };
+    let servers = |addresses: &[&str]| {
+        let mut slice = of(slice(addresses), "kubernetes");
+        slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": "kubernetes"});
+        slice
+    };
+    node.put(of(service(&json!({})), "kubernetes"));
+    node.put(servers(&["203.0.113.1", "203.0.113.2"]));
+    assert!(node.allows(VIP));
+    node.put(servers(&["203.0.113.2"]));
+    assert!(node.allows(VIP) && !node.allows("203.0.113.1:8080/TCP"));
+}

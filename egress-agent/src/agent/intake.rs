@@ -1,0 +1,121 @@
+//! From what a source says to the index.
+//!
+//! Invariant: a Pod object that goes before its cgroup is kept until the cgroup is gone, and what a service led to until kube-proxy has
+//! followed. Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
+
+use std::time::Instant;
+
+use egress_policy::index::Event;
+use egress_policy::object::{Object, ObjectRef, Pod};
+
+use super::Agent;
+
+impl Agent {
+    pub(crate) fn look_at_source(&mut self) {
+        let mut changes = self.source.look();
+        for event in std::mem::take(&mut changes.events) {
+            self.take(event);
+        }
+        for (kind, listed) in std::mem::take(&mut changes.listed) {
+            let known = self.index.objects().filter(|object| object.kind == kind);
+            let gone = known.filter(|object| !listed.contains(object) && !self.former.holds(object));
+            let gone: Vec<_> = gone.collect();
+            for object in gone {
+                self.take(Event::Delete(object));
+            }
+        }
+        if self.held && !changes.incomplete {
+            self.held = false;
+            self.dirty = true;
+        }
+        for error in changes.errors.iter().filter(|error| !self.source_state.errors.contains(error)) {
+            tracing::error!("{error}");
+        }
+        self.dirty |=
+            changes.errors != self.source_state.errors || changes.ignored != self.source_state.ignored;
+        self.source_state = changes;
+    }
+
+    /// Takes an event in, and keeps the pods whose processes may still run.
+    pub(super) fn take(&mut self, event: Event) {
+        match self.own.complete(&self.node, event) {
+            Event::Delete(object) => match self.stands(&object) {
+                Some((name, _)) => {
+                    if !self.lingering.iter().any(|(_, of)| *of == object) {
+                        self.lingering.push((name, object));
+                    }
+                }
+                None => self.index(Event::Delete(object)),
+            },
+            Event::Upsert(object) => {
+                if let Object::Pod(pod) = &object {
+                    self.succeed(&object.object_ref(), pod);
+                }
+                self.index(Event::Upsert(object));
+            }
+        }
+    }
+
+    /// The pod of an object whose processes may still run, with the UID or hash in its cgroup's name. Without its object they
+    /// would be unknown, which may be more than their policies allow.
+    fn stands(&self, object: &ObjectRef) -> Option<(String, Pod)> {
+        let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
+        let here = self.scan.pods.iter().find(|local| self.claims(&pod, &local.uid))?;
+        Some((here.uid.clone(), pod))
+    }
+
+    /// Makes room for a pod: another one that stands under its name is kept under one that no pod can have, and one that
+    /// was kept is not needed any more where this one claims its cgroup.
+    fn succeed(&mut self, object: &ObjectRef, new: &Pod) {
+        // It came back.
+        self.lingering.retain(|(_, of)| of != object);
+        let (claimed, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.lingering).into_iter().partition(|(name, _)| self.claims(new, name));
+        self.lingering = kept;
+        for (_, of) in claimed {
+            self.index(Event::Delete(of));
+        }
+        if let Some((name, mut pod)) = self.stands(object).filter(|(name, _)| !self.claims(new, name)) {
+            pod.name = format!("{} (before, UID {})", pod.name, pod.uid).into();
+            self.lingering.push((name, pod.object_ref()));
+            self.index(Event::Upsert(Object::Pod(pod)));
+        }
+    }
+
+    /// Lets go of the pods whose cgroup has gone since their object went.
+    pub(super) fn let_go(&mut self) {
+        let stands = |uid: &str| self.scan.pods.iter().any(|local| local.uid == uid);
+        let (stay, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|(uid, _)| stands(uid));
+        self.lingering = stay;
+        for (_, object) in gone {
+            self.index(Event::Delete(object));
+        }
+    }
+
+    fn index(&mut self, event: Event) {
+        let before =
+            if self.held { Vec::new() } else { self.former.before(&self.index, &event, Instant::now()) };
+        for event in before.into_iter().chain([event]) {
+            self.apply_event(event);
+        }
+    }
+
+    /// Lets go of what services led to where its time was over at `then`.
+    pub(super) fn forget_former(&mut self, then: Instant) {
+        for event in self.former.over(then) {
+            self.apply_event(event);
+        }
+    }
+
+    fn apply_event(&mut self, event: Event) {
+        let changed = self.index.apply(event);
+        self.dirty |= !changed.is_empty();
+        self.changed |= changed;
+    }
+
+    /// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod of this node) is its own.
+    fn claims(&self, pod: &Pod, name: &str) -> bool {
+        let is_here = pod.node.as_deref() == Some(&self.node);
+        !name.is_empty() && (*pod.uid == *name || (is_here && pod.static_hash.as_deref() == Some(name)))
+    }
+}

@@ -1,0 +1,98 @@
+//! Which connections to services go on to what the policy denies. The hooks see the service's address, which is judged by what is behind
+//! it now; a connection stays with what was behind it when it began.
+//!
+//! Invariant: what a service led to is let go of only after connections to it that are denied were forgotten by the node's netfilter. Where
+//! that cannot be seen, it is let go of all the same. Tested by `tests/former.rs`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use egress_policy::explain::Target;
+use egress_policy::standing::Standing;
+
+use super::Agent;
+use crate::network::Translated;
+use crate::translations::{Translations, Turn};
+
+impl Agent {
+    /// Whether connections to services are to be looked at: policies have changed, or what a service led to is to be let go of.
+    pub(crate) fn wants_translations(&mut self) -> bool {
+        let enforces = self.datapath.attached().is_some() && !self.held;
+        enforces && (std::mem::take(&mut self.judged_anew) || self.former.is_due(std::time::Instant::now()))
+    }
+
+    /// Takes the next turn in looking at them.
+    pub(crate) fn translations(&mut self, translations: &mut Translations, turn: Turn) {
+        match turn {
+            // What failed in part closes pods that it should not.
+            Turn::Look | Turn::Looked(_) if self.behind.is_none() => {
+                self.judged_anew = true;
+                return;
+            }
+            Turn::Look => {
+                let senders = self.senders();
+                if !senders.is_empty() {
+                    return translations.look(senders.into_keys().collect());
+                }
+            }
+            Turn::Looked(found) => {
+                let senders = self.senders();
+                let standing = Standing::new(self.datapath.observed());
+                let denied = |one: &Translated| {
+                    let to = Target {
+                        address: one.backend.ip(),
+                        protocol: one.protocol,
+                        port: one.backend.port(),
+                    };
+                    let cgroup = senders.get(&one.from)?;
+                    standing.denied_to_all(*cgroup, one.from, &to)
+                };
+                // Many are alike, and a service may have thousands of backends.
+                let mut services = BTreeMap::new();
+                let mut of_service = |one: &Translated| {
+                    let asked = || self.index.is_translated(one.to.ip(), (one.protocol, one.to.port()));
+                    *services.entry((one.protocol, one.to)).or_insert_with(asked)
+                };
+                let mut verdicts = BTreeMap::new();
+                let mut doomed = Vec::new();
+                for one in found.into_iter().filter(|one| of_service(one)) {
+                    let Translated { from, to, backend, protocol, .. } = &one;
+                    let is_denied = *verdicts.entry((*from, *to, *backend, *protocol)).or_insert_with(|| {
+                        let Some(reason) = denied(&one) else { return false };
+                        let reason = reason.name();
+                        tracing::info!(%from, %to, %backend, reason, "what went to a service goes on to what is denied now");
+                        true
+                    });
+                    if is_denied {
+                        doomed.push(one);
+                    }
+                }
+                if !doomed.is_empty() {
+                    return translations.forget(doomed);
+                }
+            }
+            Turn::Forgot(number) => {
+                self.untranslated = None;
+                tracing::info!(number, "ended connections to services that led to what is denied");
+            }
+            Turn::Failed(error) => {
+                if self.untranslated.as_ref() != Some(&error) {
+                    tracing::warn!("{error}");
+                }
+                self.untranslated = Some(error);
+            }
+        }
+        if let Some(begun) = translations.begun() {
+            self.forget_former(begun);
+        }
+    }
+
+    /// The pods that a policy selects, by their own addresses.
+    fn senders(&self) -> BTreeMap<IpAddr, u64> {
+        let standing = Standing::new(self.datapath.observed());
+        let endpoints = self.compiler.compiled().endpoints.iter();
+        // What the node's own address sends is not a pod's alone.
+        let judged = endpoints.filter(|(cgroup, info)| !info.host_network && standing.is_judged(**cgroup));
+        judged.flat_map(|(cgroup, info)| info.addresses.iter().map(|ip| (*ip, *cgroup))).collect()
+    }
+}

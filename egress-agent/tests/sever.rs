@@ -206,3 +206,29 @@ fn a_connection_that_came_in_stays_though_nobody_listens_any_more() {
     beats(&mut came_in);
     assert_eq!(severed(&stand), 1);
 }
+
+/// What does not fit closes the pod for as long as that lasts; nothing is ended for it.
+#[test]
+fn what_is_closed_for_want_of_room_is_not_ended() {
+    let mut stand = stand(&["--sever", "--map-entries", "egress_cidrs=2"]);
+    let pod = stand.pod(PodSpec::new("a", "pod"));
+    stand.start();
+    let mut held = hold(&pod, OUTSIDE_V4.into(), DENIED);
+    beats(&mut held);
+
+    let mut more = ports(&[DENIED]);
+    more["allow"]["to"][0]["except"] = json!(["198.51.100.16/30"]);
+    stand.lock_down(more);
+    assert_eq!(ends(&mut held).outcome, Outcome::Timeout, "{}", stand.agent.log());
+    assert_eq!(stand.agent.status().unwrap()["ready"], false);
+    assert_eq!(severed(&stand), 0);
+
+    // As soon as all is known again, what is denied is.
+    stand.lock_down(ports(&[DENIED, ALLOWED]));
+    eventually("everything fits again", || stand.agent.status().unwrap()["ready"] == true);
+    let mut other = hold(&pod, OUTSIDE_V6.into(), ALLOWED);
+    beats(&mut other);
+    stand.lock_down(ports(&[DENIED]));
+    assert_eq!(ends(&mut other).outcome, Outcome::Error);
+    eventually("it is counted", || severed(&stand) == 1);
+}

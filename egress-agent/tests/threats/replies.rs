@@ -220,6 +220,17 @@ fn row_8_simultaneous_open() {
 }
 
 #[test]
+fn row_8_simultaneous_open_with_whom_it_may_reach() {
+    let to = [format!("{OUTSIDE_V4}/32"), format!("{OUTSIDE_V6}/128")].map(|cidr| json!({"cidr": cidr}));
+    let mut range = Range::new(json!({"allow": {"to": to}}));
+    let locked = range.locked.clone();
+    for v6 in [false, true] {
+        let (connected, seen) = simultaneous(&mut range, &locked, v6);
+        assert!(connected && seen > 0, "v6: {v6}");
+    }
+}
+
+#[test]
 fn row_8_a_question_opens_nothing_but_its_answer() {
     let mut range = Range::new(json!({}));
     let _servers = [&range.free, &range.locked].map(|pod| serve(pod, "serve-echo", LISTENS));

@@ -294,7 +294,8 @@ pub struct ExplainArgs {
 #[derive(Clone, Debug, Args)]
 pub struct SimulateArgs {
     /// The flows: CSV with the header `from,to,port,protocol`, or JSON lines with those keys; `-` for standard input.
-    /// `from` is NS/POD or NS/POD/CONTAINER; `to` is an address, NS/POD or svc:NS/NAME.
+    /// `from` is NS/POD or NS/POD/CONTAINER; `to` is an address, NS/POD or svc:NS/NAME. Of several addresses of a pod or a service
+    /// the line is about the one to which least passes.
     #[arg(long, env = "EGRESS_FLOWS", value_name = "FILE")]
     pub flows: PathBuf,
     /// A file of objects that are not applied yet: prints the flows whose verdict would change.

@@ -58,6 +58,14 @@ pub enum Missing {
         /// The path that should be.
         path: PathBuf,
     },
+    /// What was named as the pod root cannot be seen.
+    #[error("--pod-root {} cannot be seen ({reason}): name kubelet's pod cgroup, as this process sees it, or leave the option out to have it found", path.display())]
+    NoPodRoot {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        reason: String,
+    },
     /// What was named is a part of the pod root.
     #[error("{} is a QoS class or a pod within kubelet's pod cgroup, and the pods beside it would not be judged: name the whole, kubepods or kubepods.slice, with --pod-root", path.display())]
     PartOfPodRoot {

@@ -243,6 +243,46 @@ fn simulate_with_a_policy_prints_what_would_change() {
 }
 
 #[test]
+fn simulate_looks_at_every_address_of_a_destination() {
+    let dir = tempfile::tempdir().unwrap();
+    let pod = |name: &str, ips: [&str; 2]| {
+        let ips = ips.map(|ip| json!({"ip": ip}));
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "a", "name": name},
+            "spec": {"nodeName": "n1"}, "status": {"phase": "Running", "podIP": ips[0]["ip"], "podIPs": ips},
+        })
+    };
+    let policy = |name: &str, cidr: &str| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "a", "name": name},
+            "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [{"ipBlock": {"cidr": cidr}}]}]},
+        })
+    };
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}});
+    let (one, two) = (pod("one", ["10.1.0.1", "fd00::1"]), pod("two", ["10.1.0.2", "fd00::2"]));
+    let items = json!([namespace, one, two, policy("v4", "10.1.0.0/16")]);
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    fs::write(dir.path().join("all.json"), list).unwrap();
+    let flows = "from,to,port,protocol\na/one,a/two,80,TCP\na/one,10.1.0.2,80,TCP\n";
+    let words = ["simulate", "--flows", "-", "--output", "json"];
+    let [named, address] = &lines(&agent(&dir, &words, flows))[..] else { panic!("a line for each flow") };
+    assert_eq!((&named["action"], &named["address"]), (&json!("deny"), &json!("fd00::2")));
+    assert_eq!((&address["action"], &address["address"]), (&json!("allow"), &Value::Null));
+    let table = agent(&dir, &words[..3], flows);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("a/one -> a/two (fd00::2) 80/TCP"), "{table:?}");
+
+    let with = tempfile::tempdir().unwrap();
+    let file = with.path().join("new.json");
+    fs::write(&file, policy("v6", "fd00::/64").to_string()).unwrap();
+    let changed = lines(&agent(&dir, &[&words[..], &["--with", file.to_str().unwrap()]].concat(), flows));
+    assert_eq!(changed.len(), 1, "{changed:?}");
+    assert_eq!(
+        (&changed[0]["was"], &changed[0]["action"], &changed[0]["address"]),
+        (&json!("deny"), &json!("allow"), &json!("fd00::2"))
+    );
+}
+
+#[test]
 fn flows_that_cannot_be_read_are_named() {
     let dir = objects();
     for (input, word) in [

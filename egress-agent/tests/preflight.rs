@@ -138,14 +138,9 @@ fn a_missing_cgroup_v2_hierarchy_is_named() {
 
 #[test]
 fn a_pod_root_elsewhere_is_named() {
-    for path in ["/tmp", "/nonexistent"] {
+    for (path, what) in [("/tmp", "not in a cgroup v2 hierarchy"), ("/nonexistent", "cannot be seen")] {
         let output = agent(&["--pod-root", path], |command| command);
-        missing(
-            output.status.code(),
-            &String::from_utf8_lossy(&output.stderr),
-            "not in a cgroup v2 hierarchy",
-            "--pod-root",
-        );
+        missing(output.status.code(), &String::from_utf8_lossy(&output.stderr), what, "--pod-root");
     }
 }
 

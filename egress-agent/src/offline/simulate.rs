@@ -1,8 +1,11 @@
 //! `simulate`: the verdict of each of many flows, and what a policy that is not applied yet would change.
+//!
+//! Invariant: of a destination with several addresses the line has the verdict that lets least pass. Tested by `tests/offline.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -36,6 +39,9 @@ pub struct SimulatedFlow {
 struct Line<'a> {
     #[serde(flatten)]
     flow: &'a SimulatedFlow,
+    /// Which of several addresses the verdict is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<IpAddr>,
     #[serde(flatten)]
     verdict: &'a Verdict,
     /// The action without the objects of `--with`.
@@ -68,8 +74,8 @@ pub(crate) fn tell(
     let before = verdicts(&index, doubt, flows)?;
     let mut out = String::new();
     let Some(with) = with else {
-        for (flow, verdict) in flows.iter().zip(&before) {
-            print(&mut out, output, &Line { flow, verdict, was: None })?;
+        for (flow, verdicts) in flows.iter().zip(&before) {
+            print(&mut out, output, &Line { was: None, ..Line::strictest(flow, verdicts, verdicts)? })?;
         }
         return Ok(Told { fine: true, out, notes: Vec::new() });
     };
@@ -78,27 +84,55 @@ pub(crate) fn tell(
     }
     let after = verdicts(&index, doubt, flows)?;
     let mut changed = 0;
-    for ((flow, before), after) in
-        flows.iter().zip(&before).zip(&after).filter(|((_, a), b)| a.action != b.action)
-    {
-        print(&mut out, output, &Line { flow, verdict: after, was: Some(before.action) })?;
-        changed += 1;
+    for ((flow, before), after) in flows.iter().zip(&before).zip(&after) {
+        let differs = |(address, verdict): &&(IpAddr, Verdict)| action_at(before, *address) != verdict.action;
+        let changes: Vec<_> = after.iter().filter(differs).cloned().collect();
+        if !changes.is_empty() {
+            print(&mut out, output, &Line::strictest(flow, &changes, before)?)?;
+            changed += 1;
+        }
     }
     Ok(Told { fine: true, out, notes: vec![format!("{changed} of {} flows would change", flows.len())] })
+}
+
+/// What the verdict at an address was; of one that is new, that of the others.
+fn action_at(before: &[(IpAddr, Verdict)], address: IpAddr) -> &'static str {
+    let at = before.iter().find(|(known, _)| *known == address).or_else(|| strictest(before));
+    at.map_or("", |(_, verdict)| verdict.action)
+}
+
+/// The verdict that lets least pass, of several such the first.
+fn strictest(verdicts: &[(IpAddr, Verdict)]) -> Option<&(IpAddr, Verdict)> {
+    let rank =
+        |(_, verdict): &&(IpAddr, Verdict)| ["deny", "audit"].iter().position(|one| *one == verdict.action);
+    verdicts.iter().min_by_key(|one| rank(one).unwrap_or(usize::MAX))
+}
+
+impl<'a> Line<'a> {
+    fn strictest(
+        flow: &'a SimulatedFlow,
+        verdicts: &'a [(IpAddr, Verdict)],
+        before: &[(IpAddr, Verdict)],
+    ) -> anyhow::Result<Self> {
+        let (address, verdict) = strictest(verdicts).context("a flow was not judged")?;
+        let named = flow.to.parse::<IpAddr>().is_err();
+        Ok(Self { flow, address: named.then_some(*address), verdict, was: Some(action_at(before, *address)) })
+    }
 }
 
 fn print(out: &mut String, output: Output, line: &Line<'_>) -> anyhow::Result<()> {
     match output {
         Output::Json => *out += &serde_json::to_string(line)?,
         Output::Table => {
-            let Line { flow, verdict, was } = line;
+            let Line { flow, address, verdict, was } = line;
+            let address = address.map_or_else(String::new, |address| format!(" ({address})"));
             let port = flow.port.map_or_else(String::new, |port| format!(" {port}"));
             let was = was.map_or_else(String::new, |was| format!(" (was {was})"));
             let by = [verdict.policy.as_deref(), verdict.rule.as_deref()].into_iter().flatten();
             let by: Vec<_> = by.collect();
             let SimulatedFlow { from, to, protocol, .. } = flow;
             let text = format!(
-                "{:5} {:10}{was} {from} -> {to}{port}/{protocol} {}",
+                "{:5} {:10}{was} {from} -> {to}{address}{port}/{protocol} {}",
                 verdict.action,
                 verdict.reason,
                 by.join(" ")
@@ -110,53 +144,62 @@ fn print(out: &mut String, output: Output, line: &Line<'_>) -> anyhow::Result<()
     Ok(())
 }
 
-/// Judges all flows, each sender's together.
-fn verdicts(index: &Index, doubt: Doubt, flows: &[SimulatedFlow]) -> anyhow::Result<Vec<Verdict>> {
+/// Judges all flows at all their addresses, each sender's together.
+fn verdicts(
+    index: &Index,
+    doubt: Doubt,
+    flows: &[SimulatedFlow],
+) -> anyhow::Result<Vec<Vec<(IpAddr, Verdict)>>> {
     let mut by_sender: BTreeMap<Sender, Vec<(usize, Target)>> = BTreeMap::new();
     for (number, flow) in flows.iter().enumerate() {
         let place = || format!("flow {}", number + 1);
         let sender: Sender = flow.from.parse().map_err(anyhow::Error::msg).with_context(place)?;
-        let target = target(index, flow).map_err(anyhow::Error::msg).with_context(place)?;
-        by_sender.entry(sender).or_default().push((number, target));
+        let targets = targets(index, flow).map_err(anyhow::Error::msg).with_context(place)?;
+        by_sender.entry(sender).or_default().extend(targets.into_iter().map(|target| (number, target)));
     }
     let senders = by_sender.keys();
     let senders = senders.map(|sender| ((&*sender.namespace, &*sender.pod), sender.container.as_deref()));
     let judge = Judge::new(index, doubt, senders);
-    let mut out: Vec<Option<Verdict>> = vec![None; flows.len()];
+    let mut out = vec![Vec::new(); flows.len()];
     for (sender, targets) in &by_sender {
         let container = sender.container.as_deref();
         let only: Vec<Target> = targets.iter().map(|(_, target)| *target).collect();
         let judged = judge.judge((&sender.namespace, &sender.pod), container, &only);
-        for ((number, _), judged) in targets.iter().zip(&judged) {
-            out[*number] = Some(judged.into());
+        for ((number, target), judged) in targets.iter().zip(&judged) {
+            out[*number].push((target.address, judged.into()));
         }
     }
-    out.into_iter().map(|verdict| verdict.context("a flow was not judged")).collect()
+    Ok(out)
 }
 
-/// Where a flow goes: of a pod or a service, the first address.
-fn target(index: &Index, flow: &SimulatedFlow) -> Result<Target, String> {
+/// Where a flow goes, at every address of a pod or a service; there is one at least.
+fn targets(index: &Index, flow: &SimulatedFlow) -> Result<Vec<Target>, String> {
     let to = &flow.to;
     let name =
         |text: &str| text.split_once('/').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
-    let address = if let Ok(address) = to.parse() {
-        Some(address)
+    let addresses = if let Ok(address) = to.parse() {
+        vec![address]
     } else if let Some((namespace, name)) = to.strip_prefix("svc:").and_then(name) {
         let service = index.service(&namespace, &name);
-        service.ok_or_else(|| format!("there is no service {namespace}/{name}"))?.vips.first().copied()
+        service.ok_or_else(|| format!("there is no service {namespace}/{name}"))?.vips.to_vec()
     } else if let Some((namespace, name)) = name(to) {
         let pod = index.pod(&namespace, &name);
-        pod.ok_or_else(|| format!("there is no pod {namespace}/{name}"))?.addresses.first().copied()
+        pod.ok_or_else(|| format!("there is no pod {namespace}/{name}"))?.addresses.to_vec()
     } else {
         return Err(format!("{to:?} is not an address, NS/POD or svc:NS/NAME"));
     };
-    let address = address.ok_or_else(|| format!("{to} has no address"))?;
-    let number = protocol_number(&flow.protocol, address.is_ipv4())?;
-    let has_ports = matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP);
-    if has_ports && flow.port.is_none() {
-        return Err(format!("{} needs a port", flow.protocol));
+    if addresses.is_empty() {
+        return Err(format!("{to} has no address"));
     }
-    Ok(Target { address, protocol: number, port: flow.port.unwrap_or(0) })
+    let target = |address: IpAddr| {
+        let number = protocol_number(&flow.protocol, address.is_ipv4())?;
+        let has_ports = matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP);
+        if has_ports && flow.port.is_none() {
+            return Err(format!("{} needs a port", flow.protocol));
+        }
+        Ok(Target { address, protocol: number, port: flow.port.unwrap_or(0) })
+    };
+    addresses.into_iter().map(target).collect()
 }
 
 /// Reads flows from a file, or from standard input for `-`: JSON lines where the first byte is `{`, else CSV.

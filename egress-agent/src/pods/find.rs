@@ -23,7 +23,9 @@ pub(super) fn given(path: &Path) -> Result<PodRoot, Missing> {
         return Err(Missing::Cgroup2);
     }
     let not = || Missing::NotCgroup2 { path: path.to_owned() };
-    let real = path.canonicalize().map_err(|_| not())?;
+    let real = path
+        .canonicalize()
+        .map_err(|error| Missing::NoPodRoot { path: path.to_owned(), reason: error.to_string() })?;
     if !preflight::is_cgroup2(&real) {
         return Err(not());
     }

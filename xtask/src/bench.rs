@@ -201,13 +201,33 @@ fn machine() -> String {
     format!("Medians on {processors} processors of an {model}, Linux {kernel}, {rustc}.")
 }
 
-/// Puts a table between its marks in a file.
-pub(crate) fn record(file: &str, name: &str, table: &str) -> anyhow::Result<()> {
+/// A file's path, what it has before the marks of a name, between, and after.
+fn marked(file: &str, name: &str) -> anyhow::Result<(PathBuf, [String; 3])> {
     let path = root().join(file);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
-    let marks = text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
-    let (before, after) = marks.with_context(|| format!("{} has no marks for {name}", path.display()))?;
+    let (begin, end) = marks(name);
+    let parts = text.split_once(&begin).and_then(|(before, rest)| {
+        let (between, after) = rest.split_once(&end)?;
+        Some([before, between, after].map(str::to_owned))
+    });
+    let parts = parts.with_context(|| format!("{} has no marks for {name}", path.display()))?;
+    Ok((path, parts))
+}
+
+fn marks(name: &str) -> (String, String) {
+    (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"))
+}
+
+/// What a file has between the marks of a name.
+pub(crate) fn recorded(file: &str, name: &str) -> anyhow::Result<String> {
+    let (_, [_, between, _]) = marked(file, name)?;
+    Ok(between)
+}
+
+/// Puts a table between its marks in a file.
+pub(crate) fn record(file: &str, name: &str, table: &str) -> anyhow::Result<()> {
+    let (path, [before, _, after]) = marked(file, name)?;
+    let (begin, end) = marks(name);
     std::fs::write(&path, format!("{before}{begin}{table}{end}{after}"))?;
     eprintln!("written: {}", path.display());
     Ok(())

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// With `--vm`: find out what the kernels can do, and run no tests.
     #[arg(long, requires = "vm", conflicts_with = "filter")]
     probe: bool,
-    /// With `--vm`: write what was found into docs/kernels.md.
+    /// With `--vm`: write what was found into docs/kernels.md, beside what it has of other kernels and tests.
     #[arg(long, requires = "vm", conflicts_with_all = ["probe", "filter"])]
     record: bool,
     /// With `--vm`: minutes that a kernel may take.

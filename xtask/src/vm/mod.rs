@@ -16,12 +16,13 @@ mod runner;
 mod table;
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::command::{target, which};
+use crate::command::{root, target, which};
 use crate::{bench, setup};
 
 pub(crate) use guest::guest;
@@ -29,6 +30,7 @@ use image::Base;
 use kernel::Kernel;
 use plan::Plan;
 use report::Report;
+use table::Table;
 
 /// The kernel that runs here.
 const HOST: &str = "host";
@@ -40,7 +42,7 @@ pub(crate) struct Options<'a> {
     pub(crate) filter: &'a [String],
     /// Features only.
     pub(crate) probe: bool,
-    /// Write docs/kernels.md.
+    /// Write what was found into docs/kernels.md, beside what it has of other kernels and tests.
     pub(crate) record: bool,
     pub(crate) limit: Duration,
 }
@@ -55,6 +57,7 @@ pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
         setup::apt(&missing)?;
     }
     let _alone = alone()?;
+    let commit = commit();
     let guests = options.kernels.iter().filter(|kernel| *kernel != HOST);
     let kernels = guests.map(|version| Kernel::get(version)).collect::<anyhow::Result<Vec<_>>>()?;
     let plan = if options.probe { Plan::features() } else { Plan::new(options.filter)? };
@@ -80,18 +83,29 @@ pub(crate) fn test(options: &Options<'_>) -> anyhow::Result<()> {
     report.end(result, &plan);
     reports.push(report);
 
+    let found = Table::of(&reports, &commit);
     if options.probe {
-        print!("{}", table::markdown(&reports)?);
+        print!("{}", found.markdown()?);
     }
-    eprintln!("==> what differs\n{}", table::differences(&reports)?.trim_end());
+    eprintln!("==> what differs\n{}", found.differences()?.trim_end());
     if options.record {
-        bench::record("docs/kernels.md", "kernels", &table::markdown(&reports)?)?;
+        let (file, name) = ("docs/kernels.md", "kernels");
+        let before = Table::parse(&bench::recorded(file, name)?);
+        bench::record(file, name, &before.with(&found).markdown()?)?;
     }
     let bad: Vec<_> = reports.iter().filter(|report| !report.is_good()).map(|r| r.kernel.as_str()).collect();
     if !bad.is_empty() {
         bail!("not everything passed on {}", bad.join(", "));
     }
     Ok(())
+}
+
+/// What the tests are of.
+fn commit() -> String {
+    let mut git = Command::new("git");
+    let output = git.current_dir(root()).args(["describe", "--always", "--dirty", "--exclude=*"]).output();
+    let text = output.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    text.map_or_else(|| "no commit".to_owned(), |text| String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 /// Two at a time would write the same images. Ends with the process.

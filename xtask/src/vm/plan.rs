@@ -41,6 +41,8 @@ pub(crate) struct Binary {
     /// The package's directory, where cargo runs it.
     pub(crate) directory: PathBuf,
     pub(crate) tests: Vec<String>,
+    /// Whether these are all of them.
+    pub(crate) whole: bool,
     pub(crate) ignored: usize,
 }
 
@@ -131,8 +133,10 @@ impl Binary {
             let meant = |filter: &String| *filter == name || called.contains(filter);
             !ignored.contains(test) && (filters.is_empty() || filters.iter().any(meant))
         };
-        let tests = tests.into_iter().filter(wanted).collect();
-        Ok(Some(Self { name, path: path.into(), directory, tests, ignored: ignored.len() }))
+        let all = tests.len() - ignored.len();
+        let tests: Vec<_> = tests.into_iter().filter(wanted).collect();
+        let whole = tests.len() == all;
+        Ok(Some(Self { name, path: path.into(), directory, tests, whole, ignored: ignored.len() }))
     }
 }
 

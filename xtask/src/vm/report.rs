@@ -22,6 +22,8 @@ pub(crate) struct Report {
     pub(crate) booted: f32,
     start: Instant,
     left: BTreeMap<String, usize>,
+    /// Binaries of which every test is to be run.
+    whole: BTreeSet<String>,
     /// Tests that have begun and not ended.
     running: BTreeSet<(String, String)>,
     /// When a line was last printed.
@@ -54,6 +56,7 @@ impl Report {
             booted: 0.0,
             start: Instant::now(),
             left: plan.binaries.iter().map(|binary| (binary.name.clone(), binary.tests.len())).collect(),
+            whole: plan.binaries.iter().filter(|one| one.whole).map(|one| one.name.clone()).collect(),
             running: BTreeSet::new(),
             spoke: Instant::now(),
         }
@@ -111,6 +114,11 @@ impl Report {
             eprintln!("    {}: {} tests done, {left} to go", self.kernel, self.outcomes.len());
             self.spoke = Instant::now();
         }
+    }
+
+    /// The binaries of which every test has an outcome.
+    pub(crate) fn whole(&self) -> impl Iterator<Item = &str> {
+        self.whole.iter().map(String::as_str).filter(|name| self.left.get(*name) == Some(&0))
     }
 
     /// Counts some of the outcomes.

@@ -8,6 +8,7 @@
 pub mod admin;
 mod agent;
 pub mod app;
+mod beside;
 pub mod cleanup;
 pub mod cli;
 pub mod cluster;

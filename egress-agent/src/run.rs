@@ -106,8 +106,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.cover(Look::Whole);
     agent.announce();
 
-    let mut severing = Severing::default();
-    let mut translations = Translations::default();
+    let mut severing = Severing::new(crate::sever::INTERVAL);
+    let mut translations = Translations::new(crate::translations::INTERVAL);
     if args.sever {
         agent.sever_from_now_on();
     }

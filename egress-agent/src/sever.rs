@@ -1,11 +1,7 @@
-//! `run --sever`: looking for open connections that are denied now, and ending them, beside the one task.
-//!
-//! Invariant: at most one look or ending is under way, and looks have some time between them, however often policies change.
-//! Tested by `tests/sever.rs`.
+//! `run --sever`: looking for open connections that are denied now, and ending them, beside the one task. Tested by `tests/sever.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::future::pending;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,35 +10,25 @@ use std::time::Duration;
 
 use aya::maps::MapData;
 use egress_common::Reason;
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
+use crate::beside::Beside;
 use crate::network::{self, Open, Sockets};
 
 /// The least time from one look to the next.
-const INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 /// How deep below a pod's cgroup those of its containers, and what they make in there, are looked for.
 const DEPTH: usize = 6;
 
 /// What is under way.
-#[derive(Debug, Default)]
-pub(crate) struct Severing {
-    wanted: bool,
-    begun: Option<Instant>,
-    work: Option<JoinHandle<Turn>>,
-}
+pub(crate) type Severing = Beside<Seen>;
 
-/// What comes next.
+/// What came of it.
 #[derive(Debug)]
-pub(crate) enum Turn {
-    /// It is time to look.
-    Look,
+pub(crate) enum Seen {
     /// The sockets were looked at, and the cgroups: which belong to which container's.
-    Looked(Vec<Place>, BTreeMap<u64, u64>),
+    Found(Vec<Place>, BTreeMap<u64, u64>),
     /// Connections were ended.
     Ended(Vec<(Severed, io::Result<bool>)>),
-    /// Something failed; a sentence.
-    Failed(String),
 }
 
 /// A network namespace with its sockets.
@@ -61,33 +47,10 @@ pub(crate) struct Severed {
 }
 
 impl Severing {
-    /// Has the sockets looked at soon.
-    pub(crate) fn want(&mut self) {
-        self.wanted = true;
-    }
-
-    /// Waits for the next turn; forever where there is nothing to do. May be given up and called again.
-    pub(crate) async fn turn(&mut self) -> Turn {
-        if let Some(work) = &mut self.work {
-            let turn = work.await.unwrap_or_else(|error| Turn::Failed(error.to_string()));
-            self.work = None;
-            return turn;
-        }
-        if !self.wanted {
-            return pending().await;
-        }
-        if let Some(begun) = self.begun {
-            tokio::time::sleep_until(begun + INTERVAL).await;
-        }
-        self.wanted = false;
-        self.begun = Some(Instant::now());
-        Turn::Look
-    }
-
     /// Looks at the sockets in these network namespaces, by number with a process in each, and at the cgroups below those of
     /// these pods.
     pub(crate) fn look(&mut self, approvals: MapData, within: BTreeMap<u64, u32>, pods: Vec<PathBuf>) {
-        self.work = Some(tokio::task::spawn_blocking(move || {
+        self.begin(move || {
             let mut containers = BTreeMap::new();
             for pod in &pods {
                 for container in directories(pod) {
@@ -101,26 +64,26 @@ impl Severing {
                 let Some(namespace) = namespace(pid, number) else { continue };
                 match network::sockets(&namespace, approvals.fd().as_fd()) {
                     Ok(sockets) => places.push(Place { namespace, sockets }),
-                    Err(error) => return Turn::Failed(format!("cannot see the sockets of a pod: {error}")),
+                    Err(error) => return Err(format!("cannot see the sockets of a pod: {error}")),
                 }
             }
-            Turn::Looked(places, containers)
-        }));
+            Ok(Seen::Found(places, containers))
+        });
     }
 
     /// Ends connections.
     pub(crate) fn end(&mut self, doomed: Vec<(Place, Vec<Severed>)>) {
-        self.work = Some(tokio::task::spawn_blocking(move || {
+        self.begin(move || {
             let mut ended = Vec::new();
             for (place, severed) in doomed {
                 let open: Vec<_> = severed.iter().map(|one| one.open.clone()).collect();
                 match network::end(&place.namespace, &open) {
                     Ok(results) => ended.extend(severed.into_iter().zip(results)),
-                    Err(error) => return Turn::Failed(format!("cannot end connections of a pod: {error}")),
+                    Err(error) => return Err(format!("cannot end connections of a pod: {error}")),
                 }
             }
-            Turn::Ended(ended)
-        }));
+            Ok(Seen::Ended(ended))
+        });
     }
 }
 

@@ -11,8 +11,9 @@ use egress_policy::standing::Standing;
 
 use super::Agent;
 use super::report::monotonic;
+use crate::beside::Turn;
 use crate::network::{self, Open, Sockets};
-use crate::sever::{Place, Severed, Severing, Turn};
+use crate::sever::{Place, Seen, Severed, Severing};
 
 impl Agent {
     /// Ends what policies deny from now on, if the kernel can.
@@ -34,19 +35,19 @@ impl Agent {
     }
 
     /// Takes the next turn in looking for connections and ending them.
-    pub(crate) fn sever(&mut self, severing: &mut Severing, turn: Turn) {
+    pub(crate) fn sever(&mut self, severing: &mut Severing, turn: Turn<Seen>) {
         match turn {
             // What failed in part closes pods that it should not; the next apply that does not fail looks again.
-            Turn::Look | Turn::Looked(..) if self.behind.is_none() => {}
+            Turn::Look | Turn::Done(Seen::Found(..)) if self.behind.is_none() => {}
             Turn::Look => self.look_for_connections(severing),
-            Turn::Looked(places, containers) => {
+            Turn::Done(Seen::Found(places, containers)) => {
                 let doomed: Vec<_> =
                     places.into_iter().map(|place| self.doomed(place, &containers)).collect();
                 if doomed.iter().any(|(_, severed)| !severed.is_empty()) {
                     severing.end(doomed);
                 }
             }
-            Turn::Ended(ended) => {
+            Turn::Done(Seen::Ended(ended)) => {
                 for (Severed { open, pod, reason }, result) in ended {
                     let destination = open.remote();
                     match result {

@@ -11,8 +11,9 @@ use egress_policy::explain::Target;
 use egress_policy::standing::Standing;
 
 use super::Agent;
+use crate::beside::Turn;
 use crate::network::Translated;
-use crate::translations::{Translations, Turn};
+use crate::translations::{Seen, Translations};
 
 impl Agent {
     /// Whether connections to services are to be looked at: policies have changed, or what a service led to is to be let go of.
@@ -22,10 +23,10 @@ impl Agent {
     }
 
     /// Takes the next turn in looking at them.
-    pub(crate) fn translations(&mut self, translations: &mut Translations, turn: Turn) {
+    pub(crate) fn translations(&mut self, translations: &mut Translations, turn: Turn<Seen>) {
         match turn {
             // What failed in part closes pods that it should not.
-            Turn::Look | Turn::Looked(_) if self.behind.is_none() => {
+            Turn::Look | Turn::Done(Seen::Found(_)) if self.behind.is_none() => {
                 self.judged_anew = true;
                 return;
             }
@@ -35,7 +36,7 @@ impl Agent {
                     return translations.look(senders.into_keys().collect());
                 }
             }
-            Turn::Looked(found) => {
+            Turn::Done(Seen::Found(found)) => {
                 let senders = self.senders();
                 let standing = Standing::new(self.datapath.observed());
                 let denied = |one: &Translated| {
@@ -71,7 +72,7 @@ impl Agent {
                     return translations.forget(doomed);
                 }
             }
-            Turn::Forgot(number) => {
+            Turn::Done(Seen::Forgot(number)) => {
                 self.untranslated = None;
                 tracing::info!(number, "ended connections to services that led to what is denied");
             }

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use egress_common::wire::{Endpoint, FLAG_HOST_NETWORK, STATE_UNSELECTED};
+use egress_common::wire::{Endpoint, FLAG_HOST_NETWORK};
 
+use crate::clock::monotonic;
 use crate::datapath::Datapath;
 use crate::metrics::Coverage as Covered;
 use crate::network::{self, Network, OnNode};
@@ -234,7 +235,8 @@ impl Pod {
         self.network.is_none() || self.enters() || (host && !self.arrivals && is_watched(pod, datapath))
     }
 
-    /// A pod of the node's network has no veth; if a policy selects it, what comes in is watched at its sockets.
+    /// A pod of the node's network has no veth: what comes in is watched at its sockets. Also where no policy selects it, so that it is
+    /// known of its datagrams who began, when one does.
     fn watch_arrivals(&mut self, pod: &PodCgroup, datapath: &mut Datapath) {
         if self.arrivals || !is_watched(pod, datapath) {
             return;
@@ -246,17 +248,17 @@ impl Pod {
     }
 }
 
-/// Whether what comes in to a pod that was seen in the node's network is watched at its sockets: a policy selects it, and its object says
-/// that it shares that network. Another one's process is on its way, and what comes in where that goes would be believed whoever sends it.
+/// Whether what comes in to a pod that was seen in the node's network is watched at its sockets: its object says that it shares that
+/// network. Another one's process is on its way, and what comes in where that goes would be believed whoever sends it.
 fn is_watched(pod: &PodCgroup, datapath: &Datapath) -> bool {
-    let shares = |one: &Endpoint| one.state != STATE_UNSELECTED && one.flags & FLAG_HOST_NETWORK != 0;
+    let shares = |one: &Endpoint| one.flags & FLAG_HOST_NETWORK != 0;
     datapath.observed().endpoints.get(&pod.cgroup).is_some_and(shares)
 }
 
 /// Remembers the connections that a pod has accepted.
 fn remember(pod: &PodCgroup, network: &Network, datapath: &mut Datapath) {
     let connections = network::inbound(network.pid).unwrap_or_default();
-    if let Err(error) = datapath.seen().stood(pod.cgroup, &connections) {
+    if let Err(error) = datapath.seen().stood(pod.cgroup, &connections, monotonic()) {
         tracing::warn!(pod = pod.uid, "{error:#}");
     }
 }

@@ -33,6 +33,7 @@ use crate::sever::Severing;
 use crate::source::Objects;
 use crate::translations::Translations;
 use crate::watch::{Interest, Watcher};
+use crate::witnesses::Witnesses;
 
 /// Looking again without a notice, and retrying what failed.
 const TICK: Duration = Duration::from_secs(5);
@@ -108,6 +109,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
     let mut severing = Severing::new(crate::sever::INTERVAL);
     let mut translations = Translations::new(crate::translations::INTERVAL);
+    let mut witnesses = Witnesses::new(crate::witnesses::INTERVAL);
     if args.sever {
         agent.sever_from_now_on();
     }
@@ -138,6 +140,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 agent.look_at_pods(&mut pod_watcher);
                 agent.look_at_source();
                 agent.check();
+                witnesses.want();
                 look = Look::Whole;
             }
             heard = runtimes.heard() => agent.heard(heard),
@@ -151,6 +154,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 flow_file.iter_mut().for_each(|file| file.write(Arc::clone(&flow)));
             }) => result?,
             turn = severing.turn() => agent.sever(&mut severing, turn),
+            turn = witnesses.turn() => agent.witnesses(&mut witnesses, turn),
             Some(asked) = asked.recv() => agent.answer(asked),
             _ = counters.tick() => {
                 publish.send_replace(Arc::new(agent.published()));

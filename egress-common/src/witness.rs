@@ -6,8 +6,8 @@
 use crate::packet::{Flow, icmp, protocol, tcp};
 use crate::view::{Hook, Meta, Owner, Socket, View};
 use crate::wire::{
-    APPROVAL_CAME_IN, Addr, Approval, BEGAN_TTL, FRAGMENT_TTL, WITNESS_BEGAN, WITNESS_CAME_IN,
-    WITNESS_CLOSED, WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+    APPROVAL_CAME_IN, Addr, Approval, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT,
+    WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
 };
 
 /// The two slots of a flow among those of its local address. They spread, no more: a flow finds no place only where both hold
@@ -51,7 +51,7 @@ pub struct Half {
 pub struct Found {
     /// [`Witness::kind`], 0 for nothing.
     pub kind: u8,
-    /// It is not longer ago than [`WITNESS_TTL`], or for fragments than [`FRAGMENT_TTL`].
+    /// It is not as long ago as [`Witness::limit`].
     pub recent: bool,
 }
 
@@ -79,12 +79,7 @@ fn at<V: View>(view: &V, key: &WitnessKey, half: &Half, cgroup: u64) -> Found {
     }
     // Two processors' clocks may differ by a little, so that what was seen "later" is now.
     let age = view.now().saturating_sub(seen.seen);
-    let limit = match seen.kind {
-        WITNESS_FRAGMENT => FRAGMENT_TTL,
-        WITNESS_BEGAN => BEGAN_TTL,
-        _ => WITNESS_TTL,
-    };
-    Found { kind: seen.kind, recent: age < limit }
+    Found { kind: seen.kind, recent: age < seen.limit() }
 }
 
 /// One of a flow's places, see [`slots`].

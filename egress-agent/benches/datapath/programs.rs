@@ -157,7 +157,7 @@ impl Bench {
             local: SocketAddr::from((pod.v4(), 8080)),
             remote: SocketAddr::from((FORBIDDEN, 50_000)),
         };
-        datapath.seen().stood(cgroup, &[asked])?;
+        datapath.seen().stood(cgroup, &[asked], 0)?;
         let mut context = [0; 44];
         context[40..].copy_from_slice(&interface.to_ne_bytes());
         let pod = container.pod().v4();

@@ -24,6 +24,8 @@ use egress_policy::index::{Dirty, Index};
 use egress_policy::object::ObjectRef;
 use egress_policy::plan::{self, Keys, Plan, Step};
 
+use crate::beside::Turn;
+use crate::clock::monotonic;
 use crate::cluster::Cluster;
 use crate::coverage::{Coverage, Look};
 use crate::datapath::Datapath;
@@ -32,6 +34,7 @@ use crate::pods::{PodRoot, Scan};
 use crate::preflight::Missing;
 use crate::source::{Changes, Objects};
 use crate::watch::Watcher;
+use crate::witnesses::Witnesses;
 
 /// Everything the agent knows.
 pub(crate) struct Agent {
@@ -225,6 +228,22 @@ impl Agent {
         if let Err(error) = self.datapath.check() {
             tracing::error!("{error:#}; attaching again");
             self.dirty = true;
+        }
+    }
+
+    /// Takes the next turn in letting go of what was seen of flows.
+    pub(crate) fn witnesses(&mut self, witnesses: &mut Witnesses, turn: Turn<usize>) {
+        match turn {
+            Turn::Look if self.datapath.attached().is_none() => {}
+            Turn::Look => match self.datapath.witnesses() {
+                Ok(map) => {
+                    let here = self.scan.pods.iter().map(|pod| pod.cgroup).collect();
+                    witnesses.sweep(map, here, monotonic());
+                }
+                Err(error) => tracing::error!("{error:#}"),
+            },
+            Turn::Done(number) => self.datapath.count_witnesses(number),
+            Turn::Failed(error) => tracing::error!("{error}"),
         }
     }
 

@@ -6,10 +6,10 @@ use egress_common::wire::{ABI, FlowEvent};
 use egress_policy::compile::{Compiled, EndpointInfo, PodState, Severity};
 use egress_policy::object::Kind;
 use jiff::Timestamp;
-use nix::time::{ClockId, clock_gettime};
 
 use super::Agent;
 use crate::admin::server::Published;
+use crate::clock::monotonic;
 use crate::datapath::{Attached, DenialTotal, Denied};
 use crate::flow::{Flow, Sender};
 use crate::metrics::{Coverage, Measured, Tally};
@@ -225,13 +225,4 @@ fn hooks(attached: &Attached) -> Vec<HookStatus> {
         target: target.clone(),
     };
     attached.programs.iter().map(hook).collect()
-}
-
-/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
-pub(super) fn monotonic() -> u64 {
-    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
-        return 0;
-    };
-    let nanoseconds = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec());
-    u64::try_from(nanoseconds).unwrap_or(0)
 }

@@ -10,8 +10,8 @@ use egress_common::Reason;
 use egress_policy::standing::Standing;
 
 use super::Agent;
-use super::report::monotonic;
 use crate::beside::Turn;
+use crate::clock::monotonic;
 use crate::network::{self, Open, Sockets};
 use crate::sever::{Place, Seen, Severed, Severing};
 

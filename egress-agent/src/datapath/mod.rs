@@ -143,6 +143,19 @@ impl Datapath {
         MapData::from_pin(self.pins.map(seen::APPROVALS)).context("cannot open the map of approvals")
     }
 
+    /// What was seen of flows, for use beside this one.
+    ///
+    /// # Errors
+    /// The pinned map cannot be opened.
+    pub fn witnesses(&self) -> anyhow::Result<MapData> {
+        MapData::from_pin(self.pins.map(seen::INBOUND)).context("cannot open the map of what was seen")
+    }
+
+    /// Takes note of how many entries that map has.
+    pub fn count_witnesses(&mut self, number: usize) {
+        self.seen.count_witnesses(number);
+    }
+
     /// The reading end of what the programs of a traced object log.
     ///
     /// # Errors
@@ -249,7 +262,7 @@ impl Datapath {
         self.veths.knows(index, cgroup)
     }
 
-    /// Lets go of devices that are gone, and of what was seen of pods other than these.
+    /// Lets go of devices that are gone, and of what was denied of pods other than these.
     pub fn forget_gone(&mut self, cgroups: &BTreeSet<u64>) {
         self.veths.forget_gone(&self.pins, cgroups);
         self.pins.keep_numbered(programs::ARRIVAL_PROGRAM, |cgroup| cgroups.contains(&cgroup));

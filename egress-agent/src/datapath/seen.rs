@@ -154,11 +154,11 @@ impl Seen {
         Ok(self.lost.get(&0, 0).context("cannot read the count of lost events")?.iter().sum())
     }
 
-    /// Remembers connections that came in before anybody watched.
+    /// Remembers connections that came in before anybody watched. `now` is the time of the kernel's monotonic clock in nanoseconds.
     ///
     /// # Errors
     /// One does not fit: what its pod sends on it will be denied.
-    pub fn stood(&mut self, cgroup: u64, connections: &[Connection]) -> anyhow::Result<()> {
+    pub fn stood(&mut self, cgroup: u64, connections: &[Connection], now: u64) -> anyhow::Result<()> {
         for connection in connections {
             let like = Approval {
                 cgroup,
@@ -169,7 +169,7 @@ impl Seen {
                 ..Approval::default()
             };
             let half = witness::connection(&like, WITNESS_STOOD);
-            let (_, value) = half.entry(cgroup, 0);
+            let (_, value) = half.entry(cgroup, now);
             let [first, second] = self.places(&half);
             let Some(choice) = witness::place(&value, first.as_ref(), second.as_ref()) else {
                 continue;
@@ -193,25 +193,18 @@ impl Seen {
         [witness::FIRST, witness::SECOND].map(|choice| self.inbound.get(&half.key(choice), 0).ok())
     }
 
-    /// Forgets what belongs to pods that are gone.
+    /// Forgets what was denied of pods that are gone.
     pub fn forget_all_but(&mut self, cgroups: &BTreeSet<u64>) {
         let gone: Vec<_> =
             self.denials.keys().flatten().filter(|key| !cgroups.contains(&key.cgroup)).collect();
         for key in gone {
             let _gone_already = self.denials.remove(&key);
         }
-        let mut gone = Vec::new();
-        self.witnesses = 0;
-        for (key, seen) in self.inbound.iter().flatten() {
-            if cgroups.contains(&seen.cgroup) {
-                self.witnesses += 1;
-            } else {
-                gone.push(key);
-            }
-        }
-        for key in gone {
-            let _gone_already = self.inbound.remove(&key);
-        }
+    }
+
+    /// Takes note of how many entries the map of what came in has.
+    pub(super) fn count_witnesses(&mut self, number: usize) {
+        self.witnesses = number;
     }
 
     /// How full the map of what came in was at the last look.

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use egress_common::wire::{
+    WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT, WITNESS_STOOD, Witness, WitnessKey,
+};
 use egress_probe::{Attempt, Outcome};
-use egress_topology::{CgroupDriver, Container, Exec, OUTSIDE_V4, PodSpec, Process};
+use egress_topology::{CgroupDriver, Container, Exec, OUTSIDE_V4, PodSpec, Process, cgroup_id};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
-use crate::common::{Stand, UDP, entries, eventually, outside, passes, pod_object, udp};
+use crate::common::{Stand, UDP, entries, eventually, outside, passes, pinned_hash, pod_object, udp};
 use crate::field::{SINK, Watch, alone, fill, lawful, storm};
 
 /// A node with `a/known` under a policy and `b/free` under none, and the observer.
@@ -352,6 +356,40 @@ fn rows() {
     eventually("the rows have their place", || works(&last));
     eventually("the agent is ready again", || node.stand.agent.status().unwrap()["ready"] == true);
     node.nothing_from(last);
+}
+
+/// What a living pod was asked long ago takes no place.
+#[test]
+fn what_is_too_long_ago_goes() {
+    const KINDS: [(u8, u64, bool); 7] = [
+        (WITNESS_CAME_IN, 60, true),
+        (WITNESS_CAME_IN, 121, false),
+        (WITNESS_CLOSED, 121, false),
+        (WITNESS_BEGAN, 121, true),
+        (WITNESS_BEGAN, 181, false),
+        (WITNESS_FRAGMENT, 3, false),
+        (WITNESS_STOOD, 1000, true),
+    ];
+    let mut node = Node::new();
+    node.stand.start();
+    let cgroup = cgroup_id(node.known.pod().cgroup()).unwrap();
+    let clock = || Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+    while clock().as_secs() < 200 {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let now = u64::try_from(clock().as_nanos()).unwrap();
+    let mut map = pinned_hash::<WitnessKey, Witness>(&node.stand, "egress_inbound");
+    let key = |slot: usize| WitnessKey { slot: u32::try_from(slot).unwrap(), ..WitnessKey::default() };
+    for (slot, (kind, age, _)) in KINDS.into_iter().enumerate() {
+        let seen = now.saturating_sub(age * 1_000_000_000);
+        map.insert(key(slot), Witness { cgroup, seen, kind, ..Witness::default() }, 0).unwrap();
+    }
+    let stays = |slot: usize| map.get(&key(slot), 0).is_ok();
+    let gone = |(slot, (.., stay)): (usize, &(u8, u64, bool))| *stay || !stays(slot);
+    eventually("what is over is gone", || KINDS.iter().enumerate().all(gone));
+    for (slot, (kind, age, stay)) in KINDS.into_iter().enumerate() {
+        assert_eq!(stays(slot), stay, "kind {kind} after {age} s");
+    }
 }
 
 #[test]

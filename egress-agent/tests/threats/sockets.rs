@@ -1,15 +1,15 @@
 //! Rows 9, 12 and 15: sockets that change hands, gateways, further interfaces and pods in the node's network.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use egress_probe::{Attempt, Outcome};
-use egress_topology::{Container, Exec, PodSpec, Process};
+use egress_topology::{Container, Exec, NODE_V4, NODE_V6, PodSpec, Process};
 use serde_json::{Value, json};
 
 use crate::attack::{Attack, BRIDGE_MAC, NET_ADMIN, Shot, attack, unique};
-use crate::common::{UDP, denied, eventually, outside, passes};
+use crate::common::{UDP, denied, endpoints, eventually, outside, passes, policy};
 use crate::frames::injected;
 use crate::plain::{plain, proxy};
 use crate::range::{At, Range};
@@ -289,4 +289,37 @@ fn row_15_a_pod_in_the_nodes_network() {
     range.prove_arrives(At::Outside, &free, &attacks);
     range.prove_stopped(At::Outside, &locked, &attacks);
     range.lawful_of(&locked);
+}
+
+/// Whose datagrams began is known from before a policy selects it: clients with ports of their own go on asking.
+#[test]
+fn row_15_a_server_in_the_nodes_network_goes_on_answering() {
+    const PORT: u16 = 9955;
+    let range = Range::new(json!({}));
+    let server = range.stand.pod(PodSpec::new("b", "host").host_network());
+    let _serving = server.serve(&Exec::probe(["serve-udp", "--port", &PORT.to_string()])).unwrap();
+    let ask = |node: IpAddr| {
+        let target = SocketAddr::new(node, PORT).to_string();
+        let words = ["udp", &target, "--source-port", "4321", "--timeout-ms", "700"];
+        range.stand.topology.outside_attempt(&words).unwrap().outcome
+    };
+    let node = [IpAddr::from(NODE_V4), NODE_V6.into()];
+    let asks = || node.map(ask) == [Outcome::Ok; 2];
+    eventually("it is watched", || {
+        endpoints(&range.stand.agent)
+            .iter()
+            .any(|known| known["name"] == "host" && known["state"] == "Unselected")
+    });
+    assert!((0..3).all(|_| asks()));
+    let mut policy = policy(json!({"allow": {"inCluster": false}}));
+    policy["metadata"]["name"] = json!("more");
+    policy["spec"]["subjects"][0]["namespaces"]["matchLabels"]["kubernetes.io/metadata.name"] = json!("b");
+    range.stand.write(policy);
+    eventually("it is locked down", || {
+        endpoints(&range.stand.agent)
+            .iter()
+            .any(|known| known["name"] == "host" && known["state"] == "Isolated")
+    });
+    assert!((0..3).all(|_| asks()));
+    outside().iter().for_each(|address| denied(&server, address));
 }

@@ -18,10 +18,11 @@ pub const WITNESS_SLOTS: u32 = 16_384;
 /// How long what came in may be answered where no socket keeps it in mind: two minutes, as RFC 4787 (REQ-5) asks of
 /// translators for UDP, and more than a SYN-ACK is sent again (63 s with `tcp_synack_retries` at 5). Nanoseconds.
 pub const WITNESS_TTL: u64 = 120_000_000_000;
-/// How long it is remembered that the pod began to send datagrams, after the last one of either end: well longer than address
+/// How long it is remembered that the pod began to send datagrams, after one of either end was seen: longer than address
 /// translators keep a flow that is silent (two minutes with `nf_conntrack_udp_timeout_stream`), after which the other end cannot
-/// go on with it. Nanoseconds.
-pub const BEGAN_TTL: u64 = 600_000_000_000;
+/// go on with it, by what may pass without being written down ([`DATAGRAM_TTL`], [`WITNESS_TTL`] / 8). No longer: every question to a
+/// name server is such a flow. Nanoseconds.
+pub const BEGAN_TTL: u64 = 180_000_000_000;
 /// How long the verdict on datagrams is kept with their socket before it is given afresh, so that it stays known who began.
 /// Nanoseconds.
 pub const DATAGRAM_TTL: u64 = 30_000_000_000;
@@ -72,6 +73,26 @@ pub struct Witness {
     pub kind: u8,
     /// Zero.
     pub reserved: [u8; 2],
+}
+
+impl Witness {
+    /// How long it counts, in nanoseconds; of what stood before us, how long ago it was does not count.
+    #[must_use]
+    #[inline(always)]
+    pub const fn limit(&self) -> u64 {
+        match self.kind {
+            WITNESS_FRAGMENT => FRAGMENT_TTL,
+            WITNESS_BEGAN => BEGAN_TTL,
+            _ => WITNESS_TTL,
+        }
+    }
+
+    /// Whether it does not count any more at `now`, a time of the kernel's monotonic clock in nanoseconds, and will not again.
+    #[must_use]
+    pub const fn is_over(&self, now: u64) -> bool {
+        // What stood before us is told once.
+        self.kind != WITNESS_STOOD && now.saturating_sub(self.seen) >= self.limit()
+    }
 }
 
 /// What is kept with a socket: the verdict of the flow it sent last, and whether that flow came in. Never written in place

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Stand, UDP, denied, entries, eventually, outside, passes};
 use egress_probe::{Attempt, Outcome};
-use egress_topology::{BRIDGE_V4, BRIDGE_V6, CgroupDriver, Exec, PodSpec, kubernetes};
+use egress_topology::{BRIDGE_V4, BRIDGE_V6, CgroupDriver, Exec, OUTSIDE_V4, PodSpec, kubernetes};
 use serde_json::json;
 
 /// The port of the server in a pod.
@@ -15,6 +15,9 @@ const TCP: u16 = 8080;
 
 /// An address of a device of the node by which it reaches no pod, as kube-proxy has one with the addresses of services.
 const ELSEWHERE: &str = "192.0.2.77";
+
+/// A node port of a service with something outside behind it.
+const LEADS_OUT: u16 = 30_666;
 
 /// What the node itself asks of a pod, as kubelet's probes do.
 fn asked_by_node(stand: &Stand, address: &str) -> Attempt {
@@ -77,4 +80,22 @@ fn the_bridge_is_the_node_and_other_devices_are_not() {
     stand.topology.node().ip(&["addr del 10.244.1.254/32 dev cni0"]).unwrap();
     eventually("it is nobody's", || entries(&stand.agent, "egress_ipcache") == before + 4);
     denied(&pod, "10.244.1.254");
+
+    // Where a prefix with it is allowed, ports of the node that lead out are not.
+    let node_port = json!({"name": "out", "port": 80, "protocol": "UDP", "nodePort": LEADS_OUT});
+    stand.write(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "b", "name": "out"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.99", "ports": [node_port]}}));
+    stand.write(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "b", "name": "out-1", "labels": {"kubernetes.io/service-name": "out"}},
+        "ports": [{"name": "out", "port": UDP, "protocol": "UDP"}],
+        "endpoints": [{"addresses": [OUTSIDE_V4], "conditions": {"ready": true}}]}));
+    stand.lock_down(json!({"allow": {"node": true, "to": [{"cidr": "192.0.2.0/24"}]}}));
+    // The server answers by another address.
+    eventually("the policy is in force", || common::udp(&pod, ELSEWHERE).outcome == Outcome::Timeout);
+    let at = |port: u16| {
+        let target = format!("{ELSEWHERE}:{port}");
+        pod.attempt(&["udp", &target, "--timeout-ms", "300"]).unwrap().outcome
+    };
+    eventually("the port is denied", || at(LEADS_OUT) == Outcome::Denied);
+    assert_ne!(at(LEADS_OUT + 1), Outcome::Denied);
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use common::Stand;
 use egress_probe::{Beat, Outcome};
 use egress_topology::{
-    Backend, CgroupDriver, Container, Exec, OUTSIDE_V4, OUTSIDE_V6, PodSpec, Process, Protocol, Service,
-    kubernetes,
+    Backend, CgroupDriver, Container, Exec, NODE_V4, NODE_V6, OUTSIDE_V4, OUTSIDE_V6, PodSpec, Process,
+    Protocol, Service, kubernetes,
 };
 use serde_json::json;
 
@@ -59,11 +59,15 @@ impl Scene {
     }
 
     fn hold(&self, service: &Service) -> Vec<Process> {
+        self.hold_at(&service.addresses, PORT)
+    }
+
+    fn hold_at(&self, addresses: &[IpAddr], port: u16) -> Vec<Process> {
         let words = |ip: &IpAddr| {
-            let target = SocketAddr::new(*ip, PORT).to_string();
+            let target = SocketAddr::new(*ip, port).to_string();
             Exec::probe(["hold", &target, "--for-ms", "120000", "--interval-ms", "300"])
         };
-        service.addresses.iter().map(|ip| self.app.spawn(&words(ip)).unwrap()).collect()
+        addresses.iter().map(|ip| self.app.spawn(&words(ip)).unwrap()).collect()
     }
 
     fn reaches(&self, service: &Service) -> bool {
@@ -142,6 +146,42 @@ fn who_is_locked_down_later_keeps_no_connection_to_what_a_service_led_to() {
     doomed.iter_mut().for_each(|process| _ = echoes(process));
     pause(Duration::from_secs(2));
     doomed.iter_mut().for_each(|process| assert_eq!(echoes(process), 0, "{}", scene.stand.agent.log()));
+}
+
+/// By a port of the node, whose address a service has as well: its own port there leads to what is denied.
+#[test]
+fn by_a_port_of_the_node_nothing_goes_on_that_is_denied_and_nothing_ends_that_is_not() {
+    const OUT: u16 = 30_666;
+    const IN: u16 = 30_991;
+    let node = [IpAddr::from(NODE_V4), NODE_V6.into()];
+    let mut scene = Scene::new();
+    let out = Scene::service("out", 7, Scene::outside()).node_port(OUT);
+    let inside = Scene::service("in", 8, scene.peer.pod()).node_port(IN);
+    let of_node = Scene::service("of-node", 9, scene.peer.pod());
+    scene.stand.topology.set_services(&[out.clone(), inside.clone()]).unwrap();
+    [&out, &inside, &of_node].into_iter().for_each(|one| scene.write(one));
+    let mut chosen = kubernetes::service(&of_node);
+    chosen["spec"]["externalIPs"] = json!(node);
+    scene.stand.write(chosen);
+    let to = [format!("{OUTSIDE_V4}/32"), format!("{OUTSIDE_V6}/128")].map(|cidr| json!({"cidr": cidr}));
+    scene.stand.lock_down(json!({"allow": {"inCluster": false, "node": true, "to": to}}));
+    scene.stand.start();
+    let (mut doomed, mut lawful) = (scene.hold_at(&node, OUT), scene.hold_at(&node, IN));
+    pause(Duration::from_secs(2));
+    doomed.iter_mut().chain(&mut lawful).for_each(|process| assert!(echoes(process) > 2));
+
+    let moved = Scene::service("out", 7, scene.peer.pod()).node_port(OUT);
+    scene.stand.topology.set_services(&[moved.clone(), inside.clone()]).unwrap();
+    scene.write(&moved);
+    // Until it is forgotten where it led.
+    pause(Duration::from_secs(18));
+    doomed.iter_mut().for_each(|process| assert!(echoes(process) > 10));
+    scene.stand.lock_down(json!({"allow": {"inCluster": false, "node": true}}));
+    pause(Duration::from_secs(6));
+    doomed.iter_mut().chain(&mut lawful).for_each(|process| _ = echoes(process));
+    pause(Duration::from_secs(2));
+    doomed.iter_mut().for_each(|process| assert_eq!(echoes(process), 0, "{}", scene.stand.agent.log()));
+    lawful.iter_mut().for_each(|process| assert!(echoes(process) > 2, "{}", scene.stand.agent.log()));
 }
 
 /// kube-proxy is late: the objects say otherwise already.

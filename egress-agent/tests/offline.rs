@@ -283,6 +283,23 @@ fn simulate_looks_at_every_address_of_a_destination() {
 }
 
 #[test]
+fn explain_says_that_behind_a_service_a_pod_is_no_other_than_any() {
+    let dir = objects();
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "data", "name": "none"},
+        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": []},
+    });
+    fs::write(dir.path().join("none.json"), policy.to_string()).unwrap();
+    let itself = agent(&dir, &["explain", "--from", "data/db", "--to", "10.1.0.9:5432/TCP"], "");
+    assert_eq!(itself.status.code(), Some(0), "{itself:?}");
+    let service = agent(&dir, &["explain", "--from", "data/db", "--to", "10.96.0.7:5432/TCP"], "");
+    let (out, notes) = (String::from_utf8_lossy(&service.stdout), String::from_utf8_lossy(&service.stderr));
+    assert_eq!(service.status.code(), Some(1), "{service:?}");
+    assert!(out.contains("10.1.0.9:5432 pod data/db: deny, which denies the service's port"), "{out}");
+    assert!(notes.contains("a pod reaches itself by its own address"), "{notes}");
+}
+
+#[test]
 fn flows_that_cannot_be_read_are_named() {
     let dir = objects();
     for (input, word) in [

@@ -27,6 +27,8 @@ pub struct Target {
     pub protocol: u8,
     /// Destination port; not counted for protocols without ports.
     pub port: u16,
+    /// Whether it is asked what a service leads to: the pod itself counts as any other there.
+    pub behind: bool,
 }
 
 impl fmt::Display for Target {
@@ -220,7 +222,7 @@ impl<'a> Judge<'a> {
         // the node sends elsewhere.
         let translated = self.index.has_port_out(&address(target.address), (target.protocol, target.port));
         let own = endpoint.is_some_and(|info| {
-            info.addresses.contains(&target.address) && !(info.host_network && translated)
+            !target.behind && info.addresses.contains(&target.address) && !(info.host_network && translated)
         });
         let ifindex =
             if own || target.address.is_loopback() { LOOPBACK_IFINDEX } else { LOOPBACK_IFINDEX + 1 };

@@ -52,7 +52,7 @@ impl<'a> Standing<'a> {
         }
         let ip = |addr: Addr| IpAddr::from(addr.0).to_canonical();
         let (address, port) = (ip(kept.destination), kept.destination_port);
-        let target = Target { address, protocol: kept.protocol, port };
+        let target = Target { address, protocol: kept.protocol, port, behind: false };
         let (ethertype, packet) = packet(Some(ip(kept.source)), kept.source_port, &target);
         let root = self.state.config.pod_root_level;
         let sender = Sender { root, pod: kept.cgroup, container, kept: Some(kept) };

@@ -12,7 +12,7 @@ use egress_policy::explain::{Judge, Target};
 
 fn target(address: &str, port: u16) -> Target {
     let address: IpAddr = address.parse().unwrap();
-    Target { address, protocol: 6, port }
+    Target { address, protocol: 6, port, behind: false }
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! The node's addresses that its Node object does not have: those on the links of its pods.
+//! The node's addresses that its Node object does not have: those on the links of its pods, and further ones.
 //!
 //! Kubelet's probes come from a bridge's address where the network plugin makes one. An agent is not needed to answer them, if
-//! that is known as the node's before. Invariant: these addresses add to the Node object, and stand for nothing without
+//! that is known as the node's before. At further addresses, as of a second network, kube-proxy answers node ports as well; that is all
+//! that they stand for. Invariant: these addresses add to the Node object, and stand for nothing without
 //! it; one counts only as long as the node has it. Tested by `tests/addresses.rs`.
 
 use std::collections::BTreeSet;
@@ -16,8 +17,10 @@ use crate::network;
 /// What is known of the node's addresses.
 #[derive(Debug, Default)]
 pub(super) struct Own {
-    /// Found on its devices.
+    /// Found on links of its pods.
     found: BTreeSet<IpAddr>,
+    /// Found on its other devices.
+    further: BTreeSet<IpAddr>,
     /// Its object, as it was read.
     object: Option<Node>,
 }
@@ -31,6 +34,7 @@ impl Own {
                 let more = self.found.iter().filter(|found| !object.addresses.contains(*found));
                 let more: Vec<_> = more.copied().collect();
                 object.addresses.extend(more);
+                object.further = self.further.iter().copied().collect();
                 Event::Upsert(Object::Node(object))
             }
             Event::Delete(object) if object.kind == Kind::Node && *object.name == *node => {
@@ -55,8 +59,9 @@ impl Agent {
         // A bridge whose last pod has gone is still there for the next one.
         let kept = self.own.found.intersection(&now.all).copied();
         let found: BTreeSet<_> = kept.chain(now.toward_pods.iter().copied()).collect();
-        if found != self.own.found {
-            self.own.found = found;
+        let further: BTreeSet<_> = now.further.difference(&found).copied().collect();
+        if found != self.own.found || further != self.own.further {
+            (self.own.found, self.own.further) = (found, further);
             if let Some(object) = self.own.object.clone() {
                 self.take(Event::Upsert(Object::Node(object)));
             }

@@ -44,19 +44,21 @@ impl Agent {
                         address: one.backend.ip(),
                         protocol: one.protocol,
                         port: one.backend.port(),
+                        behind: true,
                     };
                     let cgroup = senders.get(&one.from)?;
                     standing.denied_to_all(*cgroup, one.from, &to)
                 };
                 // Many are alike, and a service may have thousands of backends.
-                let mut services = BTreeMap::new();
-                let mut of_service = |one: &Translated| {
-                    let asked = || self.index.is_translated(one.to.ip(), (one.protocol, one.to.port()));
-                    *services.entry((one.protocol, one.to)).or_insert_with(asked)
+                let mut behind = BTreeMap::new();
+                let mut is_judged_behind = |one: &Translated| {
+                    let (port, backend) = ((one.protocol, one.to.port()), one.backend.ip());
+                    let asked = || self.index.is_judged_behind(one.to.ip(), port, backend);
+                    *behind.entry((one.protocol, one.to, backend)).or_insert_with(asked)
                 };
                 let mut verdicts = BTreeMap::new();
                 let mut doomed = Vec::new();
-                for one in found.into_iter().filter(|one| of_service(one)) {
+                for one in found.into_iter().filter(|one| is_judged_behind(one)) {
                     let Translated { from, to, backend, protocol, .. } = &one;
                     let is_denied = *verdicts.entry((*from, *to, *backend, *protocol)).or_insert_with(|| {
                         let Some(reason) = denied(&one) else { return false };

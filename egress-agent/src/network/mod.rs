@@ -78,7 +78,13 @@ pub struct Addresses {
     pub toward_pods: BTreeSet<IpAddr>,
     /// Those of all devices.
     pub all: BTreeSet<IpAddr>,
+    /// Those at which somebody else could ask the node: but for the loopback's own, and for those of services that kube-proxy's IPVS mode
+    /// has on a device of its own.
+    pub further: BTreeSet<IpAddr>,
 }
+
+/// The device of kube-proxy's IPVS mode (`defaultDummyDevice`, `pkg/proxy/ipvs` of Kubernetes).
+const IPVS: &str = "kube-ipvs0";
 
 /// Looks at the addresses of the node.
 ///
@@ -89,11 +95,15 @@ pub fn addresses() -> io::Result<Addresses> {
     let veths = links.iter().filter(|link| link.kind == Some(InfoKind::Veth) && link.elsewhere.is_some());
     let toward: BTreeSet<u32> =
         veths.flat_map(|veth| veth.controller.into_iter().chain([veth.index])).collect();
+    let ipvs = links.iter().find(|link| link.name == IPVS).map(|link| link.index);
     let mut found = Addresses::default();
     for (index, address) in netlink::addresses()? {
         found.all.insert(address);
         if toward.contains(&index) {
             found.toward_pods.insert(address);
+        }
+        if !address.is_loopback() && Some(index) != ipvs {
+            found.further.insert(address);
         }
     }
     Ok(found)

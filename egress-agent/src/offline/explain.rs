@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use egress_common::wire::ROW_ENTRIES;
 use egress_common::{Action, Reason};
 use egress_policy::Index;
-use egress_policy::compile::{Chain, Doubt, PodState, chain};
+use egress_policy::compile::{Backend, Chain, Doubt, PodState, chain};
 use egress_policy::explain::{Judge, Target};
 use egress_policy::object::{Container, Kind};
 use egress_policy::plan::Difference;
@@ -98,7 +98,8 @@ pub(crate) fn judge<'a>(index: &'a Index, doubt: impl Into<Doubt>, from: &Sender
 
 /// The flow and, of a service, the same to each of its backends.
 pub(crate) fn targets(to: Target, chain: &Chain) -> Vec<Target> {
-    let backends = chain.backends.iter().map(|one| Target { address: one.address, port: one.port, ..to });
+    let backends =
+        chain.backends.iter().map(|one| Target { address: one.address, port: one.port, behind: true, ..to });
     std::iter::once(to).chain(backends).collect()
 }
 
@@ -141,6 +142,17 @@ pub(crate) fn tell(
         notes.push(format!(
             "every rule allows it, but more than {ROW_ENTRIES} port ranges lead there, and this one did not fit: see the diagnostics of status, or plan"
         ));
+    }
+    let own = |one: &Backend| {
+        index.pod(&from.namespace, &from.pod).is_some_and(|pod| pod.addresses.contains(&one.address))
+    };
+    let itself =
+        chain.backends.iter().zip(rest).find(|(one, judged)| own(one) && judged.action == Action::Deny);
+    if itself.is_some() {
+        notes.push(
+            "a pod reaches itself by its own address; by a service it has to be allowed as any other pod"
+                .to_owned(),
+        );
     }
     let (kernel, not_here) = match place {
         Place::Objects => (None, None),

@@ -135,7 +135,7 @@ pub fn target(text: &str) -> Result<Target, String> {
         let how = if address.is_ipv6() { "; an IPv6 address with a port is [ADDR]:PORT" } else { "" };
         return Err(format!("{text:?} has no port{how}"));
     }
-    Ok(Target { address, protocol, port })
+    Ok(Target { address, protocol, port, behind: false })
 }
 
 /// How long a cluster may take to tell everything.

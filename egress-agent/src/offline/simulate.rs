@@ -197,7 +197,7 @@ fn targets(index: &Index, flow: &SimulatedFlow) -> Result<Vec<Target>, String> {
         if has_ports && flow.port.is_none() {
             return Err(format!("{} needs a port", flow.protocol));
         }
-        Ok(Target { address, protocol: number, port: flow.port.unwrap_or(0) })
+        Ok(Target { address, protocol: number, port: flow.port.unwrap_or(0), behind: false })
     };
     addresses.into_iter().map(target).collect()
 }

@@ -91,7 +91,7 @@ impl Addresses<'_> {
         let in_front = in_front(self.index, addr);
         // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is. A gateway's is the
         // gateway's, whatever is behind it.
-        let itself = !in_front
+        let itself = !self.index.is_vip(addr)
             || self.index.owned(addr)
             || self.index.is_external(addr)
             || self.index.is_gateway_address(addr);

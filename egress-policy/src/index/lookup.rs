@@ -197,11 +197,16 @@ impl Index {
         self.node_names.get(addr).map_or(&[], SmallVec::as_slice)
     }
 
+    /// The names of the nodes that answer at this address.
+    pub(crate) fn answering_at(&self, addr: &Addr) -> &[Arc<str>] {
+        self.answering.get(addr).map_or(&[], SmallVec::as_slice)
+    }
+
     /// Every address that the objects know, within a prefix.
     pub(crate) fn known_within(&self, cidr: &Cidr) -> impl Iterator<Item = Addr> {
         let range = cidr.addr..=last_of(cidr);
         let owned = self.owners.range(range.clone()).map(|(addr, _)| *addr);
-        let nodes = self.node_names.range(range.clone()).map(|(addr, _)| *addr);
+        let nodes = self.answering.range(range.clone()).map(|(addr, _)| *addr);
         let gateways = self.gateway_addresses.range(range.clone()).map(|(addr, _)| *addr);
         owned.chain(nodes).chain(gateways).chain(self.lookups.within(range))
     }

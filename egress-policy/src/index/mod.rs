@@ -57,6 +57,8 @@ pub struct Index {
     owners: BTreeMap<Addr, SmallVec<[Arc<Pod>; 2]>>,
     /// Names of nodes, by address.
     node_names: BTreeMap<Addr, SmallVec<[Arc<str>; 2]>>,
+    /// Names of nodes, by address at which their ports are: those and further ones.
+    answering: BTreeMap<Addr, SmallVec<[Arc<str>; 2]>>,
     /// Pods by UID, and by the hash of a static pod.
     by_uid: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
     by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
@@ -114,6 +116,11 @@ fn owned(pod: &Pod) -> impl Iterator<Item = Addr> {
     pod.addresses.iter().filter(|_| !pod.host_network && !pod.finished).map(|ip| address(*ip))
 }
 
+/// The addresses at which a node's ports are.
+fn doors(node: &Node) -> BTreeSet<Addr> {
+    node.addresses.iter().chain(&node.further).map(|ip| address(*ip)).collect()
+}
+
 impl Index {
     /// An index that tells the containers of one node's pods apart.
     #[must_use]
@@ -130,6 +137,7 @@ impl Index {
         pack(&mut self.network_policies);
         pack(&mut self.owners);
         pack(&mut self.node_names);
+        pack(&mut self.answering);
         pack(&mut self.by_uid);
         self.lookups.pack();
     }
@@ -173,7 +181,7 @@ impl Index {
     /// All there is to look at.
     pub(crate) fn everything(&self) -> Dirty {
         let mut dirty = Dirty { every_pod: true, ..Dirty::default() };
-        dirty.addresses.extend(self.owners.keys().chain(self.node_names.keys()));
+        dirty.addresses.extend(self.owners.keys().chain(self.answering.keys()));
         dirty.addresses.extend(self.gateway_addresses.keys());
         dirty.addresses.extend(self.lookups.within(Addr([0; 16])..=Addr([255; 16])));
         let host = self.pods().filter(|pod| pod.host_network).map(Pod::object_ref);
@@ -328,12 +336,18 @@ impl Index {
         let old = self.nodes.remove(&name);
         for ip in old.iter().flat_map(|node| &node.addresses) {
             unlist(&mut self.node_names, &address(*ip), |one| *one == name);
-            dirty.addresses.insert(address(*ip));
+        }
+        for addr in old.iter().flat_map(doors) {
+            unlist(&mut self.answering, &addr, |one| *one == name);
+            dirty.addresses.insert(addr);
         }
         if let Some(node) = node {
             let addresses: BTreeSet<Addr> = node.addresses.iter().map(|ip| address(*ip)).collect();
             for addr in addresses {
                 self.node_names.entry(addr).or_default().push(name.clone());
+            }
+            for addr in doors(&node) {
+                self.answering.entry(addr).or_default().push(name.clone());
                 dirty.addresses.insert(addr);
             }
             self.nodes.insert(name, node);

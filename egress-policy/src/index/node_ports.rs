@@ -11,7 +11,7 @@ use std::sync::Arc;
 use egress_common::wire::Addr;
 
 use super::services::{Targets, service_of};
-use super::{Dirty, Index, Name, owned};
+use super::{Dirty, Index, Name, doors, owned};
 use crate::object::{EndpointSlice, Pod, Service, address};
 
 /// What leads out, by name.
@@ -28,10 +28,10 @@ fn has_node_ports(service: &Service) -> bool {
 }
 
 impl Index {
-    /// Whether an address is a node's with ports that lead out.
+    /// Whether an address is one at which a node answers that has ports that lead out.
     pub(crate) fn leads_out(&self, addr: &Addr) -> bool {
         let out = &self.leading_out;
-        let nodes = self.nodes_at(addr);
+        let nodes = self.answering_at(addr);
         !nodes.is_empty()
             && (!out.services.is_empty() || nodes.iter().any(|node| out.gateways.contains_key(node)))
     }
@@ -51,7 +51,7 @@ impl Index {
     /// What is behind the host ports of gateways at an address of a node, by protocol and port.
     pub(crate) fn behind_host_ports(&self, addr: &Addr) -> BTreeMap<(u8, u16), Targets> {
         let mut out: BTreeMap<_, Targets> = BTreeMap::new();
-        let nodes = self.nodes_at(addr).iter();
+        let nodes = self.answering_at(addr).iter();
         let gateways = nodes.filter_map(|node| self.leading_out.gateways.get(node)).flatten();
         for pod in gateways.filter_map(|name| self.pods.get(name)) {
             for port in &pod.spec.host_ports {
@@ -66,7 +66,7 @@ impl Index {
     pub(crate) fn behind_node(&self, addr: &Addr, port: (u8, u16)) -> Targets {
         let mut out = self.behind_host_ports(addr).remove(&port).unwrap_or_default();
         let services =
-            self.leading_out.services.iter().filter(|_| port.1 != 0 && !self.nodes_at(addr).is_empty());
+            self.leading_out.services.iter().filter(|_| port.1 != 0 && !self.answering_at(addr).is_empty());
         for service in services.filter_map(|name| self.services.get(name)) {
             for one in service.ports.iter().filter(|one| (one.protocol, one.node_port) == port) {
                 out.extend(self.chosen(service, one, addr.is_v4()));
@@ -75,12 +75,24 @@ impl Index {
         out
     }
 
-    /// Whether kube-proxy sends what goes to this address and port elsewhere: the address of a service, and ports of nodes that are
-    /// judged by what is behind them.
+    /// Whether a connection to this address and port, by protocol, that the node sends on to a backend is judged by that: to a service, and
+    /// to a node where it goes on to more than a plain pod, whatever that port leads to by now. A service may have a node's address; its
+    /// node ports are no ports of the service.
     #[must_use]
-    pub fn is_translated(&self, ip: IpAddr, port: (u8, u16)) -> bool {
-        let addr = address(ip);
-        self.is_vip(&addr) || self.has_port_out(&addr, port)
+    pub fn is_judged_behind(&self, to: IpAddr, port: (u8, u16), backend: IpAddr) -> bool {
+        let addr = address(to);
+        let has = |service: &Service| service.ports.iter().any(|one| (one.protocol, one.port) == port);
+        if self.answering_at(&addr).is_empty() {
+            return self.is_vip(&addr);
+        }
+        self.services_at(&addr).any(has) || self.is_more_than_a_pod(&address(backend))
+    }
+
+    /// Whether an address is a gateway's, a node's, or nobody's in the cluster.
+    fn is_more_than_a_pod(&self, addr: &Addr) -> bool {
+        let owners = self.owners(addr);
+        let gateway = owners.iter().any(|pod| self.is_gateway(pod)) || self.is_gateway_address(addr);
+        owners.is_empty() || gateway || !self.nodes_at(addr).is_empty()
     }
 
     /// Whether this port of a node's address leads out, whatever is behind it.
@@ -96,9 +108,9 @@ impl Index {
         !out.is_empty() && self.services_before(addr).iter().any(|name| out.contains(name))
     }
 
-    /// The addresses of all nodes.
+    /// The addresses at which nodes answer.
     pub(crate) fn node_addresses(&self) -> impl Iterator<Item = &Addr> {
-        self.node_names.keys()
+        self.answering.keys()
     }
 
     /// The addresses of nodes that lead to this one by a host port of a gateway.
@@ -110,7 +122,7 @@ impl Index {
             let node = pod.node.as_ref()?;
             self.leading_out.gateways.get(node).filter(|names| holds(pod, names)).map(|_| node)
         });
-        nodes.flat_map(|node| self.addresses_of_node(node))
+        nodes.filter_map(|node| self.nodes.get(node)).flat_map(doors)
     }
 
     /// Looks again at what a pod has to do with ports of nodes. `pod` is as it was or as it is.
@@ -151,11 +163,7 @@ impl Index {
         moved: bool,
         dirty: &mut Dirty,
     ) {
-        let leads_out = |addr: Addr| {
-            let owners = self.owners(&addr);
-            let gateway = owners.iter().any(|pod| self.is_gateway(pod)) || self.is_gateway_address(&addr);
-            owners.is_empty() || gateway || !self.nodes_at(&addr).is_empty()
-        };
+        let leads_out = |addr: Addr| self.is_more_than_a_pod(&addr);
         let was = self.leading_out.services.contains(name);
         let service = self.services.get(name).filter(|service| has_node_ports(service));
         let is = service.is_some_and(|service| {
@@ -167,7 +175,7 @@ impl Index {
             self.leading_out.services.remove(name);
         }
         if is != was || (is && moved) {
-            dirty.addresses.extend(self.node_names.keys());
+            dirty.addresses.extend(self.answering.keys());
         }
     }
 
@@ -192,8 +200,7 @@ impl Index {
             }
         }
         if is || was {
-            let node = self.nodes.get(node).into_iter().flat_map(|node| &node.addresses);
-            dirty.addresses.extend(node.map(|ip| address(*ip)));
+            dirty.addresses.extend(self.nodes.get(node).into_iter().flat_map(doors));
         }
     }
 }

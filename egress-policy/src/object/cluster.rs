@@ -222,4 +222,7 @@ pub struct Node {
     pub name: Arc<str>,
     /// Its internal and external addresses.
     pub addresses: Vec<IpAddr>,
+    /// Further addresses by which it answers, known to its own agent alone: its node ports are there, too, but who may reach the node may
+    /// not for that reason reach these.
+    pub further: Vec<IpAddr>,
 }

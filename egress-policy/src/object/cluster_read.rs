@@ -390,7 +390,7 @@ fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
             addresses.extend(ip(&entry.address, "status.addresses")?);
         }
     }
-    Ok(Node { name, addresses })
+    Ok(Node { name, addresses, further: Vec::new() })
 }
 
 fn ports(raw: Option<Vec<RawPort>>, path: &str) -> impl Iterator<Item = Result<ServicePort, ObjectError>> {

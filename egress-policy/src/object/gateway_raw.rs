@@ -61,7 +61,8 @@ pub(crate) struct RawGateway {
     /// Prefixes of a gateway in another cluster or behind a load balancer, such as 192.0.2.7/32. A single address is the gateway's alone,
     /// also where a pod, a node or a service has it: nothing that policies allow besides gateways leads there.
     pub(crate) addresses: Option<Vec<String>>,
-    /// The ports at which subjects may reach it. Absent: every port. Empty: none.
+    /// The ports at which subjects may reach it, or a service in front of it; what such a port of a service leads to is open with it.
+    /// Absent: every port. Empty: none.
     pub(crate) ports: Option<Vec<RawPort>>,
     /// Which subjects may use it; one that any entry matches. Absent: all subjects of this policy. Empty: none.
     pub(crate) clients: Option<Vec<RawClient>>,

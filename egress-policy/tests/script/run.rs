@@ -183,7 +183,7 @@ impl Run<'_> {
             Protocol::Sctp => protocol::SCTP,
             Protocol::Icmp => protocol::ICMP,
         };
-        let target = Target { address, protocol, port: wanted.port };
+        let target = Target { address, protocol, port: wanted.port, behind: false };
         let owner = owner(&self.world, address).map_or(String::new(), |owner| format!(" ({owner})"));
         let policy = self.observed.endpoints.get(&cgroup).map_or(0, |endpoint| {
             let proxy = endpoint.proxies.iter().find(|proxy| container != 0 && proxy.cgroup == container);

@@ -85,6 +85,9 @@ fn work() -> anyhow::Result<()> {
     if !Path::new(PLAN).exists() {
         bail!("{COMMAND} is for the guests of `cargo xtask test --vm`");
     }
+    if !Command::new("ip").args(["link", "set", "lo", "up"]).status()?.success() {
+        eprintln!("guest: the loopback device stays down");
+    }
     let mut out = OpenOptions::new().write(true).open(LINE).with_context(|| format!("cannot open {LINE}"))?;
     let result = plan().and_then(|plan| runner::run(&plan, |event| say(&mut out, &event)));
     if let Err(error) = result {

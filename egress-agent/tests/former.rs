@@ -86,6 +86,16 @@ impl Scene {
     }
 }
 
+/// Waits for the next echo; some may have been missed.
+#[track_caller]
+fn goes_on(process: &mut Process) {
+    let start = Instant::now();
+    let _before = echoes(process);
+    while process.next_json::<Beat>(FOLLOWED).unwrap().unwrap().outcome != Outcome::Ok {
+        assert!(start.elapsed() < FOLLOWED, "it does not go on");
+    }
+}
+
 /// How many echoes came since the last call.
 fn echoes(process: &mut Process) -> usize {
     let beats: Vec<Beat> = process.pending_json().unwrap();
@@ -105,8 +115,7 @@ fn a_connection_goes_on_to_nothing_that_is_denied_whatever_the_service_leads_to_
     [&out, &inside].into_iter().for_each(|one| scene.write(one));
     scene.stand.start();
     let (mut doomed, mut lawful) = (scene.hold(&out), scene.hold(&inside));
-    pause(Duration::from_secs(2));
-    doomed.iter_mut().chain(&mut lawful).for_each(|process| assert!(echoes(process) > 2));
+    doomed.iter_mut().chain(&mut lawful).for_each(goes_on);
 
     scene.stand.lock_down(json!({}));
     pause(Duration::from_secs(1));
@@ -134,12 +143,13 @@ fn who_is_locked_down_later_keeps_no_connection_to_what_a_service_led_to() {
     scene.write(&out);
     scene.stand.start();
     let mut doomed = scene.hold(&out);
+    doomed.iter_mut().for_each(goes_on);
     let moved = Scene::service("out", 7, scene.peer.pod());
     scene.stand.topology.set_services(std::slice::from_ref(&moved)).unwrap();
     scene.write(&moved);
     // Until that is forgotten.
     pause(Duration::from_secs(18));
-    doomed.iter_mut().for_each(|process| assert!(echoes(process) > 10));
+    doomed.iter_mut().for_each(goes_on);
     scene.stand.lock_down(json!({}));
     scene.waits(&moved);
     pause(Duration::from_secs(2));
@@ -167,15 +177,14 @@ fn by_a_port_of_the_node_nothing_goes_on_that_is_denied_and_nothing_ends_that_is
     scene.stand.lock_down(json!({"allow": {"inCluster": false, "node": true, "to": to}}));
     scene.stand.start();
     let (mut doomed, mut lawful) = (scene.hold_at(&node, OUT), scene.hold_at(&node, IN));
-    pause(Duration::from_secs(2));
-    doomed.iter_mut().chain(&mut lawful).for_each(|process| assert!(echoes(process) > 2));
+    doomed.iter_mut().chain(&mut lawful).for_each(goes_on);
 
     let moved = Scene::service("out", 7, scene.peer.pod()).node_port(OUT);
     scene.stand.topology.set_services(&[moved.clone(), inside.clone()]).unwrap();
     scene.write(&moved);
-    // Until it is forgotten where it led.
+    // Until it is forgotten where it led. As long as it counts, the pod closes the port, which may not be reached by itself.
     pause(Duration::from_secs(18));
-    doomed.iter_mut().for_each(|process| assert!(echoes(process) > 10));
+    doomed.iter_mut().for_each(goes_on);
     scene.stand.lock_down(json!({"allow": {"inCluster": false, "node": true}}));
     pause(Duration::from_secs(6));
     doomed.iter_mut().chain(&mut lawful).for_each(|process| _ = echoes(process));

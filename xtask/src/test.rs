@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "vm", conflicts_with = "filter")]
     probe: bool,
     /// With `--vm`: write what was found into docs/kernels.md, beside what it has of other kernels and tests.
-    #[arg(long, requires = "vm", conflicts_with_all = ["probe", "filter"])]
+    #[arg(long, requires = "vm", conflicts_with = "probe")]
     record: bool,
     /// With `--vm`: minutes that a kernel may take.
     #[arg(long, default_value_t = 30, requires = "vm")]

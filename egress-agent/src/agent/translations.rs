@@ -76,8 +76,6 @@ impl Agent {
             }
             Turn::Done(Seen::Forgot(number)) => {
                 self.untranslated = None;
-                // Until a look finds none: what the kernel tells of its table is not of one moment.
-                self.judged_anew |= number > 0;
                 tracing::info!(number, "ended connections to services that led to what is denied");
             }
             Turn::Failed(error) => {

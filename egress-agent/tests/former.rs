@@ -190,7 +190,10 @@ fn by_a_port_of_the_node_nothing_goes_on_that_is_denied_and_nothing_ends_that_is
     doomed.iter_mut().chain(&mut lawful).for_each(|process| _ = echoes(process));
     pause(Duration::from_secs(2));
     doomed.iter_mut().for_each(|process| assert_eq!(echoes(process), 0, "{}", scene.stand.agent.log()));
-    lawful.iter_mut().for_each(|process| assert!(echoes(process) > 2, "{}", scene.stand.agent.log()));
+    // A connection that is forgotten, and translated as before, goes on here, and would not where the node hides its pods.
+    let log = scene.stand.agent.log();
+    assert!(log.contains(&format!(":{OUT} ")) && !log.contains(&format!(":{IN} ")), "{log}");
+    lawful.iter_mut().for_each(|process| assert!(echoes(process) > 2, "{log}"));
 }
 
 /// kube-proxy is late: the objects say otherwise already.

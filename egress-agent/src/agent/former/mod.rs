@@ -5,53 +5,33 @@
 //! under names that none can have. What is added counts at once; a pod that is gone is not waited for, as nothing is at its address. Tested
 //! by `former/tests.rs` and `tests/former.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod held;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use egress_policy::Index;
 use egress_policy::index::Event;
 use egress_policy::object::{Endpoint, EndpointSlice, Kind, Object, ObjectRef, Pod, Service};
 
-/// How long kube-proxy may take to follow.
-const HOLD: Duration = Duration::from_secs(10);
-/// Objects that are held at a time: of more, the last ones.
-const MOST: usize = 20_000;
-/// Backends that are held at a time. What there is no room for closes.
-const MOST_BACKENDS: usize = 50_000;
-
-/// An object that stands for what was.
-#[derive(Debug)]
-struct Held {
-    object: Object,
-    until: Instant,
-    /// In which order they came.
-    number: u64,
-}
+use held::{HOLD, Held, slice};
 
 /// What services led to.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Former {
-    held: BTreeMap<ObjectRef, Held>,
-    /// How many at most.
-    most: usize,
-    /// Addresses that pods had until a moment ago.
+    held: Held,
+    /// Addresses that pods had until a moment ago, and since when they have not.
     gone: BTreeMap<IpAddr, Instant>,
-    /// Makes names differ.
-    number: u64,
-}
-
-impl Default for Former {
-    fn default() -> Self {
-        Self { held: BTreeMap::new(), most: MOST, gone: BTreeMap::new(), number: 0 }
-    }
+    /// The same in the order of time; one whose address somebody has again is there too.
+    since: VecDeque<(Instant, IpAddr)>,
 }
 
 impl Former {
     /// Whether an object is one of these.
     pub(super) fn holds(&self, object: &ObjectRef) -> bool {
-        self.held.contains_key(object)
+        self.held.has(object)
     }
 
     /// What is to be taken in before an event, so that what it ends goes on to count.
@@ -62,6 +42,7 @@ impl Former {
         };
         // Where the API server is, it says itself; what it has left is not to close it to everybody.
         let is_server = (name.namespace.as_deref(), &*name.name) == (Some("default"), "kubernetes");
+        self.forget_gone(now);
         match name.kind {
             Kind::Pod => {
                 let old = index.get(&name);
@@ -81,15 +62,13 @@ impl Former {
     }
 
     /// Whether the time of something is over.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.held.values().any(|held| held.until <= now)
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        self.held.is_due(now)
     }
 
     /// What is to be taken in because its time is over.
     pub(super) fn over(&mut self, now: Instant) -> Vec<Event> {
-        let over = self.held.iter().filter(|(_, held)| held.until <= now).map(|(name, _)| name.clone());
-        let over: Vec<ObjectRef> = over.collect();
-        self.let_go(over)
+        self.held.over(now)
     }
 
     /// At a pod's former address there is nothing, until somebody else has it.
@@ -98,24 +77,27 @@ impl Former {
             if pod.finished || pod.host_network { Vec::new() } else { pod.addresses.to_vec() }
         };
         let has = new.map(owned).unwrap_or_default();
-        self.gone.retain(|ip, since| now.duration_since(*since) <= HOLD && !has.contains(ip));
-        let had = old.map(owned).unwrap_or_default();
-        let gone: Vec<IpAddr> = had.into_iter().filter(|ip| !has.contains(ip)).collect();
-        if gone.is_empty() {
-            return Vec::new();
+        for ip in &has {
+            self.gone.remove(ip);
         }
+        let had = old.map(owned).unwrap_or_default();
         let mut out = Vec::new();
-        for held in self.held.values_mut() {
-            if let Object::EndpointSlice(slice) = &mut held.object
-                && slice.endpoints.iter().any(|one| gone.contains(&one.address))
-            {
-                slice.endpoints =
-                    slice.endpoints.iter().filter(|one| !gone.contains(&one.address)).copied().collect();
-                out.push(Event::Upsert(held.object.clone()));
+        for ip in had.into_iter().filter(|ip| !has.contains(ip)) {
+            self.gone.insert(ip, now);
+            self.since.push_back((now, ip));
+            out.extend(self.held.leave(ip));
+        }
+        out
+    }
+
+    /// Forgets which addresses are nobody's where that was long ago.
+    fn forget_gone(&mut self, now: Instant) {
+        while let Some((since, ip)) = self.since.front().copied().filter(|(since, _)| now > *since + HOLD) {
+            self.since.pop_front();
+            if self.gone.get(&ip) == Some(&since) {
+                self.gone.remove(&ip);
             }
         }
-        self.gone.extend(gone.into_iter().map(|ip| (ip, now)));
-        out
     }
 
     /// Holds the backends to which the slice's service sent new connections, and sends none any more.
@@ -161,93 +143,39 @@ impl Former {
 
     /// Of a service that is changed again and again, one slice more is held for each list of ports.
     fn keep_slice(&mut self, old: &EndpointSlice, left: Vec<Endpoint>, now: Instant) -> Vec<Event> {
-        let room = self.room();
-        let beside = self.held.values_mut().find_map(|held| match &mut held.object {
-            Object::EndpointSlice(slice)
-                if (&slice.namespace, &slice.service, &slice.ports)
-                    == (&old.namespace, &old.service, &old.ports) =>
-            {
-                Some((slice, &mut held.until))
-            }
-            _ => None,
-        });
-        let Some((slice, until)) = beside else {
-            let slice = EndpointSlice { endpoints: bounded(left, room), former: true, ..old.clone() };
-            return self.keep(|name| Object::EndpointSlice(EndpointSlice { name, ..slice }), &old.name, now);
-        };
-        let room = room + slice.endpoints.len();
-        slice.endpoints = bounded(left.into_iter().chain(slice.endpoints.iter().copied()), room);
-        *until = now + HOLD;
-        vec![Event::Upsert(Object::EndpointSlice(slice.clone()))]
+        let beside = self.held.beside(old);
+        if let Some(number) = beside {
+            return self.held.lead(number, left, now).into_iter().collect();
+        }
+        let slice = EndpointSlice { endpoints: self.held.fit(left), former: true, ..old.clone() };
+        self.held.add(|name| Object::EndpointSlice(EndpointSlice { name, ..slice }), &old.name, now).1
     }
 
     /// A service under another name, with what was behind it.
     fn keep_service(&mut self, index: &Index, old: &Service, now: Instant) -> Vec<Event> {
-        let room = self.room();
-        let behind: Vec<EndpointSlice> = index
-            .slices_of(old)
-            .filter(|slice| slice.proxied)
-            .map(|slice| {
-                let there = slice.endpoints.iter().filter(|one| one.may_take() && !self.is_gone(one));
-                EndpointSlice { endpoints: bounded(there.copied(), room), former: true, ..slice.clone() }
-            })
-            .filter(|slice| !slice.endpoints.is_empty())
-            .collect();
+        let there = |slice: &EndpointSlice| -> Vec<Endpoint> {
+            slice.endpoints.iter().filter(|one| one.may_take() && !self.is_gone(one)).copied().collect()
+        };
+        let behind = index.slices_of(old).filter(|slice| slice.proxied).map(|slice| (slice, there(slice)));
+        let behind: Vec<(&EndpointSlice, Vec<Endpoint>)> =
+            behind.filter(|(_, there)| !there.is_empty()).collect();
         if behind.is_empty() {
             return Vec::new();
         }
-        let mut out = self.keep(
-            |name| Object::Service(Service { name, external: old.vips.clone(), ..old.clone() }),
-            &old.name,
-            now,
-        );
-        let name = out.first().map(|event| match event {
-            Event::Upsert(object) => object.object_ref().name,
-            Event::Delete(name) => name.name.clone(),
-        });
-        for slice in behind {
-            let (name, service) = (slice.name.clone(), name.clone());
-            let keep = |name| Object::EndpointSlice(EndpointSlice { name, service, ..slice });
-            out.extend(self.keep(keep, &name, now));
+        let service = |name| Object::Service(Service { name, external: old.vips.clone(), ..old.clone() });
+        let (service, mut out) = self.held.add(service, &old.name, now);
+        for (slice, there) in behind {
+            let (endpoints, service) = (self.held.fit(there), Some(service.clone()));
+            let slice = EndpointSlice { endpoints, service, former: true, ..slice.clone() };
+            let keep = |name| Object::EndpointSlice(EndpointSlice { name, ..slice });
+            out.extend(self.held.add(keep, &slice.name, now).1);
         }
         out
-    }
-
-    /// How many backends more there is room for.
-    fn room(&self) -> usize {
-        let backends =
-            self.held.values().filter_map(|held| slice(&held.object)).map(|slice| slice.endpoints.len());
-        MOST_BACKENDS.saturating_sub(backends.sum())
-    }
-
-    /// Holds an object under a name that none can have.
-    fn keep(&mut self, object: impl FnOnce(Arc<str>) -> Object, of: &str, now: Instant) -> Vec<Event> {
-        self.number += 1;
-        let object = object(format!("{of}{BEFORE}{})", self.number).into());
-        let mut out = vec![Event::Upsert(object.clone())];
-        self.held.insert(object.object_ref(), Held { object, until: now + HOLD, number: self.number });
-        if self.held.len() > self.most {
-            let first = self.held.iter().min_by_key(|(_, held)| held.number).map(|(name, _)| name.clone());
-            out.extend(self.let_go(first));
-        }
-        out
-    }
-
-    fn let_go(&mut self, names: impl IntoIterator<Item = ObjectRef>) -> Vec<Event> {
-        let names = names.into_iter().filter(|name| self.held.remove(name).is_some());
-        names.map(Event::Delete).collect()
     }
 }
-
-/// Between an object's name and a number: no name has spaces.
-const BEFORE: &str = " (before, ";
 
 fn pod(object: &Object) -> Option<&Pod> {
     if let Object::Pod(pod) = object { Some(pod) } else { None }
-}
-
-fn slice(object: &Object) -> Option<&EndpointSlice> {
-    if let Object::EndpointSlice(slice) = object { Some(slice) } else { None }
 }
 
 /// One slice for each list of ports and each family.
@@ -277,19 +205,6 @@ fn chosen(slices: &[&EndpointSlice], group: &EndpointSlice, local: bool) -> BTre
         ready
     }
 }
-
-/// Each once, if there is room; else addresses that are nobody's stand for all.
-fn bounded(endpoints: impl IntoIterator<Item = Endpoint>, room: usize) -> Box<[Endpoint]> {
-    let mut each: BTreeSet<IpAddr> = endpoints.into_iter().map(|one| one.address).collect();
-    if each.len() > room {
-        each = BTreeSet::from([NOBODY_V4, NOBODY_V6]);
-    }
-    each.into_iter().map(|address| Endpoint { address, ready: true, last_resort: false }).collect()
-}
-
-/// Reserved (RFC 1112), and discarded (RFC 6666).
-const NOBODY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1));
-const NOBODY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
 
 /// Whether a service leads wherever it led before.
 fn leads_as(old: &Service, new: &Service) -> bool {

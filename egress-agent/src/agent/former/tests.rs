@@ -175,17 +175,20 @@ fn pods_that_go_close_nothing() {
 #[test]
 fn what_is_held_is_bounded_and_the_last_counts() {
     let mut node = Node::new();
-    node.former.most = 100;
+    node.former.held.most = 100;
     node.put(service(&json!({})));
-    for round in 0..2 * node.former.most {
+    for round in 0..2 * node.former.held.most {
         node.put(service(&json!({"clusterIP": format!("10.97.{}.{}", round / 200, round % 200 + 1)})));
         node.put(slice(&["10.1.0.2"]));
     }
     node.put(slice(&[OUTSIDE]));
     node.put(service(&json!({})));
     node.put(slice(&["10.1.0.2"]));
-    assert!(node.former.held.len() <= node.former.most);
+    assert!(node.former.held.len() <= node.former.held.most);
     assert!(!node.allows(VIP));
+    node.wait(HOLD);
+    assert!(node.allows(VIP) && node.former.held.is_empty() && !node.former.is_due(node.now));
+    assert!(node.index.objects().all(|one| !one.name.contains(' ')));
 }
 
 /// Backends as they are written: address, whether ready, whether serving while terminating.
@@ -265,7 +268,7 @@ fn what_there_is_no_room_for_closes() {
     let many = |number: usize| -> Vec<String> {
         (0..number).map(|i| format!("10.{}.{}.{}", 2 + i / 62500, i / 250 % 250, i % 250 + 1)).collect()
     };
-    for (number, allows) in [(9, true), (super::MOST_BACKENDS + 9, false)] {
+    for (number, allows) in [(9, true), (super::held::MOST_BACKENDS + 9, false)] {
         let all = many(number);
         node.put(slice(&all.iter().map(String::as_str).collect::<Vec<_>>()));
         assert!(node.allows(VIP), "each of them is");

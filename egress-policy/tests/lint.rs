@@ -398,6 +398,18 @@ fn containers_that_share_their_processes() {
     assert_eq!(found, ["shared-processes Pod app/two: shareProcessNamespace is true"]);
     let found = findings(&shares(json!([{"name": "app"}])));
     assert!(found.iter().all(|f| !f.starts_with("shared")), "{found:#?}");
+    // A debug container sees those of the one that it is given.
+    let debugged = |target: &str| {
+        let containers = json!([{"name": "app"}, {"name": "istio-proxy"}]);
+        let pod = set(pod("app/two", "10.0.1.77", json!({"app": "two"})), "/spec/containers", containers);
+        let debug = json!([{"name": "debugger", "targetContainerName": target}]);
+        let found = findings(&clean().with(set(pod, "/spec/ephemeralContainers", debug)));
+        found.into_iter().filter(|f| f.starts_with("shared")).collect::<Vec<_>>()
+    };
+    let finding =
+        "shared-processes Pod app/two: container debugger is ephemeral, and its target is istio-proxy";
+    assert_eq!(debugged("istio-proxy"), [finding]);
+    assert!(debugged("app").is_empty() && debugged("").is_empty());
 }
 
 #[test]

@@ -73,8 +73,9 @@ pub enum Check {
     /// A subject shares the node's network namespace. Neither Istio nor Linkerd injects such a pod, and nothing judges
     /// it but the socket hook.
     HostNetwork,
-    /// A subject's containers share their processes (`shareProcessNamespace`): by `pidfd_getfd` they may take the proxy's sockets, of
-    /// which a lock says that the proxy alone has them. Not reported where there is no proxy.
+    /// A subject's containers see its proxy's processes (`shareProcessNamespace`, or an ephemeral container's `targetContainerName`): by
+    /// `pidfd_getfd` they may take the proxy's sockets, of which a lock says that the proxy alone has them. Not reported where there is no
+    /// proxy.
     SharedProcesses,
     /// A subject has no proxy, and nothing says why: the pod may be older than the injection, or the webhook was away.
     /// Not reported: pods of an ambient mesh (`istio.io/dataplane-mode: ambient` on the pod or, where the pod does not
@@ -192,7 +193,7 @@ impl Check {
                 "shared-processes",
                 Error,
                 "a subject's containers can take its proxy's sockets",
-                "leave shareProcessNamespace out",
+                "leave shareProcessNamespace out; do not debug with the proxy as target, and start pods anew where it was done",
             ),
             Self::NoProxy => (
                 "no-proxy",

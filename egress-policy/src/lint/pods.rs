@@ -79,6 +79,12 @@ fn subject(member: &Member<'_>, found: &mut Found) {
         found.add(Check::SharedProcesses, pod.object_ref(), "shareProcessNamespace is true");
     }
     for container in &pod.spec.containers {
+        if let Some(target) = &container.target
+            && pod.spec.containers.iter().any(|one| one.name == *target && proxy(one))
+        {
+            let detail = format!("container {} is ephemeral, and its target is {target}", container.name);
+            found.add(Check::SharedProcesses, pod.object_ref(), detail);
+        }
         self::container(pod, container, found);
     }
 }

@@ -108,6 +108,8 @@ pub struct Container {
     pub capabilities: Vec<Arc<str>>,
     /// `securityContext.privileged`.
     pub privileged: bool,
+    /// The container whose processes an ephemeral one sees (`targetContainerName`).
+    pub target: Option<Arc<str>>,
 }
 
 /// A named port of a container.

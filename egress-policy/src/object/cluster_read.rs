@@ -63,6 +63,7 @@ struct RawContainer {
     name: String,
     security_context: Option<RawSecurityContext>,
     restart_policy: Option<String>,
+    target_container_name: Option<String>,
     ports: Option<Vec<RawContainerPort>>,
 }
 
@@ -266,12 +267,11 @@ fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
         spec.containers.push(Container {
             name: Arc::from(container.name.as_str()),
             kind,
-            run_as_user: context
-                .and_then(|context| context.run_as_user)
-                .or(of_pod.and_then(|of| of.run_as_user)),
+            run_as_user: context.and_then(|c| c.run_as_user).or(of_pod.and_then(|of| of.run_as_user)),
             run_as_group: context.and_then(|c| c.run_as_group).or(of_pod.and_then(|of| of.run_as_group)),
             capabilities: added.into_iter().flatten().map(|name| Arc::from(name.as_str())).collect(),
             privileged: context.and_then(|context| context.privileged).unwrap_or(false),
+            target: container.target_container_name.as_deref().filter(|name| !name.is_empty()).map(Arc::from),
         });
     }
     Ok(spec)

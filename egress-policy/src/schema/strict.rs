@@ -69,27 +69,46 @@ fn validation(path: &[Step], fields: &[String]) -> Value {
         Step::Field(name) => format!("{shown}.{name}"),
         Step::Each => format!("{shown}[]"),
     });
+    let known: Vec<_> = fields.iter().map(|name| format!("'{name}'")).collect();
+    let known = known.join(", ");
+    let there_are = format!("there are {}", fields.join(", "));
+    let names = names("object", path, &known, 0);
     json!({
-        "expression": expression("object", path, fields, 0),
-        "message": format!("{shown}: a field is unknown or null; there are {}", fields.join(", ")),
+        "expression": expression("object", path, &known, 0),
+        // Where the names cannot be told.
+        "message": format!("{shown}: a field is unknown or null; {there_are}"),
+        "messageExpression": format!("'{shown}: unknown or null: ' + {names} + '; {there_are}'"),
         "reason": "Invalid",
     })
 }
 
 /// Follows the path from `at`; what is absent is fine.
-fn expression(at: &str, path: &[Step], fields: &[String], depth: usize) -> String {
+fn expression(at: &str, path: &[Step], known: &str, depth: usize) -> String {
     match path.split_first() {
-        None => {
-            let known: Vec<_> = fields.iter().map(|name| format!("'{name}'")).collect();
-            format!("{at}.all(key, key in [{}] && {at}[key] != null)", known.join(", "))
-        }
+        None => format!("{at}.all(key, key in [{known}] && {at}[key] != null)"),
         Some((Step::Field(name), rest)) => {
             let at = format!("{at}.{name}");
-            format!("!has({at}) || {}", expression(&at, rest, fields, depth))
+            format!("!has({at}) || {}", expression(&at, rest, known, depth))
         }
         Some((Step::Each, rest)) => {
             let each = format!("e{depth}");
-            format!("{at}.all({each}, {})", expression(&each, rest, fields, depth + 1))
+            format!("{at}.all({each}, {})", expression(&each, rest, known, depth + 1))
+        }
+    }
+}
+
+/// The names of what is unknown or null at the end of the path, as one text.
+fn names(at: &str, path: &[Step], known: &str, depth: usize) -> String {
+    match path.split_first() {
+        None => format!("{at}.filter(key, !(key in [{known}]) || {at}[key] == null).join(', ')"),
+        Some((Step::Field(name), rest)) => {
+            let at = format!("{at}.{name}");
+            format!("(has({at}) ? {} : '')", names(&at, rest, known, depth))
+        }
+        Some((Step::Each, rest)) => {
+            let each = format!("e{depth}");
+            let of_each = names(&each, rest, known, depth + 1);
+            format!("{at}.map({each}, {of_each}).filter(names, names != '').join(', ')")
         }
     }
 }

@@ -14,10 +14,18 @@ use ipnet::IpNet;
 use regex::Regex;
 use serde_json::{Map, Value};
 
+/// One of the admission policy.
+struct Validation {
+    expression: Program,
+    message: Program,
+    /// Where that one fails.
+    else_message: String,
+}
+
 /// The API server, with the definition and the admission policy.
 pub(crate) struct Server {
     pub(crate) spec: Value,
-    strict: Vec<(String, Program)>,
+    strict: Vec<Validation>,
     rules: BTreeMap<String, Program>,
     patterns: BTreeMap<String, Regex>,
 }
@@ -27,9 +35,11 @@ impl Server {
         let definition = schema::definition();
         let spec = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
         let [policy, _] = schema::strict_fields();
-        let validation = |validation: &Value| {
-            let program = Program::compile(text(&validation["expression"])).unwrap();
-            (text(&validation["message"]).to_owned(), program)
+        let compiled = |validation: &Value, field| Program::compile(text(&validation[field])).unwrap();
+        let validation = |of: &Value| Validation {
+            expression: compiled(of, "expression"),
+            message: compiled(of, "messageExpression"),
+            else_message: text(&of["message"]).to_owned(),
         };
         let strict = policy["spec"]["validations"].as_array().unwrap().iter().map(validation).collect();
         let (mut rules, mut patterns) = (BTreeMap::new(), BTreeMap::new());
@@ -62,10 +72,13 @@ impl Server {
     /// What the admission policy says to it.
     pub(crate) fn denies(&self, spec: &Value) -> Vec<String> {
         let object = serde_json::json!({"spec": self.stored(spec)});
-        let denied = |(message, program): &(String, Program)| {
-            (evaluate(program, "object", &object) != Ok(true)).then(|| message.clone())
+        let denied = |of: &&Validation| evaluate(&of.expression, "object", &object) != Ok(true);
+        let message = |of: &Validation| match execute(&of.message, "object", &object) {
+            Ok(cel::Value::String(message)) => message.to_string(),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => of.else_message.clone(),
         };
-        self.strict.iter().filter_map(denied).collect()
+        self.strict.iter().filter(denied).map(message).collect()
     }
 
     fn check(&self, value: &Value, schema: &Value, path: &str, errors: &mut Vec<String>) {
@@ -164,6 +177,13 @@ fn default(value: &mut Value, schema: &Value) {
 
 /// Whether an expression is true; an error is one.
 fn evaluate(program: &Program, name: &str, value: &Value) -> Result<bool, String> {
+    match execute(program, name, value) {
+        Ok(cel::Value::Bool(held)) => Ok(held),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+fn execute(program: &Program, name: &str, value: &Value) -> Result<cel::Value, cel::ExecutionError> {
     let mut context = Context::default();
     context.add_variable(name, value).unwrap();
     // Prefixes and addresses are texts here, in the one form that they have.
@@ -187,12 +207,16 @@ fn evaluate(program: &Program, name: &str, value: &Value) -> Result<bool, String
         context.add_function("containsIP", move |This(of): This<Arc<String>>, ip: Arc<String>| {
             parse(&of).map(|net| net.contains(&ip.parse::<IpAddr>().unwrap()))
         }),
+        context.add_function("join", |This(of): This<Arc<Vec<cel::Value>>>, between: Arc<String>| {
+            let text = |one: &cel::Value| match one {
+                cel::Value::String(text) => text.to_string(),
+                other => panic!("{other:?} is no text"),
+            };
+            Arc::new(of.iter().map(text).collect::<Vec<_>>().join(&between))
+        }),
     ];
     assert!(added.iter().all(Result::is_ok));
-    match program.execute(&context) {
-        Ok(cel::Value::Bool(held)) => Ok(held),
-        other => Err(format!("{other:?}")),
-    }
+    program.execute(&context)
 }
 
 fn mapped(ip: IpAddr) -> bool {

@@ -22,6 +22,38 @@ fn a_policy_whose_subjects_are_missing_could_mean_anybody() {
     assert_eq!(world.with(none).state("app/web"), PodState::Unselected);
 }
 
+/// Fields narrow: what is left of an entry without one that cannot be read means more pods, but not all there are.
+#[test]
+fn a_mistake_in_a_subject_closes_no_more_than_the_rest_of_it_means() {
+    let shop = || {
+        let world =
+            mesh().with(namespace("shop", json!({"team": "shop"}))).with(namespace("free", json!({})));
+        world
+            .with(pod("shop/web", "10.0.1.71", json!({"app": "web"})))
+            .with(pod("shop/db", "10.0.1.72", json!({})))
+            .with(pod("free/free", "10.0.1.73", json!({"app": "web"})))
+    };
+    let team = json!({"matchLabels": {"team": "shop"}});
+    let web = json!({"matchLabels": {"app": "web"}});
+    let wrong = json!({"matchLabel": {"a": "b"}});
+    for (subject, closed) in [
+        (json!({"namespaces": team, "serviceAccount": ["x"]}), ["shop/web", "shop/db", ""]),
+        (json!({"namespaces": team, "pods": web, "serviceAccounts": "x"}), ["shop/web", "", ""]),
+        (json!({"namespaces": team, "pods": wrong}), ["shop/web", "shop/db", ""]),
+        (json!({"namespaces": null, "pods": web}), ["shop/web", "", "free/free"]),
+        (json!({"namespace": team, "pods": web}), ["shop/web", "", "free/free"]),
+        (json!({"namespaces": wrong}), ["shop/web", "shop/db", "free/free"]),
+        (json!({"namespaces": {}, "pod": web}), ["shop/web", "shop/db", "free/free"]),
+        (json!("shop"), ["shop/web", "shop/db", "free/free"]),
+    ] {
+        let world = shop().with(set(lock(json!({})), "/spec/subjects", json!([subject])));
+        for name in ["shop/web", "shop/db", "free/free"] {
+            let invalid = matches!(world.state(name), PodState::Invalid { .. });
+            assert_eq!(invalid, closed.contains(&name), "{name}: {subject}");
+        }
+    }
+}
+
 #[test]
 fn without_its_namespace_a_pod_stays_unknown_where_labels_decide() {
     let by_label =

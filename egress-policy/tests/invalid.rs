@@ -231,7 +231,7 @@ fn lists_are_flattened_and_what_does_not_count_is_ignored() {
 #[test]
 fn what_cannot_be_named_is_an_error() {
     for (value, path) in [
-        (json!([]), "."),
+        (json!([]), "document"),
         (json!({"apiVersion": "v1", "metadata": {"name": "x"}}), "kind"),
         (json!({"kind": "Pod", "metadata": {"name": "x"}}), "apiVersion"),
         (json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}), "metadata.name"),
@@ -241,6 +241,29 @@ fn what_cannot_be_named_is_an_error() {
         ),
     ] {
         assert_eq!(read(value).unwrap_err().path, path);
+    }
+}
+
+/// What nobody but a NetworkPolicy's author writes is not of another kind.
+#[test]
+fn kinds_and_groups_that_are_misspelt_are_errors() {
+    for (version, kind, invalid) in [
+        ("networking.k8s.io/v1", "NetwrokPolicy", true),
+        ("networking.k8s.io/v1", "networkpolicy", true),
+        ("network.k8s.io/v1", "NetworkPolicy", true),
+        ("networking/v1", "NetworkPolicy", true),
+        ("v1", "NetworkPolicy", true),
+        ("egress-enforcer.io/v1alpha1", "EgressPolicy", true),
+        ("networking.k8s.io/v1", "Ingress", false),
+        ("networking.k8s.io/v1", "IngressClass", false),
+        ("crd.projectcalico.org/v1", "NetworkPolicy", false),
+        ("cilium.io/v2", "CiliumNetworkPolicy", false),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", false),
+    ] {
+        let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "x"}, "spec": {}});
+        let read = read(object).unwrap().pop().unwrap();
+        assert_eq!(matches!(read, Read::Invalid { .. }), invalid, "{version} {kind}: {read:?}");
+        assert_eq!(matches!(read, Read::Ignored { .. }), !invalid, "{version} {kind}");
     }
 }
 

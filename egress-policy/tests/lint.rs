@@ -349,7 +349,8 @@ fn gateways_that_another_policys_lock_does_not_cover() {
     // It is not for those that are locked, or opens nothing.
     let mut others = spec(json!({}));
     others["gateways"][0]["clients"] = json!([{"pods": {"matchLabels": {"app": "other"}}}]);
-    assert_eq!(findings(&world().with(egp("more", others))), Vec::<String>::new());
+    let nobody = "likely-mistake EgressGatewayPolicy more: spec.gateways[0] (out): clients name none of the policy's subjects";
+    assert_eq!(findings(&world().with(egp("more", others))), [nobody]);
     assert_eq!(findings(&world().with(egp("more", spec(json!({"gateways": []}))))), Vec::<String>::new());
     // And nobody is locked.
     assert_eq!(findings(&clean().with(egp("more", spec(json!({}))))), Vec::<String>::new());
@@ -386,6 +387,58 @@ fn objects_that_do_not_say_what_they_seem_to() {
         found.len() == 1 && found[0].starts_with("policy-invalid NetworkPolicy app/p: spec.egress"),
         "{found:#?}"
     );
+}
+
+#[test]
+fn what_is_written_and_counts_for_nothing() {
+    let one = |path: &str, why: &str| format!("likely-mistake EgressGatewayPolicy mesh: {path}: {why}");
+    finds(entry(json!({"clients": []})), &[&one("spec.gateways[0]", "clients is empty: nobody may use it")]);
+    let to = policy(json!({"allow": {"to": [{"cidr": "10.0.0.0/8", "ports": []}]}}));
+    finds(to, &[&one("spec.allow.to[0]", "ports is empty: nothing is allowed")]);
+    let mut twice = entry(json!({}));
+    let second = twice["spec"]["gateways"][0].clone();
+    twice["spec"]["gateways"].as_array_mut().unwrap().push(second);
+    finds(twice, &[&one("spec.gateways[1]", "has the name of spec.gateways[0], \"out\"")]);
+
+    let other = |extra: Value| {
+        let mut policy = np("other/p", json!({"podSelector": {}, "egress": [{}]}));
+        policy["spec"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        policy
+    };
+    lawful(other(json!({})));
+    lawful(other(json!({"policyTypes": ["Ingress", "Egress"]})));
+    let of = |path: &str, why: &str| format!("likely-mistake NetworkPolicy other/p: {path}: {why}");
+    let ingress = other(json!({"policyTypes": ["Ingress"]}));
+    let why = "has no Egress: the rules of spec.egress do not count, and the pods stay open";
+    finds(ingress, &[&of("spec.policyTypes", why)]);
+    lawful(other(json!({"policyTypes": ["Ingress"], "egress": []})));
+    let key = "egress-enforcer.io/enforcment";
+    let annotated = set(other(json!({})), "/metadata/annotations", json!({key: "Audit"}));
+    let why = "does not count; is egress-enforcer.io/enforcement meant?";
+    finds(annotated, &[&of(&format!("metadata.annotations[{key}]"), why)]);
+    let nowhere = np("nowhere/p", json!({"podSelector": {}, "egress": [{}]}));
+    finds(
+        nowhere,
+        &[
+            "likely-mistake NetworkPolicy nowhere/p: metadata.namespace: there is no Namespace nowhere among the objects",
+        ],
+    );
+}
+
+/// Who asks for no proxy is told so, with a lock and without; and where there is no mesh, nobody has one.
+#[test]
+fn who_has_no_proxy() {
+    let bare = |labels: Value| pod("app/web", "10.0.1.1", labels);
+    let wish = json!({"app": "web", "sidecar.istio.io/inject": "false"});
+    let locked = || policy(json!({"proxy": {"containers": ["istio-proxy"]}}));
+    let asks = "injection-disabled Pod app/web: label sidecar.istio.io/inject is \"false\"";
+    finds(bare(wish.clone()), &[asks]);
+    assert_eq!(findings(&clean().with(locked()).with(bare(wish))), [asks]);
+    let by_lock = "no-proxy Pod app/web: no container istio-proxy, by which alone its policies let it out";
+    assert_eq!(findings(&clean().with(locked()).with(bare(json!({"app": "web"})))), [by_lock]);
+    let no_mesh = clean().with(bare(json!({"app": "web"}))).without("Pod gw/gate");
+    let no_proxy = "no-proxy Pod app/web: no container istio-proxy or linkerd-proxy";
+    assert!(!findings(&no_mesh).iter().any(|one| one == no_proxy), "{:#?}", findings(&no_mesh));
 }
 
 #[test]
@@ -445,7 +498,15 @@ fn exits_that_are_open() {
         lawful(to(json!({"cidr": cidr})));
         lawful(entry(json!({"addresses": [cidr]})));
     }
-    lawful(to(json!({"service": {"namespace": "other", "name": "db"}})));
+    let db = || to(json!({"service": {"namespace": "other", "name": "db"}}));
+    finds(
+        db(),
+        &[
+            "likely-mistake EgressGatewayPolicy mesh: spec.allow.to[0]: there is no Service other/db among the objects",
+        ],
+    );
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "other", "name": "db"}, "spec": {}});
+    assert_eq!(findings(&clean().with(db()).with(service)), Vec::<String>::new());
 }
 
 #[test]

@@ -42,10 +42,23 @@ fn gateway_policy(policy: &EgressGatewayPolicy) -> Vec<Diagnostic> {
     let nothing = Ports::Listed(Set::default());
     // Of an invalid policy, what stands for an entry that cannot be read has no ports either.
     let gateways = policy.gateways.iter().filter(|_| policy.errors.is_empty());
-    for gateway in gateways.filter(|gateway| gateway.ports == nothing) {
+    let mut warn =
+        |path: String, reason: String| found.push(diagnostic(&object, &path, reason, Severity::Warning));
+    for gateway in gateways.clone() {
         let path = format!("spec.gateways[{}]", gateway.index);
-        let reason = "ports is empty: nothing is allowed".to_owned();
-        found.push(diagnostic(&object, &path, reason, Severity::Warning));
+        if gateway.ports == nothing {
+            warn(path.clone(), "ports is empty: nothing is allowed".to_owned());
+        }
+        if gateway.clients.as_ref().is_some_and(Vec::is_empty) {
+            warn(path.clone(), "clients is empty: nobody may use it".to_owned());
+        }
+        let mut before = gateways.clone().take_while(|other| other.index < gateway.index);
+        if let Some(other) = before.find(|other| !other.name.is_empty() && other.name == gateway.name) {
+            warn(path, format!("has the name of spec.gateways[{}], {:?}", other.index, gateway.name));
+        }
+    }
+    for (i, _) in policy.allow.to.iter().enumerate().filter(|(_, to)| to.ports == nothing) {
+        warn(format!("spec.allow.to[{i}]"), "ports is empty: nothing is allowed".to_owned());
     }
     found
 }
@@ -82,6 +95,8 @@ fn network_policy(policy: &NetworkPolicy) -> Vec<Diagnostic> {
             found.push(diagnostic(&object, "spec.egress", reason, Severity::Warning));
         }
     }
+    let remark = |one: &ObjectError| diagnostic(&object, &one.path, one.reason.clone(), Severity::Warning);
+    found.extend(policy.remarks.iter().map(remark));
     found.extend(enforcement(&object, policy.enforcement.as_deref()));
     found
 }

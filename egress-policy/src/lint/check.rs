@@ -79,7 +79,8 @@ pub enum Check {
     SharedProcesses,
     /// A subject has no proxy, and nothing says why: the pod may be older than the injection, or the webhook was away.
     /// Not reported: pods of an ambient mesh (`istio.io/dataplane-mode: ambient` on the pod or, where the pod does not
-    /// say otherwise, on its namespace), pods on the host network, and what [`Check::InjectionDisabled`] is about.
+    /// say otherwise, on its namespace), pods on the host network, what [`Check::InjectionDisabled`] is about, and pods without a lock in a
+    /// cluster without a mesh.
     NoProxy,
     /// A debug container was put into a subject. Its entry stays when it has ended.
     DebugContainer,

@@ -16,12 +16,14 @@ const PROXY_USERS: [(i64, &str); 2] = [(1337, "Istio"), (2102, "Linkerd")];
 const PROXY_GROUP: i64 = 1337;
 
 pub(super) fn lint(members: &[Member<'_>], found: &mut Found) {
+    // Without a mesh nobody has a proxy.
+    let mesh = members.iter().any(|one| has_proxy(one.pod) || is_mesh(one.namespace));
     let mut outside: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut undecided: BTreeMap<&str, usize> = BTreeMap::new();
     for member in members {
         let Member { pod, namespace, .. } = *member;
         if member.subject() {
-            subject(member, found);
+            subject(member, mesh, found);
         } else if member.undecided && !member.gateway {
             *undecided.entry(&pod.namespace).or_default() += 1;
         } else if !member.gateway
@@ -52,26 +54,27 @@ fn namespace(name: &str) -> ObjectRef {
     ObjectRef { kind: Kind::Namespace, namespace: None, name: name.into() }
 }
 
-fn subject(member: &Member<'_>, found: &mut Found) {
+fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
     let pod = member.pod;
     for (key, value) in pod.spec.mesh_annotations.iter().filter(|(key, value)| excludes(key, value)) {
         found.add(Check::MeshExclusion, pod.object_ref(), format!("{key} is {value:?}"));
     }
+    let lock: Vec<_> = member.lock().into_iter().collect();
+    let proxy = |one: &Container| one.kind.lasts() && lock.contains(&&*one.name);
+    let lacks = if lock.is_empty() {
+        let lacks = mesh && !has_proxy(pod) && !is_ambient(pod, member.namespace);
+        lacks.then(|| "no container istio-proxy or linkerd-proxy".to_owned())
+    } else {
+        let lacks = !pod.spec.containers.iter().any(proxy);
+        let names = lock.join(" or ");
+        lacks.then(|| format!("no container {names}, by which alone its policies let it out"))
+    };
     if pod.host_network {
         found.add(Check::HostNetwork, pod.object_ref(), "hostNetwork is true");
-    } else if let lock @ [_, ..] = &member.lock().into_iter().collect::<Vec<_>>()[..] {
-        let proxy = |container: &Container| container.kind.lasts() && lock.contains(&&*container.name);
-        if !pod.spec.containers.iter().any(proxy) {
-            let detail =
-                format!("no container {}, by which alone its policies let it out", lock.join(" or "));
-            found.add(Check::NoProxy, pod.object_ref(), detail);
-        }
-    } else if !has_proxy(pod) && !is_ambient(pod, member.namespace) {
+    } else if let Some(detail) = lacks {
         match asks_for_no_proxy(pod) {
             Some(wish) => found.add(Check::InjectionDisabled, pod.object_ref(), wish),
-            None => {
-                found.add(Check::NoProxy, pod.object_ref(), "no container istio-proxy or linkerd-proxy");
-            }
+            None => found.add(Check::NoProxy, pod.object_ref(), detail),
         }
     }
     let proxy = |one: &Container| is_proxy(one) || member.lock().contains(&&*one.name);

@@ -61,6 +61,14 @@ fn said(index: &Index, found: &mut Found) {
             found.add(check, object.clone(), format!("{path}: {reason}"));
         }
     }
+    let any = index.objects().any(|object| object.kind == Kind::Namespace);
+    for object in index.objects().filter(|object| any && object.kind == Kind::NetworkPolicy) {
+        let namespace = object.namespace.clone().unwrap_or_default();
+        if index.namespace(&namespace).labels.is_none() {
+            let detail = format!("metadata.namespace: there is no Namespace {namespace} among the objects");
+            found.add(Check::LikelyMistake, object, detail);
+        }
+    }
 }
 
 fn valid(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], found: &mut Found) {
@@ -75,9 +83,32 @@ fn valid(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], fo
         found.add(Check::PolicyWithoutSubjects, object.clone(), "spec.subjects select no pod");
     }
     for (i, to) in policy.allow.to.iter().enumerate() {
-        if let ToPeer::Cidr(cidr) = &to.peer {
-            open(policy, &format!("spec.allow.to[{i}]"), cidr, found);
+        let path = format!("spec.allow.to[{i}]");
+        match &to.peer {
+            ToPeer::Cidr(cidr) => open(policy, &path, cidr, found),
+            ToPeer::Service { namespace, name }
+                if index.service(namespace, name).is_none() && !no_pods(index) =>
+            {
+                let detail = format!("{path}: there is no Service {namespace}/{name} among the objects");
+                found.add(Check::LikelyMistake, object.clone(), detail);
+            }
+            ToPeer::Service { .. } | ToPeer::Pods(_) => {}
         }
+    }
+    for gateway in &policy.gateways {
+        clients(policy, gateway, members, found);
+    }
+}
+
+/// Whether any subject is among the clients that a gateway names.
+fn clients(policy: &EgressGatewayPolicy, gateway: &Gateway, members: &[Member<'_>], found: &mut Found) {
+    let Some(clients) = gateway.clients.as_ref().filter(|clients| !clients.is_empty()) else { return };
+    let mut subjects =
+        members.iter().filter(|member| policy.selects(member.pod, member.namespace)).peekable();
+    let is_client = |member: &Member<'_>| clients.iter().any(|one| one.matches(member.pod, member.namespace));
+    if subjects.peek().is_some() && !members.iter().any(|one| one.undecided) && !subjects.any(is_client) {
+        let detail = format!("{}: clients name none of the policy's subjects", path(gateway));
+        found.add(Check::LikelyMistake, policy.object_ref(), detail);
     }
 }
 

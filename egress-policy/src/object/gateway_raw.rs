@@ -35,6 +35,7 @@ pub(crate) struct RawSpec {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "namespaces, pods and service accounts")]
 pub(crate) struct RawSubject {
     /// Selects namespaces by their labels; kubernetes.io/metadata.name is the name. Absent or {}: every namespace.
     pub(crate) namespaces: Option<RawSelector>,
@@ -51,6 +52,7 @@ pub(crate) struct RawSubject {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "a gateway")]
 pub(crate) struct RawGateway {
     /// What people call it.
     pub(crate) name: Option<String>,
@@ -74,6 +76,7 @@ pub(crate) struct RawGateway {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "namespaces, pods and service accounts")]
 pub(crate) struct RawClient {
     /// Selects namespaces by their labels. Absent or {}: every namespace.
     pub(crate) namespaces: Option<RawSelector>,
@@ -87,6 +90,7 @@ pub(crate) struct RawClient {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "a port")]
 pub(crate) struct RawPort {
     /// TCP, UDP or SCTP.
     pub(crate) protocol: Option<String>,
@@ -100,6 +104,7 @@ pub(crate) struct RawPort {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a cidr with except and ports")]
 pub(crate) struct RawCidr {
     /// A prefix without host bits, such as 52.202.28.0/24 or 2001:db8::/32.
     pub(crate) cidr: String,
@@ -113,6 +118,7 @@ pub(crate) struct RawCidr {
 #[derive(Default, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[serde(expecting = "an object")]
 pub(crate) struct RawAllow {
     /// Port 53 (UDP and TCP) of the cluster's DNS pods and their services, or None.
     pub(crate) dns: Option<RawDns>,
@@ -145,6 +151,7 @@ pub(crate) enum RawEnforcement {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with containers")]
 pub(crate) struct RawProxy {
     /// Names of regular or sidecar containers, such as istio-proxy. Empty: none, so that nothing may send what the scope covers.
     pub(crate) containers: Vec<String>,
@@ -164,6 +171,7 @@ pub(crate) enum RawScope {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a peer with ports")]
 pub(crate) struct RawTo {
     /// Selects namespaces by their labels. Absent or {}: every namespace, where pods is given.
     pub(crate) namespaces: Option<RawSelector>,
@@ -183,6 +191,7 @@ pub(crate) struct RawTo {
 #[derive(Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "namespace and name")]
 pub(crate) struct RawServiceName {
     /// Its namespace.
     pub(crate) namespace: String,

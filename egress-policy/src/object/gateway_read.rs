@@ -67,8 +67,11 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
         match read_subject(entry, &format!("spec.subjects[{i}]")) {
             Ok(subject) => policy.subjects.push(subject),
             Err(error) => {
-                policy.unreadable_subjects = true;
                 errors.push(error);
+                match salvage_subject(entry) {
+                    Some(subject) => policy.subjects.push(subject),
+                    None => policy.unreadable_subjects = true,
+                }
             }
         }
     }
@@ -137,6 +140,26 @@ fn read_subject(value: &Value, path: &str) -> Result<Subject, ObjectError> {
         service_accounts: raw.service_accounts.unwrap_or_default().into_iter().collect(),
     };
     Ok(Subject { who, system_namespaces: raw.system_namespaces.unwrap_or(false) })
+}
+
+/// Whom an entry that cannot be read as a whole means at most: each field narrows it, so that one that cannot be read, or is written
+/// wrongly, leaves more. `None` where that is anybody.
+fn salvage_subject(value: &Value) -> Option<Subject> {
+    let field = |name: &str| {
+        let raw = strict::<RawSelector>(value.get(name)?, name).ok()?;
+        raw.validate(name).ok().filter(|selector| !selector.0.is_empty())
+    };
+    let (namespaces, pods) = (field("namespaces"), field("pods"));
+    if namespaces.is_none() && pods.is_none() {
+        return None;
+    }
+    let who = Grantee {
+        namespaces: namespaces.unwrap_or_default(),
+        pods: pods.unwrap_or_default(),
+        service_accounts: Set::default(),
+    };
+    let system_namespaces = value.get("systemNamespaces").and_then(Value::as_bool).unwrap_or(false);
+    Some(Subject { who, system_namespaces })
 }
 
 /// Pods by labels; `None` where neither field is there.

@@ -88,6 +88,10 @@ impl fmt::Display for Kind {
     }
 }
 
+/// What else there is, or was, in the group of NetworkPolicy (`k8s.io/api/networking`).
+const NETWORKING: [&str; 6] =
+    ["NetworkPolicy", "Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR"];
+
 /// The kind, where kind and API group are one of ours; the version is judged later.
 pub(super) fn known(version: &str, kind: &str) -> Option<Kind> {
     let group = |version: &str| version.split_once('/').map_or(String::new(), |(group, _)| group.to_owned());
@@ -105,9 +109,15 @@ pub(super) fn meant(version: &str, kind: &str) -> Option<(Kind, ObjectError)> {
         let reason = format!("{ours} has no {kind:?}, only {}", OURS.name());
         return Some((OURS, ObjectError::new("kind", reason)));
     }
+    if group == "networking.k8s.io" && !NETWORKING.contains(&kind) {
+        let reason = format!("{group} has no {kind:?}; is {} meant?", Kind::NetworkPolicy);
+        return Some((Kind::NetworkPolicy, ObjectError::new("kind", reason)));
+    }
     let meant = match kind {
         "EgressGatewayPolicy" if group.starts_with("egress-enforcer") => OURS,
         "NetworkPolicy" if group == "extensions" => Kind::NetworkPolicy,
+        // Kubernetes' own groups; others have kinds of this name.
+        "NetworkPolicy" if !group.contains('.') || group.ends_with(".k8s.io") => Kind::NetworkPolicy,
         _ => return None,
     };
     let reason = format!("{version} is not supported, only {}", meant.api_version());

@@ -229,13 +229,18 @@ fn read_into(
         _ => None,
     };
     if !value.is_object() {
-        return Err(ObjectError::new(if path.is_empty() { "." } else { path }, "not an object"));
+        let reason = "not an object; several are documents of their own, or the items of a List";
+        return Err(ObjectError::new(if path.is_empty() { "document" } else { path }, reason));
     }
     // Items of a typed list, as the API server answers it, carry neither.
     let kind = text("kind").or(of_list.map(|(_, kind)| kind));
     let version = text("apiVersion").or(of_list.map(|(version, _)| version));
-    let kind = kind.ok_or_else(|| ObjectError::new(at("kind"), "missing"))?;
-    let version = version.ok_or_else(|| ObjectError::new(at("apiVersion"), "missing"))?;
+    let name = value.pointer("/metadata/name").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let named =
+        |what: &str| format!("missing{what}{}", name.map_or_else(String::new, |name| format!(" {name}")));
+    let kind = kind.ok_or_else(|| ObjectError::new(at("kind"), named(name.map_or("", |_| ", of"))))?;
+    let version =
+        version.ok_or_else(|| ObjectError::new(at("apiVersion"), named(&format!(", of {kind}"))))?;
     if let (Some(of), Some(Value::Array(items))) = (kind.strip_suffix("List"), value.get("items")) {
         let of_list = if of.is_empty() { None } else { Some((version, of)) };
         for (i, item) in items.iter().enumerate() {
@@ -243,10 +248,8 @@ fn read_into(
         }
         return Ok(());
     }
-    let name = match value.pointer("/metadata/name") {
-        Some(Value::String(name)) if !name.is_empty() => name.as_str(),
-        _ => return Err(ObjectError::new(at("metadata.name"), "missing")),
-    };
+    let name =
+        name.ok_or_else(|| ObjectError::new(at("metadata.name"), format!("missing, or no text, of {kind}")))?;
     found.push(match (known(version, kind), meant(version, kind)) {
         (Some(known), _) => read_known(known, version, name, value),
         (None, Some((meant, error))) => {

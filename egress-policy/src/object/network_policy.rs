@@ -30,6 +30,8 @@ pub struct NetworkPolicy {
     pub rules: Vec<EgressRule>,
     /// What is wrong with it. Not empty: invalid, the pods it selects fail closed.
     pub errors: Vec<ObjectError>,
+    /// What it says that does not count.
+    pub remarks: Vec<ObjectError>,
 }
 
 impl NetworkPolicy {
@@ -73,6 +75,7 @@ pub enum PodScope {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a rule of to and ports")]
 struct RawRule {
     to: Option<Vec<RawPeer>>,
     ports: Option<Vec<RawPort>>,
@@ -80,6 +83,7 @@ struct RawRule {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "a peer")]
 struct RawPeer {
     pod_selector: Option<RawSelector>,
     namespace_selector: Option<RawSelector>,
@@ -88,6 +92,7 @@ struct RawPeer {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a cidr with except")]
 struct RawBlock {
     cidr: String,
     except: Option<Vec<String>>,
@@ -95,6 +100,7 @@ struct RawBlock {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "a port")]
 struct RawPort {
     protocol: Option<String>,
     port: Option<RawPortNumber>,
@@ -103,6 +109,7 @@ struct RawPort {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
+#[serde(expecting = "a number or a name")]
 enum RawPortNumber {
     Number(i64),
     Name(String),
@@ -125,6 +132,7 @@ pub(super) fn read(
         pods: Selector::default(),
         rules: Vec::new(),
         errors,
+        remarks: metadata.annotations.iter().flatten().filter_map(|(key, _)| mistaken(key)).collect(),
     };
     let Some(fields) = spec.as_object() else {
         policy.errors.push(ObjectError::new("spec", "missing or not an object"));
@@ -153,6 +161,10 @@ pub(super) fn read(
         Err(error) => policy.errors.push(error),
     }
     if !policy.egress {
+        if !rules.is_empty() {
+            let reason = "has no Egress: the rules of spec.egress do not count, and the pods stay open";
+            policy.remarks.push(ObjectError::new("spec.policyTypes", reason));
+        }
         return policy;
     }
     for (i, rule) in rules.iter().enumerate() {
@@ -162,6 +174,15 @@ pub(super) fn read(
         }
     }
     policy
+}
+
+/// What is wrong with an annotation that is nearly ours.
+fn mistaken(key: &str) -> Option<ObjectError> {
+    let (ours, _) = ENFORCEMENT_ANNOTATION.split_once('/')?;
+    let (group, _) = key.split_once('/')?;
+    let nearly = group == ours && key != ENFORCEMENT_ANNOTATION;
+    let reason = || format!("does not count; is {ENFORCEMENT_ANNOTATION} meant?");
+    nearly.then(|| ObjectError::new(format!("metadata.annotations[{key}]"), reason()))
 }
 
 fn selector_at(value: &Value, path: &str) -> Result<Selector, ObjectError> {

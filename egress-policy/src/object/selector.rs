@@ -92,6 +92,7 @@ impl<'a> NamespaceLabels<'a> {
 #[derive(Debug, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "a label selector")]
 pub(crate) struct RawSelector {
     /// Labels that must be there with these values.
     match_labels: Option<BTreeMap<String, String>>,
@@ -103,6 +104,7 @@ pub(crate) struct RawSelector {
 #[derive(Debug, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "key, operator and values")]
 pub(crate) struct RawExpression {
     /// The label.
     key: String,

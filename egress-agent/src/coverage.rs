@@ -69,6 +69,7 @@ impl Coverage {
         for pod in &scan.pods {
             if let Ok(Some(network)) = network::look(&pod.path, &node)
                 && !network.veths.iter().any(|veth| datapath.knows(veth.index, pod.cgroup))
+                && !datapath.watches(pod.cgroup)
             {
                 self.standing.insert(pod.cgroup);
                 remember(pod, &network, datapath);

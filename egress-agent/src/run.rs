@@ -104,6 +104,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
     agent.enforce();
+    agent.name_owners();
     agent.cover(Look::Whole);
     agent.announce();
 
@@ -164,6 +165,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             agent.look_at_addresses();
         }
         let applied = agent.enforce();
+        if applied || look != Look::New {
+            agent.name_owners();
+        }
         let covered = agent.cover(look);
         agent.announce();
         agent.serve(|client| cluster::spawn(client, &settings, published.clone(), flows.live()));

@@ -30,7 +30,7 @@ use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config as Cases, TestRunner};
-use random::{Try, state, tries};
+use random::{Try, owners, state, tries};
 use stage::{Sender, Stage, passes};
 
 /// Packets that are tried with the same maps.
@@ -40,6 +40,7 @@ const TRIES: u32 = 20;
 struct Host {
     state: State,
     devices: BTreeMap<u32, u64>,
+    owners: BTreeMap<Addr, u64>,
     witnesses: BTreeMap<WitnessKey, Witness>,
 }
 
@@ -72,6 +73,9 @@ impl View for Host {
     }
     fn device(&self, ifindex: u32) -> Option<u64> {
         self.devices.get(&ifindex).copied()
+    }
+    fn owner(&self, addr: &Addr) -> u64 {
+        self.owners.get(addr).copied().unwrap_or(0)
     }
     fn witness(&self, key: &WitnessKey) -> Option<&Witness> {
         self.witnesses.get(key)
@@ -125,6 +129,7 @@ impl Kernel {
         self.datapath.apply(&plan).map_err(|errors| TestCaseError::fail(format!("{errors:?}")))?;
         host.state.config = self.datapath.observed().config;
         assert_eq!(&host.state, self.datapath.observed());
+        self.datapath.own(&host.owners).unwrap();
         for index in self.devices.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             self.devices.remove(&index).unwrap();
         }
@@ -233,7 +238,8 @@ fn compare(
             host.remember(&witness::begun(&expected.flow), expected.cgroup, now);
         }
         let passed_veth = *hook == Hook::Veth && expected.verdict.action != Action::Deny;
-        if passed_veth && witness::is_first_fragment(&expected.flow) {
+        let judged = expected.policy != 0 && !expected.forged;
+        if passed_veth && judged && witness::is_first_fragment(&expected.flow) {
             host.remember(&witness::datagram(&expected.flow), expected.cgroup, now);
         }
     }
@@ -261,11 +267,11 @@ fn the_kernel_decides_as_the_host_does() {
             let mut runner = TestRunner::new(Cases { cases, failure_persistence: None, ..Cases::default() });
             runner
                 .run(
-                    &(state(level, pods, own), behind, tries(pods, TRIES as usize)),
-                    |(state, behind, tries)| {
+                    &(state(level, pods, own), behind, owners(pods), tries(pods, TRIES as usize)),
+                    |(state, behind, owners, tries)| {
                         let (kernel, seen) = &mut *cell.borrow_mut();
                         let devices = behind.map(|cgroup| (stage.devices[0], cgroup)).into_iter().collect();
-                        let mut host = Host { state, devices, witnesses: BTreeMap::new() };
+                        let mut host = Host { state, devices, owners, witnesses: BTreeMap::new() };
                         compare(kernel, &mut host, &sender, stage.devices, &tries, seen)
                     },
                 )

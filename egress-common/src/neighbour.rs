@@ -3,9 +3,59 @@
 //! Invariant: it passes in the forms that kernels send, of the pod's own address, and carries nothing of the sender's choice but
 //! what is asked for.
 
-use crate::packet::{self, Bytes, Flow, icmp, protocol};
+use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, icmp, protocol};
 use crate::subject::owns;
+use crate::view::{Meta, View};
 use crate::wire::{Addr, Endpoint};
+
+/// Whether a frame says of an address that it is the pod's, though on this node it is known to be somebody else's: by its source, or as
+/// neighbours believe it (ARP, and advertisements of IPv6). Not while no address of the pod is known.
+#[must_use]
+#[inline(always)]
+pub fn claims<V: View, B: Bytes + ?Sized>(
+    view: &V,
+    packet: &B,
+    flow: &Flow,
+    meta: &Meta,
+    endpoint: Option<&Endpoint>,
+    cgroup: u64,
+) -> bool {
+    let Some(endpoint) = endpoint else { return false };
+    let claimed = if flow.version == 0 {
+        if meta.vlan || meta.ethertype != ETHERTYPE_ARP {
+            return false;
+        }
+        match packet.words::<7>(0) {
+            Some([_, _, _, a, b, _, _]) => of_sender(a, b),
+            None => return false,
+        }
+    } else if flow.protocol == protocol::ICMPV6 && flow.kind == icmp::NEIGHBOUR_ADVERTISEMENT {
+        let Some([_, second]) = packet.words::<2>(0) else { return false };
+        if packet::byte(second, 2) != protocol::ICMPV6 {
+            // Behind other headers no kernel sends one.
+            return true;
+        }
+        match packet.words::<4>(48) {
+            Some(target) => Addr::of(target),
+            None => return false,
+        }
+    } else {
+        flow.source
+    };
+    let own = endpoint.own(if claimed.is_v4() { 4 } else { 6 });
+    if own.is_zero() || claimed.same(own) {
+        return false;
+    }
+    let owner = view.owner(&claimed);
+    owner != 0 && owner != cgroup
+}
+
+/// The sender's address in the fourth and fifth word of ARP.
+#[inline(always)]
+const fn of_sender(fourth: u32, fifth: u32) -> Addr {
+    let (a, b) = (fourth.to_ne_bytes(), fifth.to_ne_bytes());
+    Addr::v4([a[2], a[3], b[0], b[1]])
+}
 
 /// Whether this is what IPv4 says on an Ethernet link to find addresses (RFC 826), and no more; of the pod's own address, or of
 /// none yet (RFC 5227).
@@ -21,7 +71,7 @@ pub(crate) fn is_arp<B: Bytes + ?Sized>(packet: &B, length: u32, endpoint: Optio
     let Some([first, second, _, a, b, _, _]) = packet.words::<7>(0) else {
         return false;
     };
-    let own = Addr::v4([packet::byte(a, 2), packet::byte(a, 3), packet::byte(b, 0), packet::byte(b, 1)]);
+    let own = of_sender(a, b);
     length <= PADDED
         && first == KIND
         && (second == OPERATIONS[0] || second == OPERATIONS[1])
@@ -72,8 +122,8 @@ pub fn is_neighbour<B: Bytes + ?Sized>(
     }
 }
 
-/// Whether a report (RFC 3810, section 5.2) is of groups alone by which neighbours are found: any other is of the sender's choice,
-/// to the last bit.
+/// Whether a report (RFC 3810, section 5.2) is of groups alone by which neighbours are found, or that have a short number on the link:
+/// any other is of the sender's choice, to the last bit. A kernel reports all its groups at once.
 #[inline(always)]
 fn reports_neighbours<B: Bytes + ?Sized>(packet: &B, length: u32) -> bool {
     /// IPv6, an option, and the fixed part of the report; then records of this size.
@@ -104,11 +154,14 @@ fn reports_neighbours<B: Bytes + ?Sized>(packet: &B, length: u32) -> bool {
     true
 }
 
-/// Whether the address at an offset is a solicited-node multicast address (RFC 4291, section 2.7.1).
+/// Whether the address at an offset is a solicited-node multicast address (RFC 4291, section 2.7.1), or one of `ff02::/112`, as mDNS has.
 #[inline(always)]
 fn asks_for_neighbours<B: Bytes + ?Sized>(packet: &B, at: u32) -> bool {
     match packet.words::<4>(at) {
-        Some(words) => Addr::of(words).is_solicited_node(),
+        Some(words) => {
+            let group = Addr::of(words);
+            group.is_solicited_node() || group.is_short_link_group()
+        }
         None => false,
     }
 }

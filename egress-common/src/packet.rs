@@ -197,6 +197,8 @@ impl Flow {
 struct Network {
     /// Offset of the header after the fixed IP header.
     offset: u32,
+    /// Where the packet ends by its own words; without a limit where it says nothing, as the kernel's large ones do.
+    end: u32,
     /// The fixed header has options, or the packet is a later fragment: not to be parsed any further.
     refused: Option<Reason>,
 }
@@ -235,7 +237,9 @@ fn ipv4<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
         5 => None,
         _ => Some(Reason::Ipv4Options),
     };
-    Ok(Network { offset: 20, refused })
+    let total = u32::from(low(first));
+    let end = if total == 0 && !flow.parted { u32::MAX } else { total };
+    Ok(Network { offset: 20, end, refused })
 }
 
 #[inline(always)]
@@ -253,7 +257,7 @@ fn ipv6<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
     flow.source = Addr::of([a, b, c, d]);
     flow.destination = Addr::of([e, f, g, h]);
     flow.protocol = byte(second, 2);
-    Ok(Network { offset: 40, refused: None })
+    Ok(Network { offset: 40, end: 40 + u32::from(high(second)), refused: None })
 }
 
 /// Reads on from [`network`] to the ports.
@@ -262,13 +266,20 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
     if let Some(reason) = network.refused {
         return Err(reason);
     }
-    let mut offset = network.offset;
+    let (mut offset, mut end) = (network.offset, network.end);
     if flow.version == 6 {
-        offset = extensions(packet, offset, flow)?;
+        let fragmented;
+        (offset, fragmented) = extensions(packet, offset, flow)?;
+        if end == 40 && !fragmented {
+            end = u32::MAX;
+        }
     }
+    // Whoever puts fragments together leaves out what is behind the end; what is read here has to be what is read there.
+    let whole = |length: u32| if offset + length > end { Err(Reason::Truncated) } else { Ok(()) };
     match (flow.protocol, flow.version) {
         // The header must be whole, or the rest of it could be sent as a fragment of its own (RFC 1858).
         (protocol::TCP, _) => {
+            whole(20)?;
             let Some([first, _, _, fourth, _]) = packet.words::<5>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -279,6 +290,7 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
             Ok(())
         }
         (protocol::UDP, _) => {
+            whole(8)?;
             let Some([first, _]) = packet.words::<2>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -286,6 +298,7 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
             Ok(())
         }
         (protocol::SCTP, _) => {
+            whole(12)?;
             let Some([first, _, _]) = packet.words::<3>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -293,6 +306,7 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
             Ok(())
         }
         (protocol::ICMP, 4) | (protocol::ICMPV6, 6) => {
+            whole(8)?;
             let Some([first, second]) = packet.words::<2>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -312,11 +326,13 @@ fn ports(flow: &mut Flow, word: u32) {
     flow.destination_port = low(word);
 }
 
-/// Steps over IPv6 extension headers; gives the offset of the transport header and leaves its number in `flow`.
+/// Steps over IPv6 extension headers; gives the offset of the transport header, and whether there is a fragment header, and leaves the
+/// transport's number in `flow`. Behind a fragment header there are no others: the rest of them could be another fragment's.
 #[inline(always)]
-fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Result<u32, Reason> {
+fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Result<(u32, bool), Reason> {
     let mut offset = start;
     let mut count = 0;
+    let mut fragmented = false;
     while count <= MAX_EXTENSIONS {
         let next = flow.protocol;
         if next != HOP_BY_HOP && next != FRAGMENT && next != DESTINATION_OPTIONS {
@@ -327,10 +343,10 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
                 }
                 i += 1;
             }
-            return Ok(offset);
+            return Ok((offset, fragmented));
         }
         // Hop-by-hop options come first or not at all (RFC 8200, section 4.3).
-        if next == HOP_BY_HOP && count > 0 {
+        if fragmented || (next == HOP_BY_HOP && count > 0) {
             return Err(Reason::Ipv6Extension);
         }
         let Some([first, second]) = packet.words::<2>(offset) else {
@@ -344,6 +360,7 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
                 return Err(Reason::Fragment);
             }
             flow.parted = place & 1 != 0;
+            fragmented = true;
             offset += 8;
         } else {
             offset += (u32::from(byte(first, 1)) + 1) * 8;

@@ -1,7 +1,8 @@
 //! What [`decide`](crate::decide()) is told: the maps, the sender, and the hook that asks.
 
 use crate::decide::{Said, look_up};
-use crate::packet::Flow;
+use crate::neighbour;
+use crate::packet::{Bytes, Flow};
 use crate::wire::{Addr, Approval, Config, Endpoint, Row, RowKey, Witness, WitnessKey};
 use crate::witness::{self, Found, Half};
 
@@ -80,6 +81,9 @@ pub trait View {
     }
     /// The cgroup id of the pod behind this device of the node (`DEVICES`).
     fn device(&self, ifindex: u32) -> Option<u64>;
+    /// Whose this address is, of those on this node (`OWNERS`): the cgroup id of a pod, [`OWNER_NODE`](crate::wire::OWNER_NODE), or 0
+    /// for nobody's.
+    fn owner(&self, addr: &Addr) -> u64;
     /// What was seen (`WITNESSES`).
     fn witness(&self, key: &WitnessKey) -> Option<&Witness>;
     /// `CLOCK_MONOTONIC_COARSE` nanoseconds, some milliseconds behind the exact time at most.
@@ -110,6 +114,19 @@ pub trait Owner {
     fn socket(&self) -> Socket;
     /// What is kept with the socket.
     fn approval(&self) -> Option<&Approval>;
+    /// [`neighbour::claims`] of this frame, as [`View::said`].
+    #[inline(always)]
+    fn claims<V: View, B: Bytes + ?Sized>(
+        &self,
+        view: &V,
+        packet: &B,
+        flow: &Flow,
+        meta: &Meta,
+        endpoint: Option<&Endpoint>,
+        cgroup: u64,
+    ) -> bool {
+        neighbour::claims(view, packet, flow, meta, endpoint, cgroup)
+    }
     /// [`witness::reply`] of this sender, as [`View::said`].
     #[inline(always)]
     fn replies<V: View>(&self, view: &V, flow: &Flow, meta: &Meta, cgroup: u64) -> bool

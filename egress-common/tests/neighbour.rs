@@ -3,10 +3,10 @@
 mod support;
 
 use egress_common::packet::ETHERTYPE_ARP;
-use egress_common::wire::Addr;
+use egress_common::wire::{Addr, FLAG_AUDIT, OWNER_NODE, STATE_ISOLATED, STATE_UNSELECTED};
 use egress_common::{Action, Decision, Hook, Meta, Reason, decide};
 use support::packets::{ALL_NODES, ASKED, OUTSIDE_V6, arp_from, neighbour, said};
-use support::{Maps, Sender, V4, V6, VETH, meta, tcp6};
+use support::{Maps, PEER_V4, PEER_V6, POD, Sender, V4, V6, VETH, meta, tcp4, tcp6};
 
 fn frame(maps: &Maps, sender: Sender, packet: &[u8], change: impl Fn(Meta) -> Meta) -> Decision {
     decide(maps, &sender, packet, change(meta(packet, Hook::Veth, VETH)))
@@ -55,6 +55,16 @@ fn what_finds_addresses_says_nothing_else() {
         let mut groups = [ASKED; 4];
         groups[at] = ANYTHING;
         assert_eq!(by(&said(143, 1, V6, ALL_NODES, &groups)), Reason::NotAllowed, "{at}");
+    }
+    // Groups of the link with a short number, which a kernel reports in one report with the others.
+    let mut group = [0; 16];
+    (group[0], group[1], group[15]) = (0xff, 2, 0xfb);
+    assert_eq!(by(&said(143, 1, V6, ALL_NODES, &[ASKED, group])), Reason::Neighbour);
+    assert_eq!(by(&said(131, 1, V6, ALL_NODES, &[group])), Reason::Neighbour);
+    for at in [1, 5, 13] {
+        let mut longer = group;
+        longer[at] ^= 4;
+        assert_eq!(by(&said(143, 1, V6, ALL_NODES, &[ASKED, longer])), Reason::NotAllowed, "{at}");
     }
     let arp = |packet: &[u8]| {
         frame(&maps, Sender::NOBODY, packet, |meta| Meta { ethertype: ETHERTYPE_ARP, ..meta })
@@ -157,6 +167,70 @@ fn an_advertisement_is_of_an_address_of_the_pods_own() {
         wrapped.extend([58, 0, 1, 4, 1, 2, 3, 4]);
         wrapped.extend(&plain[40..]);
         assert_ne!(maps.judge_veth(Sender::NOBODY, &wrapped).verdict.reason, Reason::Neighbour, "{kind}");
+    }
+}
+
+/// Of an address that is another's on this node nobody says that it is his, selected or not.
+#[test]
+fn what_belongs_to_another_is_claimed_by_nobody() {
+    let mut maps = Maps::new();
+    let (mut other, mut gateway) = (V6, LINK_LOCAL);
+    (other[15], gateway[15]) = (0x66, 1);
+    let other4 = [10, 244, 1, 6];
+    maps.owners.extend([(Addr::v4(other4), 99), (Addr(other), 99), (Addr(gateway), OWNER_NODE)]);
+    maps.owners.extend([(Addr::v4(V4), POD), (Addr(V6), 99)]);
+    let advertised = |from: [u8; 16], target: [u8; 16]| {
+        let mut packet = said(136, 255, from, ALL_NODES, &[ASKED]);
+        packet[48..64].copy_from_slice(&target);
+        packet
+    };
+    let arp = |maps: &Maps, from: [u8; 4]| {
+        let of = |meta| Meta { ethertype: ETHERTYPE_ARP, ..meta };
+        frame(maps, Sender::NOBODY, &arp_from(from), of).verdict.reason
+    };
+    for (state, flags) in [(STATE_ISOLATED, 0), (STATE_ISOLATED, FLAG_AUDIT), (STATE_UNSELECTED, 0)] {
+        (maps.endpoint_mut().state, maps.endpoint_mut().flags) = (state, flags);
+        let by = |packet: &[u8]| {
+            let verdict = maps.judge_veth(Sender::NOBODY, packet).verdict;
+            (verdict.action == Action::Deny && verdict.reason == Reason::SpoofedSource, verdict)
+        };
+        for taken in [
+            tcp4(other4, PEER_V4, 443),
+            tcp6(other, PEER_V6, 443),
+            said(135, 255, other, ALL_NODES, &[ASKED]),
+            advertised(LINK_LOCAL, other),
+            advertised(LINK_LOCAL, gateway),
+            advertised(V6, gateway),
+        ] {
+            assert!(by(&taken).0, "{state} {flags}: {:?} {taken:02x?}", by(&taken).1);
+        }
+        for lawful in [
+            tcp4(V4, PEER_V4, 443),
+            tcp6(V6, PEER_V6, 443),
+            said(135, 255, V6, ALL_NODES, &[ASKED]),
+            advertised(LINK_LOCAL, V6),
+            advertised(V6, LINK_LOCAL),
+        ] {
+            assert_eq!(by(&lawful).1.action, Action::Allow, "{state} {flags}: {lawful:02x?}");
+        }
+        assert_eq!(arp(&maps, other4), Reason::SpoofedSource);
+        assert_ne!(arp(&maps, V4), Reason::SpoofedSource);
+        // Behind other headers.
+        let plain = advertised(V6, V6);
+        let mut wrapped = plain[..40].to_vec();
+        wrapped[5] += 8;
+        wrapped[6] = 60;
+        wrapped.extend([58, 0, 1, 4, 1, 2, 3, 4]);
+        wrapped.extend(&plain[40..]);
+        assert_eq!(maps.judge_veth(Sender::NOBODY, &wrapped).verdict.reason, Reason::SpoofedSource);
+        // While nobody knows its address, it may be any.
+        let mut new = maps.clone();
+        (new.endpoint_mut().v4, new.endpoint_mut().v6) = (Addr::default(), Addr::default());
+        assert_ne!(
+            new.judge_veth(Sender::NOBODY, &tcp4(other4, PEER_V4, 443)).verdict.reason,
+            Reason::SpoofedSource
+        );
+        assert_ne!(arp(&new, other4), Reason::SpoofedSource);
     }
 }
 

@@ -271,6 +271,20 @@ fn a_forged_source_of_a_pod_that_is_not_touched_is_marked() {
         // It has not begun what it sends in another's name.
         assert!(maps.judge(&other.udp()).forged);
     }
+    // Where it is only audited, it is marked as well, and begins nothing.
+    let mut maps = Maps::new();
+    maps.endpoint_mut().flags = FLAG_AUDIT;
+    for ends in Ends::answers() {
+        assert!(!maps.judge_veth(Sender::NESTED, &ends.udp()).forged);
+        let mut other = ends;
+        other.from.0[15] ^= 1;
+        for socket in [Socket::Inet, Socket::Packet] {
+            let forged = maps.judge_veth(Sender::NESTED.socket(socket), &other.udp());
+            assert!(forged.verdict.action == Action::Audit && forged.forged, "{forged:?}");
+            assert!(!forged.begins(meta(&other.udp(), Hook::Veth, VETH)));
+        }
+        assert!(maps.judge(&other.udp()).forged);
+    }
     // Where it is judged it is denied.
     let maps = Maps::new();
     for ends in Ends::answers() {

@@ -48,6 +48,10 @@ static DEVICES: HashMap<u32, Device, 16_384, SPARSE> = HashMap::new();
 #[btf_map(name = "egress_covered")]
 static COVERED: HashMap<u64, u32, 16_384, SPARSE> = HashMap::new();
 
+/// Whose an address is, of those on this node.
+#[btf_map(name = "egress_owners")]
+static OWNERS: HashMap<Addr, u64, 65_536, SPARSE> = HashMap::new();
+
 /// What was seen coming in, by local address and slot.
 #[btf_map(name = "egress_inbound")]
 pub static WITNESSES: HashMap<WitnessKey, Witness, 524_288, SPARSE> = HashMap::new();
@@ -158,6 +162,19 @@ impl View for Kernel {
     fn device(&self, ifindex: u32) -> Option<u64> {
         // SAFETY: as for endpoints; the value is copied at once.
         unsafe { DEVICES.get(ifindex) }.map(|device| device.cgroup)
+    }
+
+    #[inline(always)]
+    fn owner(&self, addr: &Addr) -> u64 {
+        // SAFETY: as for `address`.
+        let found = unsafe {
+            let key = ptr::read_volatile(addr);
+            OWNERS.get(key)
+        };
+        match found {
+            Some(owner) => *owner,
+            None => 0,
+        }
     }
 
     #[inline(always)]

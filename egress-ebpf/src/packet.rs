@@ -5,7 +5,7 @@ use core::ptr;
 use aya_ebpf::bindings::{__sk_buff, BPF_TCP_LISTEN, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::sk_buff::SkBuff;
-use egress_common::neighbour::is_neighbour;
+use egress_common::neighbour::{claims, is_neighbour};
 use egress_common::packet::read;
 use egress_common::wire::{Approval, Endpoint};
 use egress_common::witness::reply;
@@ -198,6 +198,20 @@ impl Owner for Packet {
     }
 
     #[inline(always)]
+    fn claims<V: View, B: Bytes + ?Sized>(
+        &self,
+        _: &V,
+        _: &B,
+        flow: &Flow,
+        _: &Meta,
+        endpoint: Option<&Endpoint>,
+        cgroup: u64,
+    ) -> bool {
+        let endpoint = endpoint.map_or(ptr::null(), ptr::from_ref);
+        egress_claims(self.skb.skb, flow, endpoint, cgroup) != 0
+    }
+
+    #[inline(always)]
     fn replies<V: View>(&self, _: &V, flow: &Flow, _: &Meta, cgroup: u64) -> bool {
         egress_replies(self.skb.skb, self.hook as u32, flow, cgroup) != 0
     }
@@ -228,6 +242,24 @@ extern "C" fn egress_is_neighbour(skb: *mut __sk_buff, flow: *const Flow, endpoi
     // SAFETY: the verifier holds every caller to memory of these sizes.
     let (flow, endpoint) = unsafe { (&*flow, endpoint.as_ref()) };
     u32::from(is_neighbour(&Unread(Packet::new(skb, Hook::Veth)), flow, packet.length(), endpoint))
+}
+
+/// [`claims`] of a frame: whether it does. As [`egress_read`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_claims(
+    skb: *mut __sk_buff,
+    flow: *const Flow,
+    endpoint: *const Endpoint,
+    cgroup: u64,
+) -> u32 {
+    if flow.is_null() {
+        return 0;
+    }
+    let packet = Unread(Packet::new(skb, Hook::Veth));
+    // SAFETY: the verifier holds every caller to memory of these sizes.
+    let (flow, endpoint) = unsafe { (&*flow, endpoint.as_ref()) };
+    u32::from(claims(&Kernel, &packet, flow, &packet.0.meta(), endpoint, cgroup))
 }
 
 /// [`reply`]: whether it is one. As [`egress_read`].

@@ -21,6 +21,9 @@ const DROP: i32 = TC_ACT_SHOT;
 /// the node, and nobody but queueing disciplines of `dsmark` (gone since 6.3) reads it.
 const FORGED: u32 = 0xe6e5;
 
+/// `skb->pkt_type` of what is sent to this host alone (`include/uapi/linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
+
 /// Frames that leave the pod: tc ingress of the node's end.
 #[classifier]
 pub fn egress_veth(ctx: TcContext) -> i32 {
@@ -72,8 +75,10 @@ pub fn egress_arrival(ctx: SkBuffContext) -> i32 {
     let packet = Packet::new(ctx.skb.skb, Hook::Socket);
     let meta = packet.meta();
     // SAFETY: a field of the program's own context.
-    let forged = unsafe { (*ctx.skb.skb).tc_index } == FORGED;
-    let (Some(config), false) = (Kernel.config(), forged || meta.ifindex == LOOPBACK_IFINDEX) else {
+    let (forged, kind) = unsafe { ((*ctx.skb.skb).tc_index == FORGED, (*ctx.skb.skb).pkt_type) };
+    // What the node sends to all on a link comes back to it as if from there.
+    let own = meta.ifindex == LOOPBACK_IFINDEX || kind != PACKET_HOST;
+    let (Some(config), false) = (Kernel.config(), forged || own) else {
         return KEEP;
     };
     let mut cgroup = packet.cgroup(config.pod_root_level.wrapping_add(2));

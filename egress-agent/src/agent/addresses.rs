@@ -5,11 +5,12 @@
 //! that they stand for. Invariant: these addresses add to the Node object, and stand for nothing without
 //! it; one counts only as long as the node has it. Tested by `tests/addresses.rs`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use egress_common::wire::{Addr, FLAG_HOST_NETWORK, OWNER_NODE};
 use egress_policy::index::Event;
-use egress_policy::object::{Kind, Node, Object};
+use egress_policy::object::{Kind, Node, Object, address};
 
 use super::Agent;
 use crate::network;
@@ -21,6 +22,8 @@ pub(super) struct Own {
     found: BTreeSet<IpAddr>,
     /// Found on its other devices.
     further: BTreeSet<IpAddr>,
+    /// What was said of not being able to tell the kernel.
+    trouble: Option<String>,
     /// Its object, as it was read.
     object: Option<Node>,
 }
@@ -65,6 +68,23 @@ impl Agent {
             if let Some(object) = self.own.object.clone() {
                 self.take(Event::Upsert(Object::Node(object)));
             }
+        }
+    }
+
+    /// Tells the kernel whose the addresses on this node are, its own and those of the pods that it knows.
+    pub(crate) fn name_owners(&mut self) {
+        let node = self.own.found.iter().chain(&self.own.further);
+        let mut owners: BTreeMap<Addr, u64> = node.map(|ip| (address(*ip), OWNER_NODE)).collect();
+        for (cgroup, endpoint) in &self.datapath.observed().endpoints {
+            let own = [endpoint.v4, endpoint.v6].into_iter().filter(|addr| !addr.is_zero());
+            if endpoint.flags & FLAG_HOST_NETWORK == 0 {
+                owners.extend(own.map(|addr| (addr, *cgroup)));
+            }
+        }
+        let told = self.datapath.own(&owners).map_err(|error| format!("{error:#}")).err();
+        if told != self.own.trouble {
+            told.iter().for_each(|error| tracing::error!("{error}"));
+            self.own.trouble = told;
         }
     }
 }

@@ -8,12 +8,13 @@ mod clsact;
 pub mod events;
 mod maps;
 mod netfilter;
+mod owners;
 pub mod pins;
 mod programs;
 mod seen;
 mod veth;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
@@ -30,6 +31,7 @@ pub use seen::{CounterTotal, DenialTotal, Denied, Seen};
 pub use veth::{DEVICES, VETH_PROGRAM, WITNESS_PROGRAM, detach_filters};
 
 use crate::pods::PodRoot;
+use owners::{OWNERS, Owners};
 use pins::Pins;
 use veth::Veths;
 
@@ -71,6 +73,7 @@ pub struct Datapath {
     maps: maps::Maps,
     seen: Seen,
     veths: Veths,
+    owners: Owners,
     attached: Option<Attached>,
     /// No other version's pins are left.
     alone: bool,
@@ -107,11 +110,12 @@ impl Datapath {
         let btf = Btf::from_sys_fs().context("cannot read the kernel's type information")?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf));
-        for name in maps::NAMES.iter().chain(&seen::NAMES).chain(&veth::NAMES) {
+        for name in maps::NAMES.iter().chain(&seen::NAMES).chain(&veth::NAMES).chain(&[OWNERS]) {
             loader.map_pin_path(name, pins.map(name));
         }
         for (name, entries) in loading.map_entries {
-            if ![maps::NAMES.as_slice(), &seen::NAMES, &veth::NAMES].concat().contains(&name.as_str()) {
+            let names = [maps::NAMES.as_slice(), &seen::NAMES, &veth::NAMES, &[OWNERS]].concat();
+            if !names.contains(&name.as_str()) {
                 bail!("there is no map {name}");
             }
             loader.map_max_entries(name, *entries);
@@ -124,9 +128,10 @@ impl Datapath {
         let mut ebpf = loader.load(loading.object).context("the kernel refuses the BPF object")?;
         let mut lacks = programs::load(&mut ebpf, &btf)?;
         let veths = Veths::load(&mut ebpf, loading.filters, &mut lacks)?;
+        let owners = Owners::take(&mut ebpf)?;
         let maps = maps::Maps::take(&mut ebpf, &pins)?;
         let seen = Seen::take(&mut ebpf)?;
-        Ok(Self { pins, ebpf, maps, seen, veths, attached: None, alone: false, lacks })
+        Ok(Self { pins, ebpf, maps, seen, veths, owners, attached: None, alone: false, lacks })
     }
 
     /// What the kernel refused, one sentence each.
@@ -248,6 +253,20 @@ impl Datapath {
     /// The map refuses it.
     pub fn trust_frames(&mut self, cgroup: u64, judged: bool) -> anyhow::Result<()> {
         self.veths.trust(cgroup, judged)
+    }
+
+    /// Says whose the addresses on this node are: the cgroup ids of pods, or `OWNER_NODE`. Of others nothing is known.
+    ///
+    /// # Errors
+    /// The map refuses it.
+    pub fn own(&mut self, addresses: &BTreeMap<Addr, u64>) -> anyhow::Result<()> {
+        self.owners.set(addresses)
+    }
+
+    /// Whether an agent, be it an earlier one, has watched what comes in to the sockets of a pod of the node's network.
+    #[must_use]
+    pub fn watches(&self, cgroup: u64) -> bool {
+        self.pins.has_numbered(programs::ARRIVAL_PROGRAM, cgroup)
     }
 
     /// Whether a device is covered, by this process.

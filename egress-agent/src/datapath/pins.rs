@@ -68,6 +68,12 @@ impl Pins {
         format!("{program}_{number}")
     }
 
+    /// Whether a program has the link of this number.
+    #[must_use]
+    pub fn has_numbered(&self, program: &str, number: u64) -> bool {
+        self.link(&Self::numbered(program, number)).exists()
+    }
+
     /// Removes the numbered links of a program that are not to be kept. One that cannot be removed is told to the log.
     pub fn keep_numbered(&self, program: &str, keep: impl Fn(u64) -> bool) {
         let prefix = format!("link_{program}_");

@@ -8,6 +8,7 @@ mod common;
 mod filters;
 mod frames;
 mod inside;
+mod neighbours;
 mod plain;
 mod range;
 mod replies;

@@ -44,7 +44,7 @@ fn segments() -> Vec<Attack> {
 }
 
 /// A datagram that the pod takes for one from the outside, sent by a packet that `inject` makes; a server in the pod answers it.
-fn answered(name: &str, inject: impl Fn(&Shot<'_>, &str) + 'static) -> Attack {
+pub(crate) fn answered(name: &str, inject: impl Fn(&Shot<'_>, &str) + 'static) -> Attack {
     attack(name, move |shot| {
         let port = unique().1;
         let words = ["answer", "--port", &port.to_string(), "--payload", &shot.tag];
@@ -121,11 +121,11 @@ fn row_8_segments_and_inbound_halves_that_nobody_sent() {
 }
 
 /// The outside address of a family.
-fn outside(v6: bool) -> IpAddr {
+pub(crate) fn outside(v6: bool) -> IpAddr {
     if v6 { OUTSIDE_V6.into() } else { OUTSIDE_V4.into() }
 }
 
-fn own(container: &Container, v6: bool) -> IpAddr {
+pub(crate) fn own(container: &Container, v6: bool) -> IpAddr {
     if v6 { container.pod().v6().into() } else { container.pod().v4().into() }
 }
 

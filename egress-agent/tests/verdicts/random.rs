@@ -1,10 +1,12 @@
 //! Random maps, packets, and what was seen of them.
 
+use std::collections::BTreeMap;
+
 use egress_common::Hook;
 use egress_common::packet::{Flow, icmp, protocol, read, tcp};
 use egress_common::wire::{
-    ABI, Addr, Approval, Cidr, Config, Endpoint, IDENTITY_WORLD, PROXIES, Ports, Proxy, ROW_ENTRIES, Row,
-    RowKey, WITNESS_TTL, Witness, WitnessKey,
+    ABI, Addr, Approval, Cidr, Config, Endpoint, IDENTITY_WORLD, OWNER_NODE, PROXIES, Ports, Proxy,
+    ROW_ENTRIES, Row, RowKey, WITNESS_TTL, Witness, WitnessKey,
 };
 use egress_common::witness::{self, FIRST, SECOND};
 use egress_policy::plan::State;
@@ -177,16 +179,23 @@ fn protocol() -> impl Strategy<Value = u8> {
     prop_oneof![6 => select(vec![6u8, 17, 132, 1, 58]), 1 => any::<u8>()]
 }
 
+/// The length that a packet says it has: mostly its own.
+fn length() -> impl Strategy<Value = Option<u16>> {
+    prop_oneof![8 => Just(None), 1 => Just(Some(0)), 1 => (0u16..60).prop_map(Some)]
+}
+
 fn packet4() -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![8 => Just(0x45u8), 1 => any::<u8>()];
-    let fragment = prop_oneof![8 => Just(0u16), 1 => any::<u16>()];
-    (first, fragment, protocol(), addr4(), addr4(), transport()).prop_map(
-        |(first, fragment, protocol, from, to, rest)| {
+    let fragment = prop_oneof![8 => Just(0u16), 1 => Just(0x2000), 1 => any::<u16>()];
+    (first, fragment, protocol(), (addr4(), addr4()), transport(), length()).prop_map(
+        |(first, fragment, protocol, (from, to), rest, length)| {
             let [high, low] = fragment.to_be_bytes();
             let mut packet = vec![first, 0, 0, 0, 0, 0, high, low, 64, protocol, 0, 0];
             packet.extend(from);
             packet.extend(to);
             packet.extend(rest);
+            let length = length.unwrap_or(u16::try_from(packet.len()).unwrap());
+            packet[2..4].copy_from_slice(&length.to_be_bytes());
             packet
         },
     )
@@ -197,8 +206,8 @@ fn packet6() -> impl Strategy<Value = Vec<u8>> {
     let header =
         (select(vec![0u8, 60, 44, 43, 51, 59]), 0u8..3, prop_oneof![4 => Just(0u8), 1 => any::<u8>()]);
     let headers = prop_oneof![3 => Just(Vec::new()), 2 => vec(header, 1..7)];
-    (headers, protocol(), addr6(), addr6(), (hops, transport())).prop_map(
-        |(headers, protocol, from, to, (hops, rest))| {
+    (headers, protocol(), addr6(), addr6(), (hops, transport(), length())).prop_map(
+        |(headers, protocol, from, to, (hops, rest, length))| {
             let next = |index: usize| headers.get(index).map_or(protocol, |(number, ..)| *number);
             let mut packet = vec![0x60, 0, 0, 0, 0, 0, next(0), hops];
             packet.extend(from);
@@ -210,6 +219,8 @@ fn packet6() -> impl Strategy<Value = Vec<u8>> {
                 packet.extend(bytes);
             }
             packet.extend(rest);
+            let length = length.unwrap_or(u16::try_from(packet.len() - 40).unwrap());
+            packet[4..6].copy_from_slice(&length.to_be_bytes());
             packet
         },
     )
@@ -272,6 +283,18 @@ fn row() -> impl Strategy<Value = Row> {
             row
         },
     )
+}
+
+/// Whose some of the addresses are.
+pub fn owners(pods: [u64; 2]) -> impl Strategy<Value = BTreeMap<Addr, u64>> {
+    let owner = select(vec![None, Some(OWNER_NODE), Some(pods[0]), Some(pods[1]), Some(99)]);
+    let mut other = V6;
+    other[15] = 9;
+    let known =
+        [Addr::v4(V4), Addr::v4([10, 244, 1, 6]), Addr::v4([198, 51, 100, 10]), Addr(V6), Addr(other)];
+    vec(owner, known.len()).prop_map(move |owners| {
+        known.into_iter().zip(owners).filter_map(|(addr, owner)| Some((addr, owner?))).collect()
+    })
 }
 
 /// What the maps say about a sender whose pod is known by one of the cgroups at pod level, or by none.

@@ -12,7 +12,7 @@ pub use kernel::*;
 
 /// Version of everything in this module. Pins live in a directory named after it; change it with any layout
 /// or meaning here.
-pub const ABI: u32 = 5;
+pub const ABI: u32 = 6;
 
 /// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order. Aligned, so that
 /// the kernel's programs read it in two words.
@@ -106,6 +106,13 @@ impl Addr {
     #[inline(always)]
     pub const fn is_solicited_node(&self) -> bool {
         self.high() == 0xff02 << 48 && self.low() >> 24 == 0x1ff
+    }
+
+    /// `ff02::/112`: groups of the link of 16 bits, which most that are assigned are (RFC 4291, section 2.7.1).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_short_link_group(&self) -> bool {
+        self.high() == 0xff02 << 48 && self.low() >> 16 == 0
     }
 
     /// Equality by two words, which the verifier follows more cheaply than a call of `memcmp`.
@@ -287,6 +294,10 @@ pub struct Device {
     /// Id of the pod's cgroup, the key of its [`Endpoint`].
     pub cgroup: u64,
 }
+
+/// A value of map `OWNERS`, keyed by an [`Addr`], where that is one of the node itself: the id of the cgroup of all, which no pod has.
+/// Of a pod on the node it is the id of the pod's cgroup.
+pub const OWNER_NODE: u64 = 1;
 
 const _: () = {
     assert!(size_of::<Addr>() == 16 && align_of::<Addr>() == 8);

@@ -38,6 +38,7 @@ pub struct Maps {
     pub cidrs: BTreeMap<Cidr, u64>,
     pub rows: BTreeMap<RowKey, Row>,
     pub devices: BTreeMap<u32, u64>,
+    pub owners: BTreeMap<Addr, u64>,
     pub witnesses: BTreeMap<WitnessKey, Witness>,
     pub now: u64,
 }
@@ -66,6 +67,7 @@ impl Maps {
             cidrs: BTreeMap::new(),
             rows: [(RowKey { policy: POLICY, identity: PEER }, Row::new(&[ports]).unwrap())].into(),
             devices: [(VETH, POD)].into(),
+            owners: BTreeMap::new(),
             witnesses: BTreeMap::new(),
             now: 1_000_000_000_000,
         }
@@ -127,6 +129,9 @@ impl View for Maps {
     }
     fn device(&self, ifindex: u32) -> Option<u64> {
         self.devices.get(&ifindex).copied()
+    }
+    fn owner(&self, addr: &Addr) -> u64 {
+        self.owners.get(addr).copied().unwrap_or(0)
     }
     fn witness(&self, key: &WitnessKey) -> Option<&Witness> {
         self.witnesses.get(key)
@@ -193,7 +198,8 @@ pub fn tcp6(from: [u8; 16], to: [u8; 16], port: u16) -> Vec<u8> {
 }
 
 pub fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+    let [high, low] = (20 + payload.len() as u16).to_be_bytes();
+    let mut packet = vec![0x45, 0, high, low, 0, 0, 0, 0, 64, protocol, 0, 0];
     packet.extend(from);
     packet.extend(to);
     packet.extend(payload);
@@ -201,7 +207,8 @@ pub fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8>
 }
 
 pub fn ipv6(next: u8, from: [u8; 16], to: [u8; 16], payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next, 64];
+    let [high, low] = (payload.len() as u16).to_be_bytes();
+    let mut packet = vec![0x60, 0, 0, 0, high, low, next, 64];
     packet.extend(from);
     packet.extend(to);
     packet.extend(payload);

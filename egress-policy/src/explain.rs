@@ -132,6 +132,9 @@ impl View for Maps<'_> {
     fn device(&self, ifindex: u32) -> Option<u64> {
         self.state.device(ifindex)
     }
+    fn owner(&self, addr: &Addr) -> u64 {
+        self.state.owner(addr)
+    }
     fn witness(&self, _: &WitnessKey) -> Option<&Witness> {
         self.seen.0.as_ref()
     }

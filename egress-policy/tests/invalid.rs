@@ -115,7 +115,7 @@ fn an_empty_list_of_subjects_selects_nobody_and_a_missing_one_everybody() {
     assert!(world.diagnostics().contains("must not be empty"));
     let world = mesh().with(egp("mesh", json!({"gateways": []})));
     assert_eq!(reason(&world, "app/web"), Reason::InvalidPolicy);
-    assert!(world.diagnostics().contains("must not be empty"));
+    assert!(world.diagnostics().contains("spec.subjects: missing"));
 }
 
 #[test]
@@ -242,6 +242,22 @@ fn what_cannot_be_named_is_an_error() {
     ] {
         assert_eq!(read(value).unwrap_err().path, path);
     }
+}
+
+/// A field that is misspelt may have been the one that made it one about egress.
+#[test]
+fn a_network_policy_with_an_unknown_field_may_be_about_egress() {
+    for (spec, expected) in [
+        (json!({"podSelector": {}, "egres": [{}]}), Reason::InvalidPolicy),
+        (json!({"podSelector": {}, "egres": [{}], "ingress": []}), Reason::InvalidPolicy),
+        (json!({"podSelector": {}, "egres": [{}], "policyTypes": ["Ingress"]}), Reason::Unselected),
+        (json!({"podSelector": {}, "ingress": []}), Reason::Unselected),
+    ] {
+        assert_eq!(reason(&mesh().with(np("app/p", spec.clone())), "app/web"), expected, "{spec}");
+    }
+    let mut missing = lock(json!({}));
+    missing["spec"].as_object_mut().unwrap().remove("subjects");
+    assert!(error_of(missing).contains("spec.subjects: missing"));
 }
 
 /// What nobody but a NetworkPolicy's author writes is not of another kind.

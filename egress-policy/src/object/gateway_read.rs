@@ -61,7 +61,8 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
     // An empty list selects nothing; a missing one may be a field that is written wrongly, and could have meant anybody.
     policy.unreadable_subjects = !readable || !fields.contains_key("subjects");
     if readable && entries.is_empty() {
-        errors.push(ObjectError::new("spec.subjects", "must not be empty"));
+        let there = fields.contains_key("subjects");
+        errors.push(ObjectError::new("spec.subjects", if there { "must not be empty" } else { "missing" }));
     }
     for (i, entry) in entries.iter().enumerate() {
         match read_subject(entry, &format!("spec.subjects[{i}]")) {

@@ -156,7 +156,9 @@ pub(super) fn read(
             return policy;
         }
     };
-    match policy_types(spec.get("policyTypes").unwrap_or(&null), !rules.is_empty()) {
+    // A field that is written wrongly may be the one that would have made it one about egress.
+    let has_rules = !rules.is_empty() || !policy.errors.is_empty();
+    match policy_types(spec.get("policyTypes").unwrap_or(&null), has_rules) {
         Ok(egress) => policy.egress = egress,
         Err(error) => policy.errors.push(error),
     }

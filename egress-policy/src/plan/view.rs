@@ -33,6 +33,10 @@ impl View for State {
         None
     }
 
+    fn owner(&self, _: &Addr) -> u64 {
+        0
+    }
+
     fn witness(&self, _: &WitnessKey) -> Option<&Witness> {
         None
     }

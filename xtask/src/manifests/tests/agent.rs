@@ -55,11 +55,30 @@ fn every_flag_and_variable_is_one_of_the_agents() {
     }
 }
 
+/// Every right of the roles: verb, group and resource, and the one object that it is limited to.
+fn rights(objects: &[Value]) -> BTreeSet<String> {
+    let mut rights = BTreeSet::new();
+    for role in objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("Role")) {
+        for rule in role["rules"].as_array().unwrap() {
+            let names = texts(&rule["resourceNames"]);
+            let of = names.first().map_or(String::new(), |name| format!(" {name}"));
+            assert!(names.len() < 2, "{rule}");
+            for verb in texts(&rule["verbs"]) {
+                for group in texts(&rule["apiGroups"]) {
+                    let resources = texts(&rule["resources"]).into_iter();
+                    rights.extend(resources.map(|resource| format!("{verb} {group}/{resource}{of}")));
+                }
+            }
+        }
+    }
+    rights
+}
+
 #[test]
-fn the_agent_may_watch_what_it_reads_and_write_no_more_than_is_said() {
+fn the_agent_has_the_rights_that_it_uses_and_no_more() {
     let objects = kustomize("base");
-    let role = one(&objects, "ClusterRole");
-    let rules = role["rules"].as_array().unwrap();
+    // Each kind is followed by lists and watches (`source/kube`).
+    let mut used = BTreeSet::new();
     for kind in Kind::ALL {
         let group = kind.api_version().split_once('/').map_or("", |(group, _)| group);
         let plural = match kind {
@@ -67,42 +86,27 @@ fn the_agent_may_watch_what_it_reads_and_write_no_more_than_is_said() {
             Kind::EgressGatewayPolicy => schema::PLURAL.to_owned(),
             kind => format!("{}s", kind.name().to_lowercase()),
         };
-        let allows = |rule: &&Value| {
-            texts(&rule["apiGroups"]).contains(&group)
-                && texts(&rule["resources"]).contains(&plural.as_str())
-                && ["get", "list", "watch"].iter().all(|verb| texts(&rule["verbs"]).contains(verb))
-        };
-        assert!(rules.iter().any(|rule| allows(&rule)), "{kind} may not be watched");
+        used.extend(["list", "watch"].map(|verb| format!("{verb} {group}/{plural}")));
     }
-    // Everything that is not reading, in all roles.
-    let mut writes = BTreeSet::new();
-    for object in objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("Role")) {
-        for rule in object["rules"].as_array().unwrap() {
-            for verb in
-                texts(&rule["verbs"]).into_iter().filter(|verb| !["get", "list", "watch"].contains(verb))
-            {
-                for group in texts(&rule["apiGroups"]) {
-                    let resources = texts(&rule["resources"]).into_iter();
-                    writes.extend(resources.map(|resource| format!("{verb} {group}/{resource}")));
-                }
-            }
-            for field in ["apiGroups", "resources", "verbs"] {
-                assert!(!texts(&rule[field]).contains(&"*"), "{rule}");
-            }
-            assert!(!texts(&rule["resources"]).contains(&"secrets"), "{rule}");
-        }
-    }
-    let allowed = [
+    // And single objects are asked for, or written (`source/kube/stop.rs`, `cluster`).
+    let single = [
         "create /events",
         "create coordination.k8s.io/leases",
+        "get apiextensions.k8s.io/customresourcedefinitions egressgatewaypolicies.egress-enforcer.io",
+        "get coordination.k8s.io/leases egress-agent-leader",
+        "get egress-enforcer.io/egressgatewaypolicies",
         "patch /events",
         "patch egress-enforcer.io/egressgatewaypolicies/status",
-        "update coordination.k8s.io/leases",
+        "update coordination.k8s.io/leases egress-agent-leader",
     ];
-    assert_eq!(writes, allowed.map(str::to_owned).into());
-    let named =
-        rules.iter().find(|rule| texts(&rule["resources"]).contains(&"customresourcedefinitions")).unwrap();
-    assert_eq!(texts(&named["resourceNames"]), [schema::definition()["metadata"]["name"].as_str().unwrap()]);
+    used.extend(single.map(str::to_owned));
+    assert_eq!(rights(&objects), used);
+    let lifts = helm(&["--set", "nodeTaint.enabled=true"]);
+    used.extend(["get /nodes", "patch /nodes"].map(str::to_owned));
+    assert_eq!(rights(&lifts), used);
+    let definition = schema::definition();
+    let named = format!("customresourcedefinitions {}", definition["metadata"]["name"].as_str().unwrap());
+    assert!(used.iter().any(|right| right.ends_with(&named)), "{named}");
     // Who has the roles is who the pods are.
     for binding in objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("Binding")) {
         if let Some(subjects) = binding.get("subjects") {

@@ -1,6 +1,7 @@
 //! What is below `deploy/`, rendered with the real tools.
 
 mod agent;
+mod monitoring;
 mod objects;
 
 use std::sync::OnceLock;

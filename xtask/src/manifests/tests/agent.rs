@@ -9,7 +9,7 @@ use egress_policy::{Kind, schema};
 use serde_json::{Value, json};
 
 use super::super::render;
-use super::{helm, kustomize, one, texts, tools};
+use super::{EVERYTHING, helm, kustomize, one, texts, tools};
 use crate::command::root;
 
 fn pod(objects: &[Value]) -> &Value {
@@ -19,10 +19,8 @@ fn pod(objects: &[Value]) -> &Value {
 #[test]
 fn every_flag_and_variable_is_one_of_the_agents() {
     let cli = Cli::command();
-    let everything = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.logFormat=json,\
-        agent.flowLog=-,nodeTaint.enabled=true,bpffs.mount=true";
     let rendered: Vec<_> =
-        render::KUSTOMIZE.map(kustomize).into_iter().chain([helm(&["--set", everything])]).collect();
+        render::KUSTOMIZE.map(kustomize).into_iter().chain([helm(&["--set", EVERYTHING])]).collect();
     let containers = rendered.iter().flat_map(|objects| {
         let of = |field: &str| pod(objects)[field].as_array().into_iter().flatten();
         of("initContainers").chain(of("containers"))

@@ -10,6 +10,10 @@ use serde_json::Value;
 
 use super::render::{self, Tools};
 
+/// Values with which the chart sets every flag of the agent that it knows.
+const EVERYTHING: &str = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.logFormat=json,\
+    agent.flowLog=-,nodeTaint.enabled=true,bpffs.mount=true";
+
 /// The renderers; installed once where they are missing.
 fn tools() -> &'static Tools {
     static TOOLS: OnceLock<Tools> = OnceLock::new();

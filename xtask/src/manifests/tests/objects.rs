@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::super::{made, render};
-use super::{helm, kustomize, name, one, texts, tools};
+use super::{EVERYTHING, helm, kustomize, name, one, texts, tools};
 use crate::command::root;
 
 /// What was understood of an object of one kind.
@@ -131,12 +131,129 @@ fn the_chart_refuses_values_that_it_does_not_have() {
         // The root filesystem is read-only.
         ("agent.flowLog=/var/log/flows", "flowLog"),
         ("agent.extraArgs={cleanup}", "extraArgs"),
+        ("agent.extraArgs={--pod-root /a}", "extraArgs"),
+        // The API server refuses these.
+        ("maxUnavailable=0", "maxUnavailable"),
+        ("maxUnavailable=0%", "maxUnavailable"),
+        ("maxUnavailable=101%", "maxUnavailable"),
+        ("maxUnavailable=200%", "maxUnavailable"),
+        // A tag is appended to it.
+        ("image.repository=", "repository"),
+        ("image.repository=registry.example/x:1", "repository"),
+        ("image.repository=localhost:5000/x:1", "repository"),
+        ("image.repository=registry.example/x@sha256:abc", "repository"),
+        ("image.repository=https://registry.example/x", "repository"),
+        ("image.tag=1@sha256:abc", "tag"),
+        ("image.digest=sha256:abc", "digest"),
     ] {
         let error = tools().helm(&["--set", values]).unwrap_err().to_string();
         assert!(error.contains(said), "{values}: {error}");
     }
     let error = tools().helm(&["--namespace", "default"]).unwrap_err().to_string();
     assert!(error.contains("install into the namespace egress-enforcer"), "{error}");
+}
+
+#[test]
+fn the_image_is_named_by_tag_or_by_digest() {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let version = env!("CARGO_PKG_VERSION");
+    for (values, image) in [
+        ("image.repository=x", format!("x:{version}")),
+        ("image.repository=localhost:5000/a/b-c,image.tag=2.0", "localhost:5000/a/b-c:2.0".to_owned()),
+        (&format!("image.repository=r.example/x,image.digest={digest}"), format!("r.example/x@{digest}")),
+        (
+            &format!("image.repository=r.example:1/x,image.tag=2.0,image.digest={digest}"),
+            format!("r.example:1/x@{digest}"),
+        ),
+    ] {
+        let objects = helm(&["--set", values, "--set", "bpffs.mount=true"]);
+        let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["image"], image, "{values}");
+        assert_eq!(pod["initContainers"][0]["image"], image, "{values}");
+    }
+}
+
+#[test]
+fn an_update_takes_nodes_by_number_or_by_share() {
+    for number in ["1", "100%", "1%", "25"] {
+        let objects = helm(&["--set", &format!("maxUnavailable={number}")]);
+        let strategy = &one(&objects, "DaemonSet")["spec"]["updateStrategy"];
+        let most = strategy["rollingUpdate"]["maxUnavailable"].to_string();
+        assert_eq!(most.trim_matches('"'), number);
+    }
+}
+
+#[test]
+fn labels_and_annotations_of_the_charts_are_its_own() {
+    let objects = helm(&["--set", "podMonitor.enabled=true,podLabels.team=net,podAnnotations.a=b"]);
+    let pod = &one(&objects, "DaemonSet")["spec"]["template"]["metadata"];
+    assert_eq!((&pod["labels"]["team"], &pod["annotations"]["a"]), (&json!("net"), &json!("b")));
+    let monitor = &one(&objects, "PodMonitor")["metadata"]["labels"];
+    for (value, there) in [
+        ("podLabels", &pod["labels"]),
+        ("podAnnotations", &pod["annotations"]),
+        ("podMonitor.labels", monitor),
+    ] {
+        let own = there.as_object().unwrap().keys().filter(|key| !["team", "a"].contains(&key.as_str()));
+        let own: Vec<_> = own.collect();
+        assert!(!own.is_empty(), "{value}");
+        for key in own {
+            let set = format!("{value}.{}=x", key.replace('.', "\\."));
+            let error = tools().helm(&["--set", &set]).unwrap_err().to_string();
+            assert!(
+                error.contains(key.as_str()) && error.contains("specifications of the schema"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_flag_of_the_charts_is_no_further_argument() {
+    let objects = helm(&["--set", EVERYTHING]);
+    let container = &one(&objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+    let args = texts(&container["args"]);
+    assert!(args.len() > 8, "{args:?}");
+    for arg in &args[1..] {
+        // The flag is refused where the chart leaves it at its default, too.
+        let error = tools().helm(&["--set", &format!("agent.extraArgs={{{arg}}}")]).unwrap_err().to_string();
+        let flag = arg.split('=').next().unwrap();
+        assert!(error.contains(&format!("agent.extraArgs: {flag} is the chart's own")), "{error}");
+    }
+    // It is not known by its beginning.
+    helm(&["--set", "agent.extraArgs={--socket=/run/egress-enforcer/x.sock}"]);
+}
+
+#[test]
+fn a_value_that_is_taken_away_is_missed_by_name_or_not_at_all() {
+    let text = fs::read_to_string(root().join("deploy/helm/egress-enforcer/values.yaml")).unwrap();
+    let values: Value = serde_saphyr::from_str(&text).unwrap();
+    let mut paths = Vec::new();
+    for (section, inside) in values.as_object().unwrap() {
+        paths.push(section.clone());
+        let inside = inside.as_object().into_iter().flatten();
+        paths.extend(inside.map(|(field, _)| format!("{section}.{}", field.replace('.', "\\."))));
+    }
+    let mut missed = 0;
+    for path in &paths {
+        let set = format!("podMonitor.enabled=true,bpffs.mount=true,{path}=null");
+        match tools().helm(&["--set", &set]) {
+            Ok(rendered) => {
+                let objects = super::parse(&rendered);
+                for text in ["DaemonSet", "PodMonitor"].map(|kind| one(&objects, kind).to_string()) {
+                    assert!(!text.contains("null") && !text.contains("nil"), "{path}: {text}");
+                }
+            }
+            Err(error) => {
+                let (error, field) = (error.to_string(), path.rsplit('.').next().unwrap());
+                let named =
+                    error.contains("specifications of the schema") && error.contains(&format!("'{field}'"));
+                assert!(named, "{path}: {error}");
+                missed += 1;
+            }
+        }
+    }
+    assert!(missed > 15, "{missed} of {paths:?}");
 }
 
 #[test]

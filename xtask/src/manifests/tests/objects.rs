@@ -257,6 +257,23 @@ fn a_value_that_is_taken_away_is_missed_by_name_or_not_at_all() {
 }
 
 #[test]
+fn the_admission_policy_comes_without_the_custom_resource() {
+    let count = |values: &str, kind: &str| {
+        helm(&["--set", values]).iter().filter(|object| object["kind"] == kind).count()
+    };
+    for (values, definitions, policies) in [
+        ("crd.install=true", 1, 1),
+        ("crd.install=false", 0, 1),
+        ("crd.strictFields=false", 1, 0),
+        ("crd.install=false,crd.strictFields=false", 0, 0),
+    ] {
+        assert_eq!(count(values, "CustomResourceDefinition"), definitions, "{values}");
+        assert_eq!(count(values, "ValidatingAdmissionPolicy"), policies, "{values}");
+        assert_eq!(count(values, "ValidatingAdmissionPolicyBinding"), policies, "{values}");
+    }
+}
+
+#[test]
 fn values_reach_the_agent() {
     let set = "agent.unknownPods=allow,agent.hooks=socket,agent.sever=true,agent.log=debug,agent.port=9000,\
         agent.criSockets=false,agent.logFormat=json,agent.flowLog=-,agent.extraArgs={--pod-root=/a,--cri-socket=/b},\

@@ -108,7 +108,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Lint(args) => {
             return say(match &args.source.named() {
                 Some(source) => offline::lint(&args, source),
-                None => ask(&args.read.socket, Question::Lint { output: args.read.output }),
+                None => {
+                    let question = Question::Lint { asked: args.asked.clone(), output: args.read.output };
+                    ask(&args.read.socket, question)
+                }
             });
         }
         Command::Cleanup(args) => {

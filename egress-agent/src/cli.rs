@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use egress_common::{Action, Reason};
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::Target;
+use egress_policy::lint::Check;
 use serde::{Deserialize, Serialize};
 
 use crate::offline;
@@ -101,7 +102,8 @@ pub struct SocketArgs {
 /// Where objects come from.
 #[derive(Clone, Debug, Args)]
 pub struct SourceArgs {
-    /// Where objects come from: `kube`, the API server of a cluster; or `file:DIR`, the Kubernetes YAML and JSON files in a directory.
+    /// Where objects come from: `kube`, the API server of a cluster; or `file:DIR`, the Kubernetes YAML and JSON files in a directory (not
+    /// those of directories in it).
     #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
     pub source: Source,
     /// How the API server is reached, for `--source kube`; found by itself when absent: KUBECONFIG, ~/.kube/config, the
@@ -113,7 +115,8 @@ pub struct SourceArgs {
 /// Which objects are judged from.
 #[derive(Clone, Debug, Args)]
 pub struct JudgedArgs {
-    /// Where the objects are: `kube`, the API server of a cluster, or `file:DIR`; when absent, those of the running agent.
+    /// Where the objects are: `kube`, the API server of a cluster; `file:DIR`, the files in a directory; `file:FILE`, or `file:-` for
+    /// standard input, as of `helm template`; when absent, those of the running agent.
     #[arg(long, env = "EGRESS_SOURCE", value_name = "SOURCE")]
     pub source: Option<Source>,
     /// How the API server is reached, for `--source kube`; found by itself when absent: KUBECONFIG, ~/.kube/config, the
@@ -293,7 +296,7 @@ pub struct ExplainArgs {
 /// Arguments of `simulate`.
 #[derive(Clone, Debug, Args)]
 pub struct SimulateArgs {
-    /// The flows: CSV with the header `from,to,port,protocol`, or JSON lines with those keys; `-` for standard input.
+    /// The flows: CSV with the header `from,to,port,protocol`, or JSON lines with those keys, or the agent's flow log; `-` for standard input.
     /// `from` is NS/POD or NS/POD/CONTAINER; `to` is an address, NS/POD or svc:NS/NAME. Of several addresses of a pod or a service
     /// the line is about the one to which least passes.
     #[arg(long, env = "EGRESS_FLOWS", value_name = "FILE")]
@@ -335,10 +338,24 @@ pub struct PlanArgs {
 pub struct LintArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
+    pub asked: Asked,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
     pub source: JudgedArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub read: ReadArgs,
+}
+
+/// Which findings are asked for; others are neither told nor make `lint` fail.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Args)]
+pub struct Asked {
+    /// Leave these checks out.
+    #[arg(long, env = "EGRESS_SKIP", value_name = "CHECK", value_delimiter = ',', value_parser = PossibleValuesParser::new(Check::ALL.map(Check::name)), hide_possible_values = true)]
+    pub skip: Vec<String>,
+    /// Leave warnings out.
+    #[arg(long, env = "EGRESS_ERRORS_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
+    pub errors_only: bool,
 }
 
 /// How read commands print.
@@ -374,10 +391,18 @@ impl From<Unknown> for UnknownPods {
 /// Where objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A directory of YAML and JSON files.
+    /// A directory of YAML and JSON files, or one such file, or `-`.
     File(PathBuf),
     /// The API server of a cluster.
     Kube,
+}
+
+impl Source {
+    /// Whether this is one file, or standard input.
+    #[must_use]
+    pub fn is_read_once(&self) -> bool {
+        matches!(self, Self::File(place) if crate::source::is_single(place))
+    }
 }
 
 impl fmt::Display for Source {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -51,6 +51,12 @@ const EVENT_BATCH: usize = 256;
 /// # Errors
 /// [`preflight::Missing`], [`Busy`], or what the kernel refuses at the start; nothing is attached then.
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    if args.source.source.is_read_once() {
+        bail!(
+            "{} is read once, and an agent follows its objects: name a directory, or kube",
+            args.source.source
+        );
+    }
     preflight::kernel()?;
     let root = PodRoot::find(args.pod_root.as_deref())?;
     let (objects, source) = Objects::open(&args.source)?;

@@ -91,11 +91,72 @@ fn what_cannot_be_read_is_no_success() {
     let output = agent(dir.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
     let stderr = text(&output.stderr);
-    assert!(stderr.contains("broken.yaml") && stderr.contains("was not looked at"), "{stderr}");
+    assert!(stderr.contains("broken.yaml") && stderr.contains("1 error above"), "{stderr}");
+    // A program that reads JSON is told as well.
+    let output = agent(dir.path(), &["--output", "json", "--errors-only"]);
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), &line["check"], &line["severity"]),
+        (Some(1), &json!("unreadable"), &json!("error"))
+    );
+    assert!(line["detail"].as_str().unwrap().contains("broken.yaml:1"), "{line}");
 
     let output = agent(&dir.path().join("nowhere"), &[]);
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), ""));
     assert!(text(&output.stderr).contains("cannot read the source directory"), "{output:?}");
+}
+
+#[test]
+fn findings_that_are_not_asked_for_are_left_out() {
+    let dir = objects(&json!({"runAsUser": 1337}));
+    fs::write(
+        dir.path().join("debug.json"),
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "looked-into"},
+            "spec": {"containers": [{"name": "istio-proxy"}], "ephemeralContainers": [{"name": "debugger"}]},
+        })
+        .to_string(),
+    )
+    .unwrap();
+    let checks = |words: &[&str]| {
+        let output = agent(dir.path(), &[&["--output", "json"], words].concat());
+        let checks: Vec<String> = text(&output.stdout)
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["check"].as_str().unwrap().to_owned())
+            .collect();
+        (output.status.code(), checks.join(" "), text(&output.stderr))
+    };
+    assert_eq!(checks(&[]), (Some(1), "proxy-user debug-container".to_owned(), String::new()));
+    let (code, told, left) = checks(&["--errors-only"]);
+    assert_eq!((code, &*told), (Some(1), "proxy-user"));
+    assert!(left.contains("1 finding left out"), "{left}");
+    assert_eq!(checks(&["--errors-only", "--skip", "proxy-user"]).0, Some(0));
+    assert_eq!(checks(&["--skip", "proxy-user,debug-container"]).0, Some(0));
+    assert_eq!(checks(&["--skip", "no-such-check"]).0, Some(2));
+}
+
+/// As of `helm template`, which writes to standard output.
+#[test]
+fn one_file_or_standard_input_is_enough() {
+    let dir = objects(&json!({"runAsUser": 1337}));
+    let file = dir.path().join("all.json");
+    let of_file = agent(&file, &["--output", "json"]);
+    let of_dir = agent(dir.path(), &["--output", "json"]);
+    assert_eq!((of_file.status.code(), &of_file.stdout), (Some(1), &of_dir.stdout));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_egress-agent"));
+    let of_stdin = command
+        .args(["lint", "--source", "file:-", "--output", "json"])
+        .env_clear()
+        .stdin(fs::File::open(&file).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!((of_stdin.status.code(), &of_stdin.stdout), (Some(1), &of_dir.stdout), "{of_stdin:?}");
+    let nothing = Command::new(env!("CARGO_BIN_EXE_egress-agent"))
+        .args(["lint", "--source", "file:-"])
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_eq!(nothing.status.code(), Some(2), "{nothing:?}");
 }
 
 #[test]

@@ -299,6 +299,61 @@ fn explain_says_that_behind_a_service_a_pod_is_no_other_than_any() {
     assert!(notes.contains("a pod reaches itself by its own address"), "{notes}");
 }
 
+/// What the agents have denied is what a new policy is tried with.
+#[test]
+fn the_flow_log_can_be_simulated() {
+    let dir = objects();
+    let line = |pod: Value, container: Value, destination: &str, protocol: &str| {
+        json!({"time": "2026-01-01T00:00:00Z", "pod": pod, "container": container, "source": "10.1.0.1:1", "action": "deny",
+            "destination": destination, "protocol": protocol, "reason": "NotAllowed"})
+        .to_string()
+            + "\n"
+    };
+    let log = [
+        line(json!("shop/web"), json!("app"), "198.51.100.7:443", "TCP"),
+        line(json!("shop/web"), Value::Null, "198.51.100.7:80", "TCP"),
+        line(Value::Null, Value::Null, "198.51.100.7:80", "TCP"),
+        line(json!("shop/web"), Value::Null, "198.51.100.7:0", "ICMP"),
+        line(json!("shop/web"), Value::Null, "198.51.100.7:0", "253"),
+    ];
+    let output = agent(&dir, &["simulate", "--flows", "-", "--output", "json"], &log.concat());
+    let told: Vec<_> = lines(&output);
+    let told: Vec<_> =
+        told.iter().map(|line| (line["from"].as_str().unwrap(), line["action"].as_str().unwrap())).collect();
+    assert_eq!(told, [("shop/web/app", "allow"), ("shop/web", "deny"), ("shop/web", "deny")]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("2 lines of the flow log left out"), "{stderr}");
+}
+
+/// A name that is written wrongly is an unknown pod's, which may be allowed what nobody has allowed it.
+#[test]
+fn who_is_not_among_the_objects_is_named() {
+    let dir = objects();
+    let flows = "from,to,port,protocol\nshop/wbe,10.1.0.9,5432,TCP\nshop/web/side,10.1.0.9,5432,TCP\nshop/web,10.1.0.9,5432,TCP\n";
+    let output = agent(&dir, &["simulate", "--flows", "-"], flows);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("not among the objects, and judged as unknown pods: shop/wbe\n"), "{stderr}");
+    assert!(stderr.contains("no such container is in the pod's spec: shop/web/side\n"), "{stderr}");
+    let explain = |more: &[&str]| {
+        let words = ["explain", "--from", "shop/wbe", "--to", "10.1.0.9:5432/TCP"];
+        let output = agent(&dir, &[&words, more].concat(), "");
+        (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (out, err) = explain(&[]);
+    assert!(out.contains("the objects have no such pod: judged as an unknown pod"), "{out}");
+    assert!(err.contains("shop/wbe"), "{err}");
+    let value: Value = serde_json::from_str(&explain(&["--output", "json"]).0).unwrap();
+    assert_eq!((&value["unknown"], &value["policy"]), (&json!("the objects have no such pod"), &Value::Null));
+    // Its namespace is there; what is not is known.
+    fs::write(dir.path().join("broken.yaml"), "kind: NetworkPolicy\nspec: [").unwrap();
+    let output = agent(&dir, &["explain", "--from", "data/db", "--to", "198.51.100.7:443/TCP"], "");
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(out.contains("what could not be read may be one: judged as an unknown pod"), "{out}");
+}
+
 #[test]
 fn flows_that_cannot_be_read_are_named() {
     let dir = objects();
@@ -306,7 +361,11 @@ fn flows_that_cannot_be_read_are_named() {
         ("from,to,port,protocol\nshop/web,nowhere,1,TCP\n", "flow 1"),
         ("from,to,port,protocol\nshop/web,svc:a/b,1,TCP\n", "no service a/b"),
         ("from,to,port,protocol\nshop/web,10.0.0.1,,TCP\n", "needs a port"),
+        ("from,to,port,protocol\nshop/web,10.0.0.1,0,TCP\n", "needs a port"),
+        ("from,to,port,protocol\nshop/web,10.0.0.1,http,TCP\n", "line 2, column port: invalid digit"),
+        ("from,to,port,protocol\nshop/web,10.0.0.0/8,1,TCP\n", "is a prefix"),
         ("{\"from\": 1}\n", ":1"),
+        ("{\"from\": \"a/b\", \"action\": \"deny\"}\n", "unknown field `action`"),
         ("", "no flows"),
     ] {
         let output = agent(&dir, &["simulate", "--flows", "-"], input);

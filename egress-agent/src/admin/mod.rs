@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{ExplainArgs, Output, SimulateArgs};
+use crate::cli::{Asked, ExplainArgs, Output, SimulateArgs};
 use crate::flow::Flow;
 use crate::offline::{SimulatedFlow, flows};
 
@@ -74,6 +74,8 @@ pub enum Question {
     },
     /// `lint`.
     Lint {
+        /// Which findings.
+        asked: Asked,
         /// How to print.
         output: Output,
     },

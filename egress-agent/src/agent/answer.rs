@@ -49,11 +49,11 @@ impl Agent {
                 }
                 Err(error) => Answer::Now(Err(error)),
             },
-            Question::Lint { output } => {
-                let (index, unread) = (self.index.clone(), self.source_state.errors.len());
+            Question::Lint { asked, output } => {
+                let index = self.index.clone();
                 let errors: Vec<_> = self.source_state.errors.iter().map(ToString::to_string).collect();
                 Answer::Aside(Box::new(move || {
-                    let mut told = offline::tell_findings(&index, unread, output)?;
+                    let mut told = offline::tell_findings(&index, &errors, &asked, output)?;
                     told.notes.splice(0..0, errors);
                     Ok(told)
                 }))

@@ -24,6 +24,9 @@ struct Explanation {
     verdict: Verdict,
     /// The objects have the pod.
     listed: bool,
+    /// Why it is judged as an unknown pod, where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<&'static str>,
     /// `Unselected`, `Isolated`, `Invalid` with its reasons; absent for a pod that the objects do not have.
     endpoint: Option<PodState>,
     #[serde(flatten)]
@@ -118,10 +121,7 @@ pub(crate) fn tell(
     let Some((first, rest)) = judged.split_first() else { return Ok(Told::default()) };
     let known = index.pod(&from.namespace, &from.pod).map(|pod| &pod.spec.containers);
     let has = |name: &str| known.is_none_or(|containers| containers.iter().any(|one| *one.name == *name));
-    let mut notes = Vec::new();
-    if let Some(name) = container.filter(|name| !has(name)) {
-        notes.push(format!("{}/{} has no container {name} in its spec", from.namespace, from.pod));
-    }
+    let mut notes = super::absent(index, [from]);
     if let (Some(name), Reason::SidecarBypass) = (container, first.reason)
         && chain.proxies.contains(name)
     {
@@ -154,6 +154,7 @@ pub(crate) fn tell(
                 .to_owned(),
         );
     }
+    let unknown = first.endpoint.is_none().then(|| why_unknown(index, pod, known.is_some(), &place));
     let (kernel, not_here) = match place {
         Place::Objects => (None, None),
         Place::Here(kernel) => (Some(kernel), None),
@@ -168,6 +169,7 @@ pub(crate) fn tell(
         to: to.to_string(),
         verdict: first.into(),
         listed: known.is_some(),
+        unknown,
         endpoint: first.endpoint.map(|endpoint| endpoint.state.clone()),
         backend_verdicts: rest.iter().map(Verdict::from).collect(),
         proxy_verdicts,
@@ -182,12 +184,26 @@ pub(crate) fn tell(
     Ok(Told { fine: first.action != Action::Deny, out, notes })
 }
 
+/// Why a pod is judged as an unknown one.
+fn why_unknown(index: &Index, (namespace, _): (&str, &str), listed: bool, place: &Place) -> &'static str {
+    if !listed {
+        "the objects have no such pod"
+    } else if !index.namespaces().any(|one| *one.name == *namespace) {
+        "its Namespace is not among the objects, and policies ask for its labels"
+    } else if matches!(place, Place::Here(_)) {
+        "its cgroup is not known here (yet), or several pods claim it"
+    } else {
+        "no policy that could be read selects it, and what could not be read may be one"
+    }
+}
+
 fn text(explanation: &Explanation, reason: &str) -> String {
     let Explanation {
         from,
         to,
         verdict,
-        listed,
+        listed: _,
+        unknown,
         endpoint,
         chain,
         backend_verdicts,
@@ -199,10 +215,7 @@ fn text(explanation: &Explanation, reason: &str) -> String {
     let mut lines =
         vec![format!("{} {}: {from} -> {to}{of}", verdict.action, verdict.reason), format!("  {reason}")];
     match endpoint {
-        None if *listed => {
-            lines.push("  its Namespace is not among the objects, and policies ask for its labels: judged as an unknown pod".to_owned());
-        }
-        None => lines.push("  the objects have no such pod: judged as an unknown pod".to_owned()),
+        None => lines.extend(unknown.map(|why| format!("  {why}: judged as an unknown pod"))),
         Some(PodState::Unselected) => {}
         Some(PodState::Invalid { reasons }) => {
             lines.extend(reasons.iter().map(|reason| format!("  invalid: {reason}")));

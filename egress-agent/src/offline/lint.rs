@@ -6,10 +6,15 @@ use std::collections::BTreeSet;
 
 use egress_policy::Index;
 use egress_policy::lint::{Check, Finding, Severity, lint as findings};
+use egress_policy::object::Kind;
+use serde_json::json;
 
 use super::{Told, load};
-use crate::cli::{LintArgs, Output, SourceArgs};
+use crate::cli::{Asked, LintArgs, Output, SourceArgs};
 use crate::table::table;
+
+/// What to do about what could not be read.
+const UNREADABLE: &str = "what cannot be read is not looked at, or not as a whole: put it right";
 
 /// The checks, as `lint --help` shows them.
 #[must_use]
@@ -27,16 +32,25 @@ pub fn checks() -> String {
 /// The source cannot be read.
 pub fn lint(args: &LintArgs, source: &SourceArgs) -> anyhow::Result<Told> {
     let loaded = load(source)?;
-    tell(&loaded.index, loaded.unread, args.read.output)
+    tell(&loaded.index, &loaded.unread, &args.asked, args.read.output)
 }
 
 /// What weakens the exit, of these objects; some things could not be read, which was said.
-pub(crate) fn tell(index: &Index, unread: usize, output: Output) -> anyhow::Result<Told> {
-    let found = findings(index);
+pub(crate) fn tell(index: &Index, unread: &[String], asked: &Asked, output: Output) -> anyhow::Result<Told> {
+    let is_asked = |finding: &Finding| {
+        let check = finding.check;
+        !asked.skip.iter().any(|name| *name == check.name())
+            && (!asked.errors_only || check.severity() == Severity::Error)
+    };
+    let (found, left): (Vec<_>, Vec<_>) = findings(index).into_iter().partition(is_asked);
     let out = match output {
         Output::Json => {
+            let unread = unread.iter().map(|detail| {
+                json!({"check": "unreadable", "severity": "error", "object": null, "detail": detail, "advice": UNREADABLE})
+            });
+            let unread = unread.map(|line| line.to_string() + "\n");
             let lines = found.iter().map(|finding| Ok(serde_json::to_string(finding)? + "\n"));
-            lines.collect::<anyhow::Result<String>>()?
+            unread.map(Ok).chain(lines).collect::<anyhow::Result<String>>()?
         }
         Output::Table => text(index, &found),
     };
@@ -47,10 +61,13 @@ pub(crate) fn tell(index: &Index, unread: usize, output: Output) -> anyhow::Resu
     if index.gateway_policies().next().is_none() {
         notes.push("there is no EgressGatewayPolicy among the objects: no pod is a subject".to_owned());
     }
-    if unread > 0 {
-        notes.push(format!("what could not be read was not looked at ({unread} above)"));
+    if !left.is_empty() {
+        notes.push(format!("{} left out, as asked", count(left.len(), "finding")));
     }
-    Ok(Told { fine: found.is_empty() && unread == 0, out, notes })
+    if !unread.is_empty() {
+        notes.push(format!("{} above: {UNREADABLE}", count(unread.len(), "error")));
+    }
+    Ok(Told { fine: found.is_empty() && unread.is_empty(), out, notes })
 }
 
 /// The findings, what to do about each kind of them, and how many there are.
@@ -75,7 +92,8 @@ fn text(index: &Index, found: &[Finding]) -> String {
     let of: Vec<String> = of.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| count(n, what)).collect();
     let what = if of.is_empty() { "no findings".to_owned() } else { of.join(", ") };
     let pods = count(index.pods().count(), "pod");
-    let policies = match index.gateway_policies().count() {
+    let network_policies = index.objects().filter(|object| object.kind == Kind::NetworkPolicy).count();
+    let policies = match index.gateway_policies().count() + network_policies {
         1 => "1 policy".to_owned(),
         number => format!("{number} policies"),
     };

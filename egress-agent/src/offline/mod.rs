@@ -18,6 +18,7 @@ pub(crate) use plan::tell as tell_plan;
 pub(crate) use simulate::tell as tell_flows;
 pub use simulate::{SimulatedFlow, flows, simulate};
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -144,8 +145,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The objects of a source, as far as they can be read.
 struct Loaded {
     index: Index,
-    /// How many times something could not be read.
-    unread: usize,
+    /// What could not be read.
+    unread: Vec<String>,
     /// A policy may be among that.
     incomplete: bool,
 }
@@ -189,9 +190,38 @@ fn load(source: &SourceArgs) -> anyhow::Result<Loaded> {
         index.apply(event);
     }
     if index.is_empty() {
-        bail!("{} has no objects (files end in .yaml, .yml or .json)", source.source);
+        let hint = if source.source.is_read_once() {
+            ""
+        } else {
+            " (files end in .yaml, .yml or .json; those of directories in it are not read)"
+        };
+        bail!("{} has no objects that count{hint}", source.source);
     }
-    Ok(Loaded { index, unread: changes.errors.len(), incomplete: changes.incomplete })
+    let unread = changes.errors.iter().map(ToString::to_string).collect();
+    Ok(Loaded { index, unread, incomplete: changes.incomplete })
+}
+
+/// Who of these senders is not among the objects, as one sentence each for pods and containers: somebody may have written a name wrongly.
+fn absent<'s>(index: &Index, senders: impl IntoIterator<Item = &'s Sender>) -> Vec<String> {
+    let (mut pods, mut containers) = (BTreeSet::new(), BTreeSet::new());
+    for sender in senders {
+        let Sender { namespace, pod, container } = sender;
+        match (index.pod(namespace, pod), container) {
+            (None, _) => _ = pods.insert(format!("{namespace}/{pod}")),
+            (Some(known), Some(name)) if !known.spec.containers.iter().any(|one| *one.name == **name) => {
+                _ = containers.insert(sender.to_string());
+            }
+            (Some(_), _) => {}
+        }
+    }
+    let told = |names: BTreeSet<String>, what: &str| {
+        let more = names.len().saturating_sub(3);
+        let few: Vec<_> = names.into_iter().take(3).collect();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (!few.is_empty()).then(|| format!("{what}: {}{more}", few.join(", ")))
+    };
+    let pods = told(pods, "not among the objects, and judged as unknown pods");
+    pods.into_iter().chain(told(containers, "no such container is in the pod's spec")).collect()
 }
 
 /// A verdict, in words.
@@ -216,7 +246,12 @@ impl From<&Judged<'_>> for Verdict {
         Self {
             action: judged.action.name(),
             reason: judged.reason.name(),
-            policy: judged.rule.map(|rule| rule.object.to_string()).or_else(|| selecting.map(names)),
+            // Rules of unknown pods are the node's, which has no name here.
+            policy: judged
+                .rule
+                .filter(|rule| !rule.object.name.is_empty())
+                .map(|rule| rule.object.to_string())
+                .or_else(|| selecting.map(names)),
             rule: judged.rule.map(|rule| rule.path.clone()),
             destination: judged.destination.clone(),
         }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -14,6 +14,7 @@ use egress_policy::compile::Doubt;
 use egress_policy::explain::{Judge, Target};
 use egress_policy::index::{Event, Index};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Sender, Told, Verdict, load, protocol_number};
 use crate::cli::{Output, SimulateArgs, SourceArgs};
@@ -72,12 +73,14 @@ pub(crate) fn tell(
     output: Output,
 ) -> anyhow::Result<Told> {
     let before = verdicts(&index, doubt, flows)?;
+    let senders: Result<Vec<Sender>, _> = flows.iter().map(|flow| flow.from.parse()).collect();
+    let mut notes = super::absent(&index, &senders.map_err(anyhow::Error::msg)?);
     let mut out = String::new();
     let Some(with) = with else {
         for (flow, verdicts) in flows.iter().zip(&before) {
             print(&mut out, output, &Line { was: None, ..Line::strictest(flow, verdicts, verdicts)? })?;
         }
-        return Ok(Told { fine: true, out, notes: Vec::new() });
+        return Ok(Told { fine: true, out, notes });
     };
     for event in with {
         index.apply(event);
@@ -92,7 +95,8 @@ pub(crate) fn tell(
             changed += 1;
         }
     }
-    Ok(Told { fine: true, out, notes: vec![format!("{changed} of {} flows would change", flows.len())] })
+    notes.push(format!("{changed} of {} flows would change", flows.len()));
+    Ok(Told { fine: true, out, notes })
 }
 
 /// What the verdict at an address was; of one that is new, that of the others.
@@ -182,6 +186,8 @@ fn targets(index: &Index, flow: &SimulatedFlow) -> Result<Vec<Target>, String> {
     } else if let Some((namespace, name)) = to.strip_prefix("svc:").and_then(name) {
         let service = index.service(&namespace, &name);
         service.ok_or_else(|| format!("there is no service {namespace}/{name}"))?.vips.to_vec()
+    } else if to.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_ok()) {
+        return Err(format!("{to} is a prefix: write one address of it"));
     } else if let Some((namespace, name)) = name(to) {
         let pod = index.pod(&namespace, &name);
         pod.ok_or_else(|| format!("there is no pod {namespace}/{name}"))?.addresses.to_vec()
@@ -194,12 +200,44 @@ fn targets(index: &Index, flow: &SimulatedFlow) -> Result<Vec<Target>, String> {
     let target = |address: IpAddr| {
         let number = protocol_number(&flow.protocol, address.is_ipv4())?;
         let has_ports = matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP);
-        if has_ports && flow.port.is_none() {
+        if has_ports && flow.port.is_none_or(|port| port == 0) {
             return Err(format!("{} needs a port", flow.protocol));
         }
         Ok(Target { address, protocol: number, port: flow.port.unwrap_or(0), behind: false })
     };
     addresses.into_iter().map(target).collect()
+}
+
+/// A line of the flow log; what else it says is not asked for.
+#[derive(Deserialize)]
+struct Logged {
+    pod: Option<String>,
+    container: Option<String>,
+    destination: SocketAddr,
+    protocol: String,
+}
+
+/// A flow in JSON: as it is written for this, or as the agent's flow log has it. The latter cannot be asked about without a pod's name,
+/// or for a protocol that has none here.
+fn json_line(line: &str) -> anyhow::Result<Option<SimulatedFlow>> {
+    let value: Value = serde_json::from_str(line).context("not JSON")?;
+    if value.get("from").is_some() || value.get("destination").is_none() {
+        return Ok(Some(serde_json::from_value(value)?));
+    }
+    let Logged { pod, container, destination, protocol } = serde_json::from_value(value)?;
+    let Some(pod) = pod.filter(|_| protocol_number(&protocol, true).is_ok()) else { return Ok(None) };
+    let port = Some(destination.port()).filter(|port| *port != 0);
+    let from = container.map_or_else(|| pod.clone(), |container| format!("{pod}/{container}"));
+    Ok(Some(SimulatedFlow { from, to: destination.ip().to_canonical().to_string(), port, protocol }))
+}
+
+/// What is wrong with a row, by the name of its column.
+fn row_error(error: &csv::Error) -> anyhow::Error {
+    let csv::ErrorKind::Deserialize { pos, err } = error.kind() else { return anyhow::anyhow!("{error}") };
+    let line = pos.as_ref().map_or(0, csv::Position::line);
+    let column = err.field().and_then(|at| ["from", "to", "port", "protocol"].get(usize::try_from(at).ok()?));
+    let column = column.map_or_else(String::new, |column| format!(", column {column}"));
+    anyhow::anyhow!("line {line}{column}: {}", err.kind())
 }
 
 /// Reads flows from a file, or from standard input for `-`: JSON lines where the first byte is `{`, else CSV.
@@ -215,22 +253,33 @@ pub fn flows(path: &Path) -> anyhow::Result<Vec<SimulatedFlow>> {
     let mut input = BufReader::new(input);
     let start = input.fill_buf().with_context(|| format!("cannot read {}", path.display()))?;
     let place = |line: u64| format!("{}:{line}", path.display());
-    let mut flows = Vec::new();
+    let (mut flows, mut left_out) = (Vec::new(), 0);
     if start.trim_ascii_start().first() == Some(&b'{') {
         for (number, line) in (1..).zip(input.lines()) {
             let line = line.with_context(|| place(number))?;
             if !line.trim().is_empty() {
-                flows.push(serde_json::from_str(&line).with_context(|| place(number))?);
+                match json_line(&line).with_context(|| place(number))? {
+                    Some(flow) => flows.push(flow),
+                    None => left_out += 1,
+                }
             }
         }
     } else {
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
         for flow in reader.deserialize() {
-            flows.push(flow.with_context(|| path.display().to_string())?);
+            flows.push(flow.map_err(|error| row_error(&error)).with_context(|| path.display().to_string())?);
         }
     }
+    if left_out > 0 {
+        eprintln!(
+            "egress-agent: {left_out} lines of the flow log left out: no pod's name, or no protocol that can be asked about"
+        );
+    }
     if flows.is_empty() {
-        bail!("{} has no flows: CSV needs the header from,to,port,protocol", path.display());
+        bail!(
+            "{} has no flows: CSV needs the header from,to,port,protocol, JSON a line for each flow",
+            path.display()
+        );
     }
     Ok(flows)
 }

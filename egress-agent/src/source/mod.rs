@@ -21,6 +21,7 @@ use crate::cli::{Source, SourceArgs};
 use crate::status::WatchStatus;
 use crate::watch::{Interest, Watcher};
 
+pub(crate) use file::is_single;
 pub use file::{FileSource, read_file, read_text};
 
 /// Changes of a directory come in bursts: it is read once nothing has changed for this long,
@@ -84,10 +85,12 @@ impl Objects {
     pub(crate) fn open(args: &SourceArgs) -> anyhow::Result<(Self, Notice)> {
         match &args.source {
             Source::File(dir) => {
-                std::fs::read_dir(dir)
-                    .with_context(|| format!("cannot read the source directory {}", dir.display()))?;
                 let mut watcher = Watcher::new(Interest::Contents).context("cannot watch the source")?;
-                watcher.watch(std::slice::from_ref(dir));
+                if !is_single(dir) {
+                    std::fs::read_dir(dir)
+                        .with_context(|| format!("cannot read the source directory {}", dir.display()))?;
+                    watcher.watch(std::slice::from_ref(dir));
+                }
                 Ok((Self::Files(FileSource::new(dir.clone())), Notice::Files(watcher)))
             }
             Source::Kube => {

@@ -17,7 +17,8 @@ use egress_policy::object::{Object, ObjectRef};
 use super::{Changes, SourceError};
 use read::FileRead;
 
-/// A directory of files ending in `.yaml`, `.yml` or `.json`, not followed into its directories.
+/// A directory of files ending in `.yaml`, `.yml` or `.json`, not followed into its directories; or one file, whatever its ending; or `-`,
+/// standard input, which can be read once.
 #[derive(Debug)]
 pub struct FileSource {
     dir: PathBuf,
@@ -96,7 +97,15 @@ impl FileSource {
     }
 }
 
+/// Whether this is one file, or standard input, which are read once.
+pub(crate) fn is_single(place: &Path) -> bool {
+    place == Path::new(read::STDIN) || place.is_file()
+}
+
 fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if is_single(dir) {
+        return Ok(vec![dir.to_owned()]);
+    }
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -280,6 +289,22 @@ mod tests {
         assert!(!incomplete(b"kind: [\n"));
         assert!(!incomplete(b"kind: Pod\nmetadata: ["));
         assert!(!incomplete(NAMESPACE.as_bytes()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_words_for_who_wrote_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, said) in [
+            ("a: 1\na: 2\n", "duplicate mapping key: a"),
+            ("kind: Pod\nmetadata: {name: {{ .Release.Name }}-x}\n", "has not been rendered"),
+            ("[]\n", "the items of a List"),
+            ("kind: Pod\nmetadata: {name: web}\n", "apiVersion: missing, of Pod web"),
+        ] {
+            fs::write(dir.path().join("a.yaml"), text).unwrap();
+            let changes = FileSource::new(dir.path().to_owned()).look();
+            let reason = &changes.errors[0].reason;
+            assert!(reason.contains(said) && !reason.contains("Options"), "{said}: {reason}");
+        }
     }
 
     #[test]

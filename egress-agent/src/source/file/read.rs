@@ -4,8 +4,8 @@
 //! it is known whether it may have been a policy.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use egress_policy::object::{self, Object, ObjectRef, Read};
 use serde_json::Value;
@@ -17,6 +17,9 @@ const POLICY_WORDS: [&str; 4] = ["EgressGatewayPolicy", "NetworkPolicy", "Namesp
 
 /// Most nodes of one YAML document: some tens of thousands of pods. The library's own limit is for configuration files.
 const MAX_NODES: usize = 20_000_000;
+
+/// The name of standard input.
+pub(super) const STDIN: &str = "-";
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -48,7 +51,9 @@ impl FileRead {
 pub(super) fn file(path: &Path) -> FileRead {
     let mut out = FileRead::default();
     let name = path.display().to_string();
-    let text = match fs::read_to_string(path) {
+    let read =
+        || if path == Path::new(STDIN) { io::read_to_string(io::stdin()) } else { fs::read_to_string(path) };
+    let text = match read() {
         Ok(text) => text,
         Err(error) => {
             out.unread(&name, None, format!("cannot be read: {error}"), None);
@@ -126,8 +131,21 @@ fn read_yaml(document: &str) -> Result<Value, Unreadable> {
         let line = error.location().and_then(|location| usize::try_from(location.line()).ok());
         // The library repeats its location, which counts from the document's start.
         let text = error.without_snippet().to_string();
-        (line, text.split(" at line ").next().unwrap_or(&text).to_owned())
+        let text = text.split(" at line ").next().unwrap_or(&text);
+        (line, in_our_words(text, document))
     })
+}
+
+/// What is wrong, without what the library's own users could do about it.
+fn in_our_words(text: &str, document: &str) -> String {
+    let text = text.split_once(", set ").map_or(text, |(text, _)| text);
+    if document.contains("{{") {
+        return format!("{text}; is this a template that has not been rendered (`helm template`)?");
+    }
+    if text.contains("budget breached") {
+        return format!("too large for one document, or its aliases come to that ({text})");
+    }
+    text.to_owned()
 }
 
 /// The YAML documents of a text, each with the number of its first line. A line that starts with `---` separates

@@ -232,14 +232,17 @@ fn compare(
         let expected = decide(host, &sender.of(*ethertype), packet.as_slice(), meta);
         let container = sender.container_in(expected.cgroup, host.state.config.pod_root_level);
         assert!(expected.container == 0 || expected.container == container);
-        kernel.decides(&expected, container, meta, packet, *times);
-        *seen.entry((*hook as u8, expected.verdict.reason)).or_default() += u64::from(*times);
+        let passed_veth = *hook == Hook::Veth && expected.verdict.action != Action::Deny;
+        let judged = expected.policy != 0 && !expected.forged;
+        let parts = passed_veth && judged && witness::is_first_fragment(&expected.flow);
+        // What is remembered of a datagram may take the place of what it answers.
+        let times = if parts { 1 } else { *times };
+        kernel.decides(&expected, container, meta, packet, times);
+        *seen.entry((*hook as u8, expected.verdict.reason)).or_default() += u64::from(times);
         if expected.begins(meta) && witness::begins(host, &expected.flow, expected.cgroup) {
             host.remember(&witness::begun(&expected.flow), expected.cgroup, now);
         }
-        let passed_veth = *hook == Hook::Veth && expected.verdict.action != Action::Deny;
-        let judged = expected.policy != 0 && !expected.forged;
-        if passed_veth && judged && witness::is_first_fragment(&expected.flow) {
+        if parts {
             host.remember(&witness::datagram(&expected.flow), expected.cgroup, now);
         }
     }

@@ -8,4 +8,8 @@ overlay=${1:?usage: deploy/install.sh OVERLAY, such as deploy/kustomize/overlays
 kubectl apply --server-side -k "$(dirname "${BASH_SOURCE[0]}")/crd"
 kubectl wait --for=condition=Established --timeout=60s crd/egressgatewaypolicies.egress-enforcer.io
 kubectl apply --server-side -k "$overlay"
-kubectl --namespace egress-enforcer rollout status daemonset/egress-agent --timeout=5m
+if ! kubectl --namespace egress-enforcer rollout status daemonset/egress-agent --timeout=5m; then
+  echo "install.sh: not every agent is ready; what they said last:" >&2
+  kubectl --namespace egress-enforcer logs --selector=app.kubernetes.io/name=egress-enforcer --prefix --tail=3 >&2 || true
+  exit 1
+fi

@@ -20,10 +20,9 @@ done
 
 cargo xtask image --output "$images"
 if ! kind get clusters | grep -qx "$name"; then
-  kind create cluster --config deploy/kind/cluster.yaml --wait 5m
+  kind create cluster --config deploy/kind/cluster.yaml --kubeconfig "$kubeconfig" --wait 5m
 fi
-kind get kubeconfig --name "$name" > "$kubeconfig"
-chmod 600 "$kubeconfig"
+(umask 077; kind get kubeconfig --name "$name" > "$kubeconfig")
 export KUBECONFIG=$kubeconfig
 
 for image in egress-agent egress-probe; do
@@ -31,4 +30,4 @@ for image in egress-agent egress-probe; do
 done
 
 deploy/install.sh deploy/kustomize/overlays/kind
-cargo xtask verify --kubeconfig "$kubeconfig"
+cargo xtask verify --all-nodes --kubeconfig "$kubeconfig"

@@ -332,7 +332,6 @@ fn ports(flow: &mut Flow, word: u32) {
 fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Result<(u32, bool), Reason> {
     let mut offset = start;
     let mut count = 0;
-    let mut fragmented = false;
     while count <= MAX_EXTENSIONS {
         let next = flow.protocol;
         if next != HOP_BY_HOP && next != FRAGMENT && next != DESTINATION_OPTIONS {
@@ -343,10 +342,10 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
                 }
                 i += 1;
             }
-            return Ok((offset, fragmented));
+            return Ok((offset, false));
         }
         // Hop-by-hop options come first or not at all (RFC 8200, section 4.3).
-        if fragmented || (next == HOP_BY_HOP && count > 0) {
+        if next == HOP_BY_HOP && count > 0 {
             return Err(Reason::Ipv6Extension);
         }
         let Some([first, second]) = packet.words::<2>(offset) else {
@@ -360,8 +359,10 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
                 return Err(Reason::Fragment);
             }
             flow.parted = place & 1 != 0;
-            fragmented = true;
-            offset += 8;
+            return match flow.protocol {
+                HOP_BY_HOP | FRAGMENT | DESTINATION_OPTIONS => Err(Reason::Ipv6Extension),
+                _ => Ok((offset + 8, true)),
+            };
         } else {
             offset += (u32::from(byte(first, 1)) + 1) * 8;
         }

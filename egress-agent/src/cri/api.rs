@@ -43,12 +43,15 @@ pub struct ListContainersRequest {
     pub filter: Option<ContainerFilter>,
 }
 
-/// Which containers are meant.
+/// Which containers are meant; an empty field means any.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ContainerFilter {
     /// The id of one; runtimes also take the beginning of an id.
     #[prost(string, tag = "1")]
     pub id: String,
+    /// The id of their pod's sandbox.
+    #[prost(string, tag = "3")]
+    pub pod_sandbox_id: String,
 }
 
 /// Containers.
@@ -92,8 +95,11 @@ mod tests {
     #[test]
     fn what_is_sent_has_the_numbers_of_the_definition() {
         assert_eq!(VersionRequest { version: "v1".to_owned() }.encode_to_vec(), field(1, b"v1"));
-        let filter = Some(ContainerFilter { id: "0123".to_owned() });
-        assert_eq!(ListContainersRequest { filter }.encode_to_vec(), field(1, &field(1, b"0123")));
+        let filter =
+            |id: &str, of: &str| Some(ContainerFilter { id: id.to_owned(), pod_sandbox_id: of.to_owned() });
+        let encoded = |filter| ListContainersRequest { filter }.encode_to_vec();
+        assert_eq!(encoded(filter("0123", "")), field(1, &field(1, b"0123")));
+        assert_eq!(encoded(filter("", "4567")), field(1, &field(3, b"4567")));
         assert_eq!(ListContainersRequest::default().encode_to_vec(), b"");
     }
 

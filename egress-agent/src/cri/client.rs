@@ -72,9 +72,22 @@ impl Client {
         Ok((client, plain(&name)))
     }
 
-    /// The containers with this id, or all.
-    pub(super) async fn containers(&mut self, id: Option<&str>) -> Result<Vec<Container>, Silent> {
-        let filter = id.map(|id| ContainerFilter { id: id.to_owned() });
+    /// All containers.
+    pub(super) async fn containers(&mut self) -> Result<Vec<Container>, Silent> {
+        self.list(None).await
+    }
+
+    /// The container with this id, or those whose sandbox has it.
+    pub(super) async fn containers_of(&mut self, id: &str) -> Result<Vec<Container>, Silent> {
+        let by_id = ContainerFilter { id: id.to_owned(), ..ContainerFilter::default() };
+        let found = self.list(Some(by_id)).await?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        self.list(Some(ContainerFilter { pod_sandbox_id: id.to_owned(), ..ContainerFilter::default() })).await
+    }
+
+    async fn list(&mut self, filter: Option<ContainerFilter>) -> Result<Vec<Container>, Silent> {
         let list: ListContainersResponse =
             self.call(LIST_CONTAINERS, ListContainersRequest { filter }).await?;
         Ok(list.containers)

@@ -110,10 +110,10 @@ async fn turn(
     let due: Vec<&String> = wanted.keys().filter(|id| due(id)).collect();
     let mut containers = Vec::new();
     if due.len() > ONE_BY_ONE {
-        containers = client.containers(None).await?;
+        containers = client.containers().await?;
     } else {
         for id in &due {
-            containers.extend(client.containers(Some(id)).await?);
+            containers.extend(client.containers_of(id).await?);
         }
     }
     let told = Told::by(wanted, &containers);

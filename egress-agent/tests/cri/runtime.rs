@@ -112,9 +112,15 @@ impl Shared {
             }
         }
         // As runtimes do: the beginning of an id is enough.
-        let id = request.filter.as_ref().map_or("", |filter| &filter.id);
+        let filter = request.filter.clone().unwrap_or_default();
         let all = self.containers.lock().unwrap();
-        let containers = all.values().filter(|one| one.id.starts_with(id)).cloned().collect();
+        let containers = all
+            .values()
+            .filter(|one| {
+                one.id.starts_with(&filter.id) && one.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
+            })
+            .cloned()
+            .collect();
         Ok(ListContainersResponse { containers })
     }
 }

@@ -120,7 +120,12 @@ fn row_8_a_neighbour_that_asks_in_the_name_of_the_locked_down_pod() {
 /// The hardware address that a pod has for an IPv4 address of its link.
 fn heard(pod: &Container, of: &str) -> String {
     let shown = run(pod, &format!("ip -4 neigh show {of}"));
-    shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).unwrap_or_default().to_owned()
+    hardware(&shown, "lladdr")
+}
+
+/// The word after this one.
+fn hardware(shown: &str, word: &str) -> String {
+    shown.split_whitespace().skip_while(|one| *one != word).nth(1).unwrap_or_default().to_owned()
 }
 
 fn run(pod: &Container, script: &str) -> String {
@@ -149,11 +154,11 @@ fn row_8_a_neighbour_that_says_that_another_ones_address_is_its_own() {
     assert_eq!(heard(locked, &bridge), BRIDGE_MAC);
     // Of an address that nobody here has it is believed.
     claim(free, "10.244.1.200", locked.pod(), probe);
-    let own_mac = run(free, "ip -o link show eth0 | sed 's|.*link/ether ||; s| .*||'");
-    assert_eq!(heard(locked, "10.244.1.200"), own_mac.trim());
+    let own_mac = hardware(&run(free, "ip -o link show eth0"), "link/ether");
+    assert_eq!(heard(locked, "10.244.1.200"), own_mac);
     for claimed in [bridge, own(peer, false).to_string()] {
         claim(free, &claimed, locked.pod(), probe);
-        assert_ne!(heard(locked, &claimed), own_mac.trim(), "{claimed}");
+        assert_ne!(heard(locked, &claimed), own_mac, "{claimed}");
     }
     range.lawful();
 }

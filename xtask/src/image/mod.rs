@@ -171,7 +171,10 @@ fn write(which: Which, program: &Path, directory: &Path) -> anyhow::Result<(Imag
         labels,
     };
     fs::create_dir_all(directory)?;
-    fs::copy(program, directory.join(name))?;
+    // Beside the one that somebody may be running, and then in its place.
+    let (own, new) = (directory.join(name), directory.join(name).with_extension("new"));
+    fs::copy(program, &new).with_context(|| format!("cannot write {}", new.display()))?;
+    fs::rename(&new, &own).with_context(|| format!("cannot write {}", own.display()))?;
     let file = directory.join(name).with_extension("tar");
     let written = image
         .write(fs::File::create(&file).with_context(|| format!("cannot write {}", file.display()))?)

@@ -127,7 +127,10 @@ pub(crate) fn trouble(pod: &Pod) -> Option<String> {
                 return Some(format!("container {} of image {}: {reason}: {message}", one.name, one.image));
             }
         }
-        if let Some(ended) = state.and_then(|state| state.terminated.as_ref()) {
+        // An init container that has done its work ends so.
+        if let Some(ended) =
+            state.and_then(|state| state.terminated.as_ref()).filter(|one| one.exit_code != 0)
+        {
             return Some(format!("container {} ended with {}", one.name, ended.exit_code));
         }
     }

@@ -128,6 +128,30 @@ fn a_proxy_that_is_started_again_may_leave_at_once() {
     assert!(fastest < Duration::from_millis(500), "{fastest:?}");
 }
 
+/// A pod's sandbox has a cgroup like its containers', and no name. The agent that comes when the pod's status names the containers asks
+/// for the sandbox alone.
+#[test]
+fn a_sandbox_is_no_container_that_nobody_names() {
+    let (mut stand, socket) = stand();
+    let runtime = Runtime::new(&socket);
+    let [app, proxy] = meshed(&stand);
+    let pause = app.pod().add_container("pause").unwrap();
+    for container in [&app, &proxy] {
+        runtime.knows_in(pause.id(), container.id(), container.name(), container.pod().uid());
+    }
+    let mut object = pod_object(&stand, app.pod());
+    let statuses = object["status"]["containerStatuses"].as_array_mut().unwrap();
+    statuses.retain(|one| one["name"] != "pause");
+    stand.write(object);
+    stand.start();
+    let counted =
+        |names: &Value| [&names["by_status"], &names["by_runtime"], &names["unnamed"]].map(Value::as_u64);
+    // The cgroup in which the pod's network is held, here, is one that no runtime knows.
+    eventually("the sandbox is known as one", || counted(&names(&stand)) == [Some(2), Some(0), Some(1)]);
+    denied(&pause, &outside()[0]);
+    passes(&proxy, &outside()[0]);
+}
+
 #[test]
 fn without_a_socket_the_pods_status_is_waited_for() {
     let (mut stand, socket) = stand();

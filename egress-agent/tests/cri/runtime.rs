@@ -172,9 +172,14 @@ impl Runtime {
 
     /// Makes it say that a container of this id is the one of this name in the pod of this UID, as kubelet told it.
     pub(crate) fn knows(&self, id: &str, name: &str, uid: &str) {
+        self.knows_in("s", id, name, uid);
+    }
+
+    /// As [`Self::knows`], in the sandbox of this id.
+    pub(crate) fn knows_in(&self, sandbox: &str, id: &str, name: &str, uid: &str) {
         let labels = [(NAME, name), (POD_UID, uid), ("io.kubernetes.pod.name", "any")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let container = Container { id: id.to_owned(), pod_sandbox_id: "s".to_owned(), labels };
+        let container = Container { id: id.to_owned(), pod_sandbox_id: sandbox.to_owned(), labels };
         self.shared.containers.lock().unwrap().insert(id.to_owned(), container);
     }
 }

@@ -197,7 +197,7 @@ impl Flow {
 struct Network {
     /// Offset of the header after the fixed IP header.
     offset: u32,
-    /// Where the packet ends by its own words; without a limit where it says nothing, as the kernel's large ones do.
+    /// Where a packet of IPv6 ends by its own words; that says nothing where the kernel has more of it than the field can say.
     end: u32,
     /// The fixed header has options, or the packet is a later fragment: not to be parsed any further.
     refused: Option<Reason>,
@@ -237,9 +237,7 @@ fn ipv4<B: Bytes + ?Sized>(packet: &B, flow: &mut Flow) -> Result<Network, Reaso
         5 => None,
         _ => Some(Reason::Ipv4Options),
     };
-    let total = u32::from(low(first));
-    let end = if total == 0 && !flow.parted { u32::MAX } else { total };
-    Ok(Network { offset: 20, end, refused })
+    Ok(Network { offset: 20, end: 0, refused })
 }
 
 #[inline(always)]
@@ -266,20 +264,13 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
     if let Some(reason) = network.refused {
         return Err(reason);
     }
-    let (mut offset, mut end) = (network.offset, network.end);
+    let mut offset = network.offset;
     if flow.version == 6 {
-        let fragmented;
-        (offset, fragmented) = extensions(packet, offset, flow)?;
-        if end == 40 && !fragmented {
-            end = u32::MAX;
-        }
+        offset = extensions(packet, network, flow)?;
     }
-    // Whoever puts fragments together leaves out what is behind the end; what is read here has to be what is read there.
-    let whole = |length: u32| if offset + length > end { Err(Reason::Truncated) } else { Ok(()) };
     match (flow.protocol, flow.version) {
         // The header must be whole, or the rest of it could be sent as a fragment of its own (RFC 1858).
         (protocol::TCP, _) => {
-            whole(20)?;
             let Some([first, _, _, fourth, _]) = packet.words::<5>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -290,7 +281,6 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
             Ok(())
         }
         (protocol::UDP, _) => {
-            whole(8)?;
             let Some([first, _]) = packet.words::<2>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -298,7 +288,6 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
             Ok(())
         }
         (protocol::SCTP, _) => {
-            whole(12)?;
             let Some([first, _, _]) = packet.words::<3>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -306,7 +295,6 @@ fn transport<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -
             Ok(())
         }
         (protocol::ICMP, 4) | (protocol::ICMPV6, 6) => {
-            whole(8)?;
             let Some([first, second]) = packet.words::<2>(offset) else {
                 return Err(Reason::Truncated);
             };
@@ -326,11 +314,14 @@ fn ports(flow: &mut Flow, word: u32) {
     flow.destination_port = low(word);
 }
 
-/// Steps over IPv6 extension headers; gives the offset of the transport header, and whether there is a fragment header, and leaves the
-/// transport's number in `flow`. Behind a fragment header there are no others: the rest of them could be another fragment's.
+/// Steps over IPv6 extension headers; gives the offset of the transport header, and leaves its number in `flow`.
+///
+/// Whoever puts fragments together leaves out what is behind the stated end, and may find another header there: the one that is read here
+/// has to be within. Nor are there others behind a fragment header: the rest of them could be another fragment's. Of IPv4 the ports are in
+/// the first eight bytes, which no other fragment can have.
 #[inline(always)]
-fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Result<(u32, bool), Reason> {
-    let mut offset = start;
+fn extensions<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -> Result<u32, Reason> {
+    let mut offset = network.offset;
     let mut count = 0;
     while count <= MAX_EXTENSIONS {
         let next = flow.protocol;
@@ -342,7 +333,7 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
                 }
                 i += 1;
             }
-            return Ok((offset, false));
+            return Ok(offset);
         }
         // Hop-by-hop options come first or not at all (RFC 8200, section 4.3).
         if next == HOP_BY_HOP && count > 0 {
@@ -359,9 +350,12 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, start: u32, flow: &mut Flow) -> Res
                 return Err(Reason::Fragment);
             }
             flow.parted = place & 1 != 0;
+            offset += 8;
             return match flow.protocol {
                 HOP_BY_HOP | FRAGMENT | DESTINATION_OPTIONS => Err(Reason::Ipv6Extension),
-                _ => Ok((offset + 8, true)),
+                protocol::TCP if offset + 20 > network.end => Err(Reason::Truncated),
+                _ if offset + 8 > network.end => Err(Reason::Truncated),
+                _ => Ok(offset),
             };
         } else {
             offset += (u32::from(byte(first, 1)) + 1) * 8;

@@ -218,22 +218,18 @@ where
     };
     decision.policy = subject.policy;
     let flow = &decision.flow;
-    let owns = subject.owns(flow.version, &flow.source);
     // Also of a pod that nothing selects: what answers it would come to the other one as if that had been asked.
-    if veth
-        && (!owns || flow.protocol == protocol::ICMPV6)
-        && owner.claims(view, packet, flow, &meta, subject.endpoint, decision.cgroup)
-    {
+    if veth && owner.claims(view, packet, flow, &meta, subject.endpoint, decision.cgroup) {
         return Verdict::of(Reason::SpoofedSource);
     }
     if let Some(reason) = subject.settled {
-        decision.forged = !owns;
+        decision.forged = !subject.owns(flow.version, &flow.source);
         return Verdict::of(reason);
     }
-    // What is audited passes.
-    decision.forged = subject.audit && subject.source_is_judged() && !owns;
     if veth {
         if matches!(owner.socket(), Socket::Packet) {
+            // It may be audited, and pass.
+            decision.forged = subject.source_is_judged() && !subject.owns(flow.version, &flow.source);
             return Verdict::audited(Reason::PacketSocket, subject.audit);
         }
         if meta.vlan || (flow.version == 0 && !is_ip(meta.ethertype)) {
@@ -269,7 +265,8 @@ where
     if to.is_loopback() || to.is_unspecified() || (flow.version == 6 && to.is_v4()) {
         return Verdict::audited(Reason::MartianAddress, subject.audit);
     }
-    if subject.source_is_judged() && !owns {
+    if subject.source_is_judged() && !subject.owns(flow.version, &flow.source) {
+        decision.forged = true;
         return Verdict::audited(Reason::SpoofedSource, subject.audit);
     }
 

@@ -22,7 +22,7 @@ fn the_released_object_logs_nothing() {
 /// is ten times below that here is far from it everywhere (docs/kernels.md has the numbers).
 #[test]
 fn the_programs_are_simple_enough_for_older_verifiers() {
-    const MOST: u32 = 50_000;
+    const MOST: u32 = 100_000;
     let dir = TempDir::with_prefix("egress-test-").unwrap();
     let bpffs = mount_bpffs(&dir.path().join("bpf")).unwrap();
     let mut datapath = Datapath::open(bpffs.path()).unwrap();

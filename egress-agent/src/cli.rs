@@ -2,10 +2,8 @@
 //!
 //! Invariant: an exit code means one thing: see [`EXIT_CODES`]; `tests/cli.rs` provokes each.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::offline;
 use crate::offline::Sender;
+use crate::source::Source;
 
 /// The exit codes, as `--help` shows them.
 pub const EXIT_CODES: &str = "Exit codes:
@@ -384,44 +383,6 @@ impl From<Unknown> for UnknownPods {
             Unknown::Deny => Self::Deny,
             Unknown::DenyOutside => Self::DenyOutside,
             Unknown::Allow => Self::Allow,
-        }
-    }
-}
-
-/// Where objects come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A directory of YAML and JSON files, or one such file, or `-`.
-    File(PathBuf),
-    /// The API server of a cluster.
-    Kube,
-}
-
-impl Source {
-    /// Whether this is one file, or standard input.
-    #[must_use]
-    pub fn is_read_once(&self) -> bool {
-        matches!(self, Self::File(place) if crate::source::is_single(place))
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(dir) => write!(f, "file:{}", dir.display()),
-            Self::Kube => f.write_str("kube"),
-        }
-    }
-}
-
-impl FromStr for Source {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("file", dir)) if !dir.is_empty() => Ok(Self::File(dir.into())),
-            None if text == "kube" => Ok(Self::Kube),
-            _ => Err("expected kube or file:DIR".to_owned()),
         }
     }
 }

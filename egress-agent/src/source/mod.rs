@@ -5,6 +5,7 @@
 
 mod file;
 pub(crate) mod kube;
+mod named;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,12 +18,13 @@ use egress_policy::object::{Kind, ObjectRef};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::cli::{Source, SourceArgs};
+use crate::cli::SourceArgs;
 use crate::status::WatchStatus;
 use crate::watch::{Interest, Watcher};
 
 pub(crate) use file::is_single;
 pub use file::{FileSource, read_file, read_text};
+pub use named::Source;
 
 /// Changes of a directory come in bursts: it is read once nothing has changed for this long,
 const SETTLE: Duration = Duration::from_millis(30);

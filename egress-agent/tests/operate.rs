@@ -500,10 +500,12 @@ fn plan_simulate_and_lint_ask_the_running_agent() {
     assert_eq!(ask(&["simulate", "--flows", flows, "--with", with.to_str().unwrap()]).status.code(), Some(2));
     denied(&pod, &outside()[0]);
 
+    stand.lock_down(json!({"allow": {"to": [{"cidr": "0.0.0.0/0"}]}}));
+    eventually("an open exit is a finding", || ask(&["lint"]).status.code() == Some(1));
     let source = format!("file:{}", stand.agent.objects().display());
     let (live, offline) = (ask(&["lint", "-o", "json"]), ask(&["lint", "-o", "json", "--source", &source]));
     assert_eq!((live.status.code(), text(&live.stdout)), (offline.status.code(), text(&offline.stdout)));
-    assert!(!live.stdout.is_empty(), "a gateway-less policy is a finding");
+    assert!(text(&live.stdout).contains("open-exit"), "{live:?}");
 }
 
 #[test]

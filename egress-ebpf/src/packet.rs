@@ -254,7 +254,7 @@ extern "C" fn egress_claims(
     cgroup: u64,
 ) -> u32 {
     if flow.is_null() {
-        return 0;
+        return 1;
     }
     let packet = Unread(Packet::new(skb, Hook::Veth));
     // SAFETY: the verifier holds every caller to memory of these sizes.

@@ -252,6 +252,8 @@ fn a_network_policy_with_an_unknown_field_may_be_about_egress() {
         (json!({"podSelector": {}, "egres": [{}], "ingress": []}), Reason::InvalidPolicy),
         (json!({"podSelector": {}, "egres": [{}], "policyTypes": ["Ingress"]}), Reason::Unselected),
         (json!({"podSelector": {}, "ingress": []}), Reason::Unselected),
+        // What else is wrong does not make it so.
+        (json!({"podSelector": {"matchLabel": {}}, "ingress": []}), Reason::Unselected),
     ] {
         assert_eq!(reason(&mesh().with(np("app/p", spec.clone())), "app/web"), expected, "{spec}");
     }

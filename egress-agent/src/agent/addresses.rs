@@ -23,7 +23,7 @@ pub(super) struct Own {
     /// Found on its other devices.
     further: BTreeSet<IpAddr>,
     /// What was said of not being able to tell the kernel.
-    trouble: Option<String>,
+    pub(super) trouble: Option<String>,
     /// Its object, as it was read.
     object: Option<Node>,
 }

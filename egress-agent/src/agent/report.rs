@@ -43,6 +43,7 @@ impl Agent {
         let attached = self.datapath.attached();
         let mut errors = self.errors.clone();
         errors.extend(self.coverage.errors().map(str::to_owned));
+        errors.extend(self.own.trouble.clone());
         let verdicts = self.datapath.counted().counters().unwrap_or_else(|error| {
             errors.push(format!("{error:#}"));
             Vec::new()
@@ -145,6 +146,9 @@ impl Agent {
         pending.extend(self.scan_error.iter().chain(&self.elsewhere).cloned());
         if self.datapath.attached().is_none() {
             pending.push("the socket hook is not attached".to_owned());
+        }
+        if self.own.trouble.is_some() {
+            pending.push("whose some addresses are cannot be told to the kernel".to_owned());
         }
         if !self.errors.is_empty() {
             pending.push(format!("{} errors", self.errors.len()));

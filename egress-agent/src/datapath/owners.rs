@@ -29,15 +29,8 @@ impl Owners {
         Ok(Self { map, written })
     }
 
-    /// Writes what is not as it is to be.
+    /// Writes what is not as it is to be; what goes makes room first.
     pub(super) fn set(&mut self, wanted: &BTreeMap<Addr, u64>) -> anyhow::Result<()> {
-        for (addr, owner) in wanted {
-            if self.written.get(addr) == Some(owner) {
-                continue;
-            }
-            self.map.insert(addr, owner, 0).context("cannot write whose an address is")?;
-            self.written.insert(*addr, *owner);
-        }
         let gone: Vec<Addr> =
             self.written.keys().filter(|addr| !wanted.contains_key(addr)).copied().collect();
         for addr in gone {
@@ -45,6 +38,12 @@ impl Owners {
                 Ok(()) | Err(MapError::KeyNotFound) => self.written.remove(&addr),
                 Err(error) => return Err(error).context("cannot write that an address is nobody's"),
             };
+        }
+        for (addr, owner) in wanted {
+            if self.written.get(addr) != Some(owner) {
+                self.map.insert(addr, owner, 0).context("cannot write whose an address is")?;
+                self.written.insert(*addr, *owner);
+            }
         }
         Ok(())
     }

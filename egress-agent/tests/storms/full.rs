@@ -285,6 +285,34 @@ fn devices() {
     node.nothing_from(&late);
 }
 
+/// Who speaks for whom is not known then, and that is said; all else is judged.
+#[test]
+fn owners() {
+    let _alone = alone();
+    let mut node = Node::new();
+    // The node's own addresses, those of two pods, and some more.
+    node.start_with_map("egress_owners", 32, &[]);
+    let told = |node: &Node| {
+        let errors = node.stand.agent.status().unwrap()["errors"].to_string();
+        errors.contains("cannot write whose an address is")
+    };
+    let mut late = Vec::new();
+    while !told(&node) {
+        late.push(node.pod(PodSpec::new("a", &format!("late-{}", late.len()))));
+        assert!(late.len() < 20, "there is room for all");
+        let known =
+            |one: &Value| one["name"] == late.last().unwrap().pod().name() && one["addresses"] != json!([]);
+        eventually("it is known", || crate::common::endpoints(&node.stand.agent).iter().any(known));
+    }
+    assert_eq!(node.stand.agent.status().unwrap()["ready"], false);
+    node.nothing_from(late.last().unwrap());
+    // What goes makes room.
+    for pod in late.iter().take(2) {
+        node.remove(pod);
+    }
+    eventually("nothing is wrong", || node.stand.agent.status().unwrap()["errors"] == json!([]));
+}
+
 #[test]
 fn denials() {
     const MAP: &str = "egress_denials";

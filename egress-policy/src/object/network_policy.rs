@@ -138,9 +138,12 @@ pub(super) fn read(
         policy.errors.push(ObjectError::new("spec", "missing or not an object"));
         return policy;
     };
+    // A field that is written wrongly may be the one that would have made it one about egress.
+    let mut may_have_rules = false;
     for field in fields.keys() {
         if !matches!(field.as_str(), "podSelector" | "policyTypes" | "ingress" | "egress") {
             policy.errors.push(ObjectError::new(join("spec", field), "unknown field"));
+            may_have_rules = true;
         }
     }
     let selector = spec.get("podSelector").unwrap_or(&null);
@@ -156,9 +159,8 @@ pub(super) fn read(
             return policy;
         }
     };
-    // A field that is written wrongly may be the one that would have made it one about egress.
-    let has_rules = !rules.is_empty() || !policy.errors.is_empty();
-    match policy_types(spec.get("policyTypes").unwrap_or(&null), has_rules) {
+    may_have_rules |= !rules.is_empty();
+    match policy_types(spec.get("policyTypes").unwrap_or(&null), may_have_rules) {
         Ok(egress) => policy.egress = egress,
         Err(error) => policy.errors.push(error),
     }

@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use egress_common::wire::{WITNESS_STOOD, Witness, WitnessKey};
 use egress_probe::{Attempt, Outcome};
-use egress_topology::{Container, Exec, NODE_V4, NODE_V6, PodSpec, Process};
+use egress_topology::{Container, Exec, NODE_V4, NODE_V6, PodSpec, Process, cgroup_id};
 use serde_json::{Value, json};
 
 use crate::attack::{Attack, BRIDGE_MAC, NET_ADMIN, Shot, attack, unique};
-use crate::common::{UDP, denied, endpoints, eventually, outside, passes, policy};
+use crate::common::{Stand, UDP, denied, endpoints, eventually, outside, passes, pinned_hash, policy};
 use crate::frames::injected;
 use crate::plain::{plain, proxy};
 use crate::range::{At, Range};
@@ -322,4 +323,35 @@ fn row_15_a_server_in_the_nodes_network_goes_on_answering() {
     });
     assert!((0..3).all(|_| asks()));
     outside().iter().for_each(|address| denied(&server, address));
+}
+
+/// What comes in to it is watched from the first agent on: the next one believes of no connection by its looks that it came in.
+#[test]
+fn row_15_an_agent_that_starts_again_classifies_nobody_again() {
+    const PORT: u16 = 9956;
+    let mut range = Range::new(json!({}));
+    let server = range.stand.pod(PodSpec::new("a", "host").host_network());
+    let _serving = server.serve(&Exec::probe(["serve-echo", "--port", &PORT.to_string()])).unwrap();
+    let known = |stand: &Stand| {
+        endpoints(&stand.agent).iter().any(|known| known["name"] == "host" && known["state"] == "Isolated")
+    };
+    eventually("it is known", || known(&range.stand));
+    let target = SocketAddr::new(NODE_V4.into(), PORT).to_string();
+    let mut held = range
+        .stand
+        .topology
+        .outside_exec(&Exec::probe(["hold", &target, "--for-ms", "60000", "--interval-ms", "200"]))
+        .unwrap();
+    let beat: Option<Value> = held.next_json(SOON).unwrap();
+    assert_eq!(beat.unwrap()["outcome"], "ok");
+    let stood = |stand: &Stand| {
+        let seen = pinned_hash::<WitnessKey, Witness>(stand, "egress_inbound");
+        let cgroup = cgroup_id(server.pod().cgroup()).unwrap();
+        seen.iter().flatten().filter(|(_, seen)| seen.cgroup == cgroup && seen.kind == WITNESS_STOOD).count()
+    };
+    assert_eq!(stood(&range.stand), 0);
+    range.stand.agent.kill().unwrap();
+    range.stand.start();
+    eventually("it is known again", || known(&range.stand));
+    assert_eq!(stood(&range.stand), 0);
 }

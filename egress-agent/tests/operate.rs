@@ -13,7 +13,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use common::{Stand, denied, eventually, outside, passes, pinned_hash, pod_object, policy, udp};
-use egress_common::wire::Endpoint;
+use egress_common::wire::{Endpoint, Keyed};
 use egress_topology::{Agent, CgroupDriver, Container, ContainerKind, Exec, PodSpec, kubernetes};
 use scrape::{Scrape, parse};
 use serde_json::{Value, json};
@@ -450,7 +450,7 @@ fn explain_says_what_the_objects_and_what_the_kernel_say() {
     assert!(told["not_here"].to_string().contains("no pod of that name"), "{told}");
 
     // Somebody takes the pod's entry away: the objects still allow, the kernel does not, and both are said.
-    let mut map = pinned_hash::<u64, Endpoint>(&stand, "egress_endpoint");
+    let mut map = pinned_hash::<u64, Keyed<u64, Endpoint>>(&stand, "egress_endpoint");
     let endpoints = common::endpoints(&stand.agent);
     let cgroup = endpoints.iter().find(|one| one["name"] == "pod").unwrap()["cgroup"].as_u64().unwrap();
     map.remove(&cgroup).unwrap();

@@ -59,7 +59,7 @@ impl View for Host {
     fn config(&self) -> Option<&Config> {
         self.state.config()
     }
-    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
+    fn endpoint(&self, cgroup: u64) -> Option<(&u64, &Endpoint)> {
         self.state.endpoint(cgroup)
     }
     fn address(&self, addr: &Addr) -> Option<u64> {
@@ -68,7 +68,7 @@ impl View for Host {
     fn prefix(&self, addr: &Addr) -> Option<u64> {
         self.state.prefix(addr)
     }
-    fn row(&self, key: &RowKey) -> Option<&Row> {
+    fn row(&self, key: &RowKey) -> Option<(&RowKey, &Row)> {
         self.state.row(key)
     }
     fn device(&self, ifindex: u32) -> Option<u64> {
@@ -134,7 +134,8 @@ impl Kernel {
             self.devices.remove(&index).unwrap();
         }
         for (index, cgroup) in &host.devices {
-            self.devices.insert(index, Device { cgroup: *cgroup }, 0).unwrap();
+            let device = Device { index: *index, reserved: 0, cgroup: *cgroup };
+            self.devices.insert(index, device, 0).unwrap();
         }
         for key in self.witnesses.keys().collect::<Result<Vec<_>, _>>().unwrap() {
             self.witnesses.remove(&key).unwrap();

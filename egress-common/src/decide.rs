@@ -3,6 +3,8 @@
 //! Invariant: every way out of [`decide`] that lets a packet pass is one of the reasons whose action is allow, or an
 //! audit of an endpoint or rule that is marked so; `tests/decide.rs` counts them.
 
+use core::ptr;
+
 use crate::established::established;
 use crate::neighbour;
 use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, protocol};
@@ -335,14 +337,23 @@ pub struct Said {
 impl Said {
     /// No entry matches.
     pub const NOTHING: u8 = 0xfe;
-    /// The row has more entries than a row can have.
+    /// The row has more entries than a row can have, or is another one's by now.
     pub const UNREADABLE: u8 = 0xff;
+}
+
+/// Reads a part of an entry here and now: a compiler keeps the order of such reads, and so do processors of the x86 kind. What becomes
+/// of the entry is found out by reading its key last.
+#[inline(always)]
+#[must_use]
+pub fn read<T: Copy>(part: &T) -> T {
+    // SAFETY: a reference can be read.
+    unsafe { ptr::read_volatile(part) }
 }
 
 /// Looks up what a policy says about an identity, and in that the entry that matches the packet.
 #[inline(always)]
 pub fn look_up<V: View>(view: &V, key: &RowKey, protocol: u8, port: u16) -> Said {
-    let Some(row) = view.row(key) else {
+    let Some((held, row)) = view.row(key) else {
         return Said { verdict: Said::NOTHING, rule: NO_RULE };
     };
     if row.len as usize > ROW_ENTRIES {
@@ -357,9 +368,11 @@ pub fn look_up<V: View>(view: &V, key: &RowKey, protocol: u8, port: u16) -> Said
         let matches = ports.protocol == PROTOCOL_ANY
             || (ports.protocol == protocol && ports.low <= port && port <= ports.high);
         if matches {
+            let (verdict, rule) = (read(&ports.verdict), read(&ports.rule));
             // What is no verdict is not to be mistaken for what we say about rows.
-            let verdict = if ports.verdict >= Said::NOTHING { Said::UNREADABLE } else { ports.verdict };
-            return Said { verdict, rule: ports.rule };
+            let whole = verdict < Said::NOTHING && read(&held.policy) == key.policy;
+            let whole = whole && read(&held.identity) == key.identity;
+            return Said { verdict: if whole { verdict } else { Said::UNREADABLE }, rule };
         }
         i += 1;
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a pod that is not known never gets what a known one has; a container that is not surely the proxy is not.
 
-use crate::decide::Decision;
+use crate::decide::{Decision, read};
 use crate::reason::Reason;
 use crate::view::{Owner, View};
 use crate::wire::{
@@ -78,20 +78,24 @@ where
     V: View,
     O: Owner,
 {
-    let mut level = config.pod_root_level.wrapping_add(2);
-    let nested = owner.cgroup(level);
-    decision.cgroup = nested;
-    let mut endpoint = view.endpoint(nested);
-    if endpoint.is_none() {
-        level = config.pod_root_level.wrapping_add(1);
-        let direct = owner.cgroup(level);
-        endpoint = view.endpoint(direct);
-        if endpoint.is_some() || nested == 0 {
-            decision.cgroup = direct;
+    /// An entry that is being replaced can be missed once.
+    const LOOKS: u32 = 2;
+    let [direct, nested] = [1, 2].map(|below| config.pod_root_level.wrapping_add(below));
+    let mut level = nested;
+    decision.cgroup = owner.cgroup(nested);
+    let mut endpoint = view.endpoint(decision.cgroup);
+    let mut looks = 1;
+    while endpoint.is_none() && looks < 2 * LOOKS {
+        level = if level == nested { direct } else { nested };
+        let cgroup = owner.cgroup(level);
+        endpoint = view.endpoint(cgroup);
+        if endpoint.is_some() || decision.cgroup == 0 {
+            decision.cgroup = cgroup;
         }
+        looks += 1;
     }
     match endpoint {
-        Some(endpoint) => known(endpoint, owner, level, decision),
+        Some(found) => known(found, owner, level, decision),
         None => unknown(config),
     }
 }
@@ -109,11 +113,11 @@ where
     V: View,
     O: Owner,
 {
-    let Some(endpoint) = view.endpoint(decision.cgroup) else {
+    let Some(found) = view.endpoint(decision.cgroup) else {
         return unknown(config);
     };
     let mut level = u32::MAX;
-    if endpoint.lock != 0 {
+    if found.1.lock != 0 {
         let nested = config.pod_root_level.wrapping_add(2);
         let direct = config.pod_root_level.wrapping_add(1);
         if owner.cgroup(nested) == decision.cgroup {
@@ -122,26 +126,28 @@ where
             level = direct;
         }
     }
-    known(endpoint, owner, level, decision)
+    known(found, owner, level, decision)
 }
 
-/// A known pod; `level` is that of its cgroup, `u32::MAX` where the sender is in another one.
+/// A known pod; `level` is that of its cgroup, `u32::MAX` where the sender is in another one. All that tells how it is judged is
+/// read here, and after that the entry's key.
 #[inline(always)]
 fn known<'a, O: Owner>(
-    endpoint: &'a Endpoint,
+    (held, endpoint): (&'a u64, &'a Endpoint),
     owner: &O,
     level: u32,
     decision: &mut Decision,
 ) -> Subject<'a> {
-    let (mut policy, mut lock) = (endpoint.policy, endpoint.lock);
+    let (mut policy, mut lock) = (read(&endpoint.policy), read(&endpoint.lock));
+    let (state, flags) = (read(&endpoint.state), read(&endpoint.flags));
     if lock != 0 && level != u32::MAX {
         let container = owner.cgroup(level.wrapping_add(1));
         decision.container = container;
         let mut i = 0;
         while i < PROXIES {
             let proxy = &endpoint.proxies[i];
-            if container != 0 && proxy.cgroup == container {
-                policy = proxy.policy;
+            if container != 0 && read(&proxy.cgroup) == container {
+                policy = read(&proxy.policy);
                 lock = 0;
             }
             i += 1;
@@ -150,12 +156,12 @@ fn known<'a, O: Owner>(
     let subject = Subject {
         policy,
         lock,
-        audit: endpoint.flags & FLAG_AUDIT != 0,
+        audit: flags & FLAG_AUDIT != 0,
         endpoint: Some(endpoint),
         settled: None,
         closed: None,
     };
-    match endpoint.state {
+    match if read(held) == decision.cgroup { state } else { 0 } {
         STATE_UNSELECTED => Subject { settled: Some(Reason::Unselected), ..subject },
         STATE_ISOLATED => subject,
         STATE_INVALID => Subject { closed: Some(Reason::InvalidPolicy), audit: false, ..subject },

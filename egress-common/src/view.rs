@@ -51,18 +51,19 @@ impl Hook {
     }
 }
 
-/// The maps, as [`decide()`](crate::decide()) reads them. A lookup that fails for any cause is `None`.
+/// The maps, as [`decide()`](crate::decide()) reads them. A lookup that fails for any cause is `None`. What comes with its key may have
+/// become another one's while it was read: see [`Keyed`](crate::wire::Keyed).
 pub trait View {
     /// The one entry of `CONFIG`.
     fn config(&self) -> Option<&Config>;
-    /// The pod of a cgroup id.
-    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint>;
+    /// The pod of a cgroup id, with the key that it has.
+    fn endpoint(&self, cgroup: u64) -> Option<(&u64, &Endpoint)>;
     /// The identity of exactly this address (`IPCACHE`).
     fn address(&self, addr: &Addr) -> Option<u64>;
     /// The identity of the longest prefix that holds this address (`CIDRS`).
     fn prefix(&self, addr: &Addr) -> Option<u64>;
-    /// What a policy says about an identity.
-    fn row(&self, key: &RowKey) -> Option<&Row>;
+    /// What a policy says about an identity, with the key that it has.
+    fn row(&self, key: &RowKey) -> Option<(&RowKey, &Row)>;
     /// [`look_up`] in these maps. The kernel has a function of its own for it, so that its verifier follows it once only.
     #[inline(always)]
     fn said(&self, key: &RowKey, protocol: u8, port: u16) -> Said

@@ -114,11 +114,7 @@ const EMPTY: u64 = u64::MAX - 2;
 #[inline(never)]
 fn suits(new: &Witness, old: &Witness) -> u64 {
     let age = new.seen.saturating_sub(old.seen);
-    let same = old.cgroup == new.cgroup
-        && old.remote.same(&new.remote)
-        && old.remote_port == new.remote_port
-        && old.local_port == new.local_port
-        && old.protocol == new.protocol;
+    let same = old.is_of_flow(new);
     // Of fragments there may be another datagram in a moment, with the same number.
     let again = if new.kind == WITNESS_FRAGMENT { 0 } else { WITNESS_TTL / 8 };
     if same && old.kind == new.kind && age < again {

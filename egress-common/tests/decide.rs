@@ -4,8 +4,8 @@ mod support;
 
 use egress_common::wire::{
     Addr, Cidr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_WORLD, PROTOCOL_ANY, PROXIES,
-    Ports, Proxy, ROW_ENTRIES, RowKey, STATE_INVALID, STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
-    VERDICT_ALLOW, VERDICT_AUDIT,
+    Ports, Proxy, ROW_ENTRIES, RowKey, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED, UNKNOWN_ALLOW,
+    UNKNOWN_POLICY, VERDICT_ALLOW, VERDICT_AUDIT,
 };
 use egress_common::{Action, Decision, Hook, Meta, Reason, Socket, decide};
 use support::{ETH0, LO, Maps, PEER, PEER_V4, PEER_V6, POD, POLICY, Sender, V4, V6, ipv4, tcp4, tcp6};
@@ -368,6 +368,29 @@ fn an_invalid_or_unreadable_endpoint_that_audits_denies_all_the_same() {
         for packet in [&tcp4(V4, PEER_V4, 443)[..], short] {
             assert_eq!(maps.judge(packet).verdict.action, Action::Deny, "{state}");
         }
+    }
+}
+
+#[test]
+fn what_became_anothers_while_it_was_read_denies() {
+    let packet = tcp4(V4, PEER_V4, 443);
+    let taken = |pod, row| Maps { taken: (pod, row), ..Maps::new() }.judge(&packet).verdict;
+    let own = RowKey { policy: POLICY, identity: PEER };
+    assert_eq!(taken(Some(POD), Some(own)).action, Action::Allow);
+    let others = [
+        (Some(POD + 1), None),
+        (None, Some(RowKey { policy: POLICY + 1, ..own })),
+        (None, Some(RowKey { identity: PEER + 1, ..own })),
+    ];
+    for (pod, row) in others {
+        let verdict = taken(pod, row);
+        assert_eq!((verdict.action, verdict.reason), (Action::Deny, Reason::BadEntry), "{pod:?} {row:?}");
+    }
+    // Also of a pod that nothing selects, or that is only audited, by what is read.
+    for (state, flags) in [(STATE_UNSELECTED, 0), (STATE_ISOLATED, FLAG_AUDIT)] {
+        let mut maps = Maps { taken: (Some(POD + 1), None), ..Maps::new() };
+        *maps.endpoint_mut() = Endpoint { state, flags, ..*maps.endpoint_mut() };
+        assert_eq!(maps.judge(&packet).verdict.action, Action::Deny);
     }
 }
 

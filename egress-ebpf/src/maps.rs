@@ -9,11 +9,11 @@ use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
-use egress_common::decide::{Said, look_up};
+use egress_common::decide::{Said, look_up, read};
 use egress_common::reason::COUNTER_SLOTS;
 use egress_common::wire::{
-    Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row, RowKey,
-    Witness, WitnessKey,
+    Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Keyed, Process, Row,
+    RowKey, Witness, WitnessKey,
 };
 use egress_common::witness::{Found, Half, find};
 use egress_common::{Flow, View};
@@ -26,11 +26,11 @@ static CONFIG: Array<Config, 1> = Array::new();
 
 /// Local pods by the id of their cgroup.
 #[btf_map(name = "egress_endpoint")]
-static ENDPOINTS: HashMap<u64, Endpoint, 16_384, SPARSE> = HashMap::new();
+static ENDPOINTS: HashMap<u64, Keyed<u64, Endpoint>, 16_384, SPARSE> = HashMap::new();
 
 /// Identities of single addresses.
 #[btf_map(name = "egress_ipcache")]
-static IPCACHE: HashMap<Addr, u64, 524_288, SPARSE> = HashMap::new();
+static IPCACHE: HashMap<Addr, Keyed<Addr, u64>, 524_288, SPARSE> = HashMap::new();
 
 /// Identities of prefixes.
 #[btf_map(name = "egress_cidrs")]
@@ -38,7 +38,7 @@ static CIDRS: LpmTrie<Addr, u64, 131_072> = LpmTrie::new();
 
 /// What each policy says about each identity.
 #[btf_map(name = "egress_rows")]
-static ROWS: HashMap<RowKey, Row, 262_144, SPARSE> = HashMap::new();
+static ROWS: HashMap<RowKey, Keyed<RowKey, Row>, 262_144, SPARSE> = HashMap::new();
 
 /// Pods by the index of the node's end of their veth.
 #[btf_map(name = "egress_devices")]
@@ -50,7 +50,7 @@ static COVERED: HashMap<u64, u32, 16_384, SPARSE> = HashMap::new();
 
 /// Whose an address is, of those on this node.
 #[btf_map(name = "egress_owners")]
-static OWNERS: HashMap<Addr, u64, 65_536, SPARSE> = HashMap::new();
+static OWNERS: HashMap<Addr, Keyed<Addr, u64>, 65_536, SPARSE> = HashMap::new();
 
 /// What was seen coming in, by local address and slot.
 #[btf_map(name = "egress_inbound")]
@@ -87,6 +87,27 @@ pub static ASKED: Array<u64, 1> = Array::new();
 /// The maps as `decide` reads them.
 pub struct Kernel;
 
+/// Looks once more where nothing is found: an entry that is being replaced can be missed, when its memory is already another one's and
+/// still leads on through its own bucket. The new entry is there by then.
+#[inline(always)]
+pub fn again<T>(look: impl Fn() -> Option<T>) -> Option<T> {
+    match look() {
+        None => look(),
+        found => found,
+    }
+}
+
+/// Whether an entry whose value was read is the one of this address.
+#[inline(always)]
+fn still(held: &Addr, addr: &Addr) -> bool {
+    let words = |addr: &Addr| {
+        // SAFETY: an address is as large as these, and aligned like them.
+        let [high, low] = unsafe { &*ptr::from_ref(addr).cast::<[u64; 2]>() };
+        (read(high), read(low))
+    };
+    words(held) == words(addr)
+}
+
 impl Kernel {
     /// Whether the veth hook judges the frames of all the pod's devices.
     #[inline(always)]
@@ -100,9 +121,10 @@ impl Kernel {
     #[inline(always)]
     pub fn receives(&self, cgroup: u64, flow: &Flow) -> bool {
         match self.endpoint(cgroup) {
-            Some(endpoint) => {
+            Some((held, endpoint)) => {
                 let own = endpoint.own(flow.version);
-                own.is_zero() || own.same(&flow.destination)
+                let receives = own.is_zero() || own.same(&flow.destination);
+                receives && read(held) == cgroup
             }
             None => true,
         }
@@ -116,23 +138,28 @@ impl View for Kernel {
     }
 
     #[inline(always)]
-    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
-        // SAFETY: the reference lives no longer than this program run, and the memory stays the map's. An entry that the
-        // agent deletes meanwhile may get another entry's bytes before we are done with it (since 6.1); every bit
-        // pattern is a value, and plans delete last, when nothing leads to the entry any more.
-        unsafe { ENDPOINTS.get(cgroup) }
+    fn endpoint(&self, cgroup: u64) -> Option<(&u64, &Endpoint)> {
+        // SAFETY: the reference lives no longer than this program run, and the memory stays the map's. What the agent replaces or deletes
+        // meanwhile may get another entry's bytes before we are done with it: every bit pattern is a value, and the key tells.
+        let found = unsafe { ENDPOINTS.get(cgroup) }?;
+        // Volatile, or the compiler would count on from what may be null, which verifiers do not allow.
+        // SAFETY: as above.
+        let found = unsafe { ptr::read_volatile(&raw const found) };
+        Some((&found.key, &found.value))
     }
 
     #[inline(always)]
     fn address(&self, addr: &Addr) -> Option<u64> {
         // Kernels before 6.3 or so take keys from the stack, but not from memory that a global function was given. Volatile, as the
         // compiler would do without the copy.
-        // SAFETY: a reference, read; and as above: the value is copied at once.
-        unsafe {
+        // SAFETY: a reference, read; and as above.
+        let found = unsafe {
             let key = ptr::read_volatile(addr);
-            IPCACHE.get(key)
-        }
-        .copied()
+            again(|| IPCACHE.get(&key))
+        }?;
+        let identity = read(&found.value);
+        // No identity is 0, and no row is about it.
+        Some(if still(&found.key, addr) { identity } else { 0 })
     }
 
     #[inline(always)]
@@ -141,9 +168,9 @@ impl View for Kernel {
     }
 
     #[inline(always)]
-    fn row(&self, key: &RowKey) -> Option<&Row> {
+    fn row(&self, key: &RowKey) -> Option<(&RowKey, &Row)> {
         // SAFETY: as for endpoints.
-        unsafe { ROWS.get(key) }
+        unsafe { ROWS.get(key) }.map(|found| (&found.key, &found.value))
     }
 
     #[inline(always)]
@@ -160,8 +187,10 @@ impl View for Kernel {
 
     #[inline(always)]
     fn device(&self, ifindex: u32) -> Option<u64> {
-        // SAFETY: as for endpoints; the value is copied at once.
-        unsafe { DEVICES.get(ifindex) }.map(|device| device.cgroup)
+        // SAFETY: as for endpoints.
+        let found = unsafe { DEVICES.get(ifindex) }?;
+        let cgroup = read(&found.cgroup);
+        if read(&found.index) == ifindex { Some(cgroup) } else { None }
     }
 
     #[inline(always)]
@@ -169,10 +198,13 @@ impl View for Kernel {
         // SAFETY: as for `address`.
         let found = unsafe {
             let key = ptr::read_volatile(addr);
-            OWNERS.get(key)
+            again(|| OWNERS.get(&key))
         };
         match found {
-            Some(owner) => *owner,
+            Some(found) => {
+                let owner = read(&found.value);
+                if still(&found.key, addr) { owner } else { u64::MAX }
+            }
             None => 0,
         }
     }

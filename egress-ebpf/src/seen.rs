@@ -2,6 +2,8 @@
 //!
 //! Invariant: nothing is judged here. Where the map is full it is not remembered, and will not be answered.
 
+use core::ptr;
+
 use egress_common::wire::Witness;
 use egress_common::witness::{self, FIRST, Half, SECOND};
 use egress_common::{Decision, Flow, Hook, Meta, View as _};
@@ -54,15 +56,46 @@ pub fn remember(seen: &Half, cgroup: u64) {
     seen.write(&mut value, cgroup, Kernel.now());
     // One key for all, and by reference: there is no room for more on the stack.
     let mut key = seen.key(FIRST);
-    let first = Kernel.witness(&key);
+    let first = WITNESSES.get_ptr_mut(&key);
     key.slot = seen.slot(SECOND);
-    let second = Kernel.witness(&key);
-    let Some(choice) = witness::place(&value, first, second) else {
+    let second = WITNESSES.get_ptr_mut(&key);
+    // SAFETY: of the map, as in `Kernel::witness`.
+    let Some(choice) = witness::place(&value, unsafe { of(first) }, unsafe { of(second) }) else {
         return;
     };
     if choice == FIRST {
         key.slot = seen.slot(FIRST);
     }
+    // The same again is renewed where it is: an entry that is replaced can be missed by others at that moment.
+    let old = if choice == FIRST { first } else { second };
+    if let Some(old) = old
+        && renewed(old, &value)
+    {
+        return;
+    }
     let (key, value) = (&key, &value);
     let _full = WITNESSES.insert(key, value, 0);
+}
+
+/// Renews an entry of the same, if it is one. By itself, for the stacks.
+#[inline(never)]
+fn renewed(old: *mut Witness, new: &Witness) -> bool {
+    // SAFETY: of a map, as in `Kernel::witness`; eight bytes are written at once.
+    unsafe {
+        let same = (*old).kind == new.kind && (*old).is_of_flow(new);
+        if same {
+            ptr::write_volatile(&raw mut (*old).seen, new.seen);
+        }
+        same
+    }
+}
+
+/// What a map has there.
+///
+/// # Safety
+/// It is of a map, and of this run of the program.
+#[inline(always)]
+unsafe fn of<'a>(found: Option<*mut Witness>) -> Option<&'a Witness> {
+    // SAFETY: as above.
+    found.map(|found| unsafe { &*found })
 }

@@ -117,7 +117,7 @@ impl View for Maps<'_> {
     fn config(&self) -> Option<&Config> {
         self.state.config()
     }
-    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
+    fn endpoint(&self, cgroup: u64) -> Option<(&u64, &Endpoint)> {
         self.state.endpoint(cgroup)
     }
     fn address(&self, addr: &Addr) -> Option<u64> {
@@ -126,7 +126,7 @@ impl View for Maps<'_> {
     fn prefix(&self, addr: &Addr) -> Option<u64> {
         self.prefixes.lookup(&self.state.cidrs, addr).map(|(_, identity)| *identity)
     }
-    fn row(&self, key: &RowKey) -> Option<&Row> {
+    fn row(&self, key: &RowKey) -> Option<(&RowKey, &Row)> {
         self.state.row(key)
     }
     fn device(&self, ifindex: u32) -> Option<u64> {

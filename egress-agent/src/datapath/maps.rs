@@ -10,7 +10,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
 use egress_common::wire::{
-    ABI, Addr, Cidr, Config, Endpoint, FLAG_AUDIT, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
+    ABI, Addr, Cidr, Config, Endpoint, FLAG_AUDIT, Keyed, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
 };
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
@@ -32,10 +32,10 @@ pub(super) const NAMES: [&str; 5] = [CONFIG, ENDPOINTS, IPCACHE, CIDRS, ROWS];
 /// Size of key and value of each map: a pinned map of another shape is not ours to write.
 const SHAPES: [(&str, usize, usize); 5] = [
     (CONFIG, 4, size_of::<Config>()),
-    (ENDPOINTS, 8, size_of::<Endpoint>()),
-    (IPCACHE, 16, 8),
+    (ENDPOINTS, 8, size_of::<Keyed<u64, Endpoint>>()),
+    (IPCACHE, 16, size_of::<Keyed<Addr, u64>>()),
     (CIDRS, 4 + 16, 8),
-    (ROWS, size_of::<RowKey>(), size_of::<Row>()),
+    (ROWS, size_of::<RowKey>(), size_of::<Keyed<RowKey, Row>>()),
 ];
 
 /// What a full map of addresses means.
@@ -45,10 +45,10 @@ const PLANS_WAIT: &str =
 /// The open maps.
 pub(super) struct Maps {
     config: Array<MapData, Config>,
-    endpoints: BpfHash<MapData, u64, Endpoint>,
-    ipcache: BpfHash<MapData, Addr, u64>,
+    endpoints: BpfHash<MapData, u64, Keyed<u64, Endpoint>>,
+    ipcache: BpfHash<MapData, Addr, Keyed<Addr, u64>>,
     cidrs: LpmTrie<MapData, Addr, u64>,
-    rows: BpfHash<MapData, RowKey, Row>,
+    rows: BpfHash<MapData, RowKey, Keyed<RowKey, Row>>,
     capacity: BTreeMap<&'static str, u32>,
     observed: State,
 }
@@ -120,10 +120,10 @@ impl Maps {
         let cidr = |key: Key<Addr>| Cidr { bits: key.prefix_len(), addr: key.data() };
         Ok(State {
             config: self.config.get(&0, 0)?,
-            endpoints: self.endpoints.iter().collect::<Result<_, _>>()?,
-            addresses: self.ipcache.iter().collect::<Result<_, _>>()?,
+            endpoints: values(&self.endpoints)?,
+            addresses: values(&self.ipcache)?,
             cidrs: self.cidrs.iter().map(|e| e.map(|(k, v)| (cidr(k), v))).collect::<Result<_, _>>()?,
-            rows: self.rows.iter().collect::<Result<_, _>>()?,
+            rows: values(&self.rows)?,
         })
     }
 
@@ -142,11 +142,11 @@ impl Maps {
         if let Some(cgroup) = cgroup
             && let Some(endpoint) = found(self.endpoints.get(&cgroup, 0))?
         {
-            state.endpoints.insert(cgroup, endpoint);
+            state.endpoints.insert(cgroup, endpoint.value);
         }
         for addr in addresses {
             if let Some(identity) = found(self.ipcache.get(addr, 0))? {
-                state.addresses.insert(*addr, identity);
+                state.addresses.insert(*addr, identity.value);
             }
             if let Some(identity) = found(self.cidrs.get(&Key::new(128, *addr), 0))? {
                 state.cidrs.insert(Cidr { bits: 128, addr: *addr }, identity);
@@ -157,7 +157,7 @@ impl Maps {
             for identity in &identities {
                 let key = RowKey { policy, identity: *identity };
                 if let Some(row) = found(self.rows.get(&key, 0))? {
-                    state.rows.insert(key, row);
+                    state.rows.insert(key, row.value);
                 }
             }
         }
@@ -254,11 +254,11 @@ impl Maps {
         let lpm = |cidr: &Cidr| Key::new(cidr.bits, cidr.addr);
         match step {
             Step::PutRow(key, row) => {
-                self.rows.insert(key, **row, 0)?;
+                self.rows.insert(key, Keyed { key: *key, value: **row }, 0)?;
                 observed.rows.insert(*key, **row);
             }
             Step::PutAddress(addr, identity) => {
-                self.ipcache.insert(addr, identity, 0)?;
+                self.ipcache.insert(addr, Keyed { key: *addr, value: *identity }, 0)?;
                 observed.addresses.insert(*addr, *identity);
             }
             Step::PutCidr(cidr, identity) => {
@@ -266,7 +266,7 @@ impl Maps {
                 observed.cidrs.insert(*cidr, *identity);
             }
             Step::PutEndpoint(cgroup, endpoint) => {
-                self.endpoints.insert(cgroup, endpoint, 0)?;
+                self.endpoints.insert(cgroup, Keyed { key: *cgroup, value: *endpoint }, 0)?;
                 observed.endpoints.insert(*cgroup, *endpoint);
             }
             Step::PutConfig(config) => {
@@ -305,6 +305,16 @@ impl Maps {
         let fill = |(map, (entries, meaning))| Fill::new(map, entries, capacity(map), meaning);
         FILLED.into_iter().zip(maps).map(fill).collect()
     }
+}
+
+/// What a map says, by its keys.
+pub(super) fn values<K: aya::Pod + Ord, V>(
+    map: &BpfHash<MapData, K, Keyed<K, V>>,
+) -> Result<BTreeMap<K, V>, MapError>
+where
+    Keyed<K, V>: aya::Pod,
+{
+    map.iter().map(|entry| entry.map(|(key, found)| (key, found.value))).collect()
 }
 
 /// What a lookup found; that there is no such key is no error.

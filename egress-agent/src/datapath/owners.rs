@@ -7,14 +7,16 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{HashMap as BpfHash, MapData, MapError};
-use egress_common::wire::Addr;
+use egress_common::wire::{Addr, Keyed};
+
+use super::maps::values;
 
 /// The map.
 pub(super) const OWNERS: &str = "egress_owners";
 
 /// Addresses by what they are the address of.
 pub(super) struct Owners {
-    map: BpfHash<MapData, Addr, u64>,
+    map: BpfHash<MapData, Addr, Keyed<Addr, u64>>,
     /// As in the kernel.
     written: BTreeMap<Addr, u64>,
 }
@@ -23,9 +25,8 @@ impl Owners {
     /// Opens the map, with what an earlier agent wrote.
     pub(super) fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let map = ebpf.take_map(OWNERS).with_context(|| format!("the BPF object has no map {OWNERS}"))?;
-        let map: BpfHash<_, Addr, u64> = map.try_into()?;
-        let written =
-            map.iter().collect::<Result<_, _>>().with_context(|| format!("cannot read {OWNERS}"))?;
+        let map = BpfHash::try_from(map)?;
+        let written = values(&map).with_context(|| format!("cannot read {OWNERS}"))?;
         Ok(Self { map, written })
     }
 
@@ -41,7 +42,9 @@ impl Owners {
         }
         for (addr, owner) in wanted {
             if self.written.get(addr) != Some(owner) {
-                self.map.insert(addr, owner, 0).context("cannot write whose an address is")?;
+                self.map
+                    .insert(addr, Keyed { key: *addr, value: *owner }, 0)
+                    .context("cannot write whose an address is")?;
                 self.written.insert(*addr, *owner);
             }
         }

@@ -80,12 +80,14 @@ impl Veths {
 
     /// Whether an agent has covered a device for this pod.
     pub(super) fn knows(&self, index: u32, cgroup: u64) -> bool {
-        self.devices.get(&index, 0).ok() == Some(Device { cgroup })
+        self.devices.get(&index, 0).ok() == Some(Device { index, reserved: 0, cgroup })
     }
 
     /// Writes whose device it is.
     pub(super) fn claim(&mut self, index: u32, cgroup: u64) -> anyhow::Result<()> {
-        self.devices.insert(index, Device { cgroup }, 0).context("cannot write whose device it is")
+        self.devices
+            .insert(index, Device { index, reserved: 0, cgroup }, 0)
+            .context("cannot write whose device it is")
     }
 
     /// Whether all frames of the pod of `cgroup` are judged, so that it may make packet sockets.

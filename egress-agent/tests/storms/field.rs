@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aya::maps::{Map, PerCpuHashMap};
-use egress_common::wire::{Denial, DenialKey, Device, Endpoint, Witness, WitnessKey};
+use egress_common::wire::{Denial, DenialKey, Device, Endpoint, Keyed, Witness, WitnessKey};
 use egress_probe::{Captured, Outcome, Storm};
 use egress_topology::{Container, Exec, OUTSIDE_V4, OUTSIDE_V6, Pod, Process, Topology};
 use serde_json::{Value, json};
@@ -141,7 +141,7 @@ pub(crate) struct Cgroups {
 impl Cgroups {
     /// Reads the pinned maps.
     pub(crate) fn read(stand: &Stand) -> Self {
-        let endpoints = pinned_hash::<u64, Endpoint>(stand, "egress_endpoint");
+        let endpoints = pinned_hash::<u64, Keyed<u64, Endpoint>>(stand, "egress_endpoint");
         let devices = pinned_hash::<u32, Device>(stand, "egress_devices");
         let denials = Map::PerCpuHashMap(pinned(stand, "egress_denials"));
         let denials = PerCpuHashMap::<_, DenialKey, Denial>::try_from(denials).unwrap();

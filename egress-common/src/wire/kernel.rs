@@ -87,6 +87,17 @@ impl Witness {
         }
     }
 
+    /// Whether both are of the same flow of the same pod.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_of_flow(&self, other: &Self) -> bool {
+        self.cgroup == other.cgroup
+            && self.remote.same(&other.remote)
+            && self.remote_port == other.remote_port
+            && self.local_port == other.local_port
+            && self.protocol == other.protocol
+    }
+
     /// Whether it does not count any more at `now`, a time of the kernel's monotonic clock in nanoseconds, and will not again.
     #[must_use]
     pub const fn is_over(&self, now: u64) -> bool {

@@ -12,7 +12,7 @@ pub use kernel::*;
 
 /// Version of everything in this module. Pins live in a directory named after it; change it with any layout
 /// or meaning here.
-pub const ABI: u32 = 6;
+pub const ABI: u32 = 7;
 
 /// An IPv6 address, or an IPv4 address in IPv4-mapped form (RFC 4291, section 2.5.5.2), in network byte order. Aligned, so that
 /// the kernel's programs read it in two words.
@@ -123,6 +123,18 @@ impl Addr {
     }
 }
 
+/// A value of a hash map, with its key once more before it. The kernel gives the memory of an entry that goes to the next one that comes
+/// at once, whoever still reads it (`kernel/bpf/memalloc.c`), and writes keys and values from their beginning on: what was read
+/// is of this key where the key is read after it, and is still the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Keyed<K, V> {
+    /// The key.
+    pub key: K,
+    /// What is said of it.
+    pub value: V,
+}
+
 /// [`Config::unknown`]: unknown pods reach nothing but loopback.
 pub const UNKNOWN_DENY: u32 = 0;
 /// [`Config::unknown`]: unknown pods are judged by the rows of [`Config::unknown_policy`].
@@ -174,7 +186,7 @@ pub struct Proxy {
     pub policy: u64,
 }
 
-/// A value of map `ENDPOINTS`, keyed by the id of the pod's cgroup (`u64`). One entry holds all that is said about a pod
+/// A value of map `ENDPOINTS`, [`Keyed`] by the id of the pod's cgroup (`u64`). One entry holds all that is said about a pod
 /// and its containers, so that it changes in one write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -253,7 +265,7 @@ pub struct Ports {
     pub high: u16,
 }
 
-/// A value of map `ROWS`: what a policy says about an identity. Everything not listed is denied.
+/// A value of map `ROWS`, [`Keyed`]: what a policy says about an identity. Everything not listed is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Row {
@@ -291,11 +303,15 @@ impl Row {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Device {
+    /// The index once more, as in [`Keyed`].
+    pub index: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Id of the pod's cgroup, the key of its [`Endpoint`].
     pub cgroup: u64,
 }
 
-/// A value of map `OWNERS`, keyed by an [`Addr`], where that is one of the node itself: the id of the cgroup of all, which no pod has.
+/// A value of map `OWNERS`, [`Keyed`] by an [`Addr`], where that is one of the node itself: the id of the cgroup of all, which no pod has.
 /// Of a pod on the node it is the id of the pod's cgroup.
 pub const OWNER_NODE: u64 = 1;
 
@@ -308,7 +324,10 @@ const _: () = {
     assert!(size_of::<Ports>() == 1 + 1 + 2 + 2 + 2);
     assert!(size_of::<Row>() == 4 + 4 + 8 * ROW_ENTRIES);
     assert!(size_of::<Counter>() == 8 + 8);
-    assert!(size_of::<Device>() == 8);
+    assert!(size_of::<Device>() == 4 + 4 + 8);
+    assert!(size_of::<Keyed<u64, Endpoint>>() == 8 + size_of::<Endpoint>());
+    assert!(size_of::<Keyed<RowKey, Row>>() == size_of::<RowKey>() + size_of::<Row>());
+    assert!(size_of::<Keyed<Addr, u64>>() == 16 + 8);
     assert!(size_of::<WitnessKey>() == 16 + 4 + 4);
     assert!(size_of::<Witness>() == 8 + 8 + 16 + 2 + 2 + 1 + 1 + 2);
     assert!(size_of::<Approval>() == 8 + 8 + 2 * 16 + 2 + 2 + 4 + 8);
@@ -321,7 +340,7 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row,
+        Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Keyed, Process, Row,
         RowKey, Witness, WitnessKey,
     };
 
@@ -333,7 +352,20 @@ mod pod {
         };
     }
     pod!(
-        Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Process, Row,
-        RowKey, Witness, WitnessKey
+        Addr,
+        Approval,
+        Config,
+        Counter,
+        Denial,
+        DenialKey,
+        Device,
+        FlowEvent,
+        Process,
+        RowKey,
+        Witness,
+        WitnessKey,
+        Keyed<u64, Endpoint>,
+        Keyed<Addr, u64>,
+        Keyed<RowKey, Row>
     );
 }

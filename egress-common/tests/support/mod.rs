@@ -41,6 +41,8 @@ pub struct Maps {
     pub owners: BTreeMap<Addr, u64>,
     pub witnesses: BTreeMap<WitnessKey, Witness>,
     pub now: u64,
+    /// Whose the memory of a pod or a row is by the time that it was read.
+    pub taken: (Option<u64>, Option<RowKey>),
 }
 
 impl Maps {
@@ -70,6 +72,7 @@ impl Maps {
             owners: BTreeMap::new(),
             witnesses: BTreeMap::new(),
             now: 1_000_000_000_000,
+            taken: (None, None),
         }
     }
 
@@ -110,8 +113,9 @@ impl View for Maps {
     fn config(&self) -> Option<&Config> {
         self.config.as_ref()
     }
-    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
-        self.endpoints.get(&cgroup)
+    fn endpoint(&self, cgroup: u64) -> Option<(&u64, &Endpoint)> {
+        let (key, endpoint) = self.endpoints.get_key_value(&cgroup)?;
+        Some((self.taken.0.as_ref().unwrap_or(key), endpoint))
     }
     fn address(&self, addr: &Addr) -> Option<u64> {
         self.addresses.get(addr).copied()
@@ -124,8 +128,9 @@ impl View for Maps {
         };
         self.cidrs.iter().filter(|(cidr, _)| holds(cidr)).max_by_key(|(cidr, _)| cidr.bits).map(|(_, id)| *id)
     }
-    fn row(&self, key: &RowKey) -> Option<&Row> {
-        self.rows.get(key)
+    fn row(&self, key: &RowKey) -> Option<(&RowKey, &Row)> {
+        let (key, row) = self.rows.get_key_value(key)?;
+        Some((self.taken.1.as_ref().unwrap_or(key), row))
     }
     fn device(&self, ifindex: u32) -> Option<u64> {
         self.devices.get(&ifindex).copied()

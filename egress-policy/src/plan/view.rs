@@ -11,8 +11,8 @@ impl View for State {
         Some(&self.config)
     }
 
-    fn endpoint(&self, cgroup: u64) -> Option<&Endpoint> {
-        self.endpoints.get(&cgroup)
+    fn endpoint(&self, cgroup: u64) -> Option<(&u64, &Endpoint)> {
+        self.endpoints.get_key_value(&cgroup)
     }
 
     fn address(&self, addr: &Addr) -> Option<u64> {
@@ -24,8 +24,8 @@ impl View for State {
         Prefixes::new(&self.cidrs).lookup(&self.cidrs, addr).map(|(_, identity)| *identity)
     }
 
-    fn row(&self, key: &RowKey) -> Option<&Row> {
-        self.rows.get(key)
+    fn row(&self, key: &RowKey) -> Option<(&RowKey, &Row)> {
+        self.rows.get_key_value(key)
     }
 
     /// A state is what policies say; what comes in is not in it, so nothing is a reply.

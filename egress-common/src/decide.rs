@@ -222,16 +222,17 @@ where
     let flow = &decision.flow;
     // Also of a pod that nothing selects: what answers it would come to the other one as if that had been asked.
     if veth && owner.claims(view, packet, flow, &meta, subject.endpoint, decision.cgroup) {
-        return Verdict::of(Reason::SpoofedSource);
+        let hidden = flow.version == 0 && meta.ethertype != ETHERTYPE_ARP;
+        return Verdict::of(if hidden { Reason::NotIp } else { Reason::SpoofedSource });
     }
     if let Some(reason) = subject.settled {
         decision.forged = !subject.owns(flow.version, &flow.source);
         return Verdict::of(reason);
     }
+    // Whatever comes of it, it may be audited, and pass.
+    decision.forged = subject.source_is_judged() && !subject.owns(flow.version, &flow.source);
     if veth {
         if matches!(owner.socket(), Socket::Packet) {
-            // It may be audited, and pass.
-            decision.forged = subject.source_is_judged() && !subject.owns(flow.version, &flow.source);
             return Verdict::audited(Reason::PacketSocket, subject.audit);
         }
         if meta.vlan || (flow.version == 0 && !is_ip(meta.ethertype)) {
@@ -267,8 +268,7 @@ where
     if to.is_loopback() || to.is_unspecified() || (flow.version == 6 && to.is_v4()) {
         return Verdict::audited(Reason::MartianAddress, subject.audit);
     }
-    if subject.source_is_judged() && !subject.owns(flow.version, &flow.source) {
-        decision.forged = true;
+    if decision.forged {
         return Verdict::audited(Reason::SpoofedSource, subject.audit);
     }
 

@@ -3,13 +3,15 @@
 //! Invariant: it passes in the forms that kernels send, of the pod's own address, and carries nothing of the sender's choice but
 //! what is asked for.
 
-use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, icmp, protocol};
+use crate::packet::{
+    self, Bytes, ETHERTYPE_ARP, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Flow, icmp, protocol,
+};
 use crate::subject::owns;
 use crate::view::{Meta, View};
 use crate::wire::{Addr, Endpoint};
 
 /// Whether a frame says of an address that it is the pod's, though on this node it is known to be somebody else's: by its source, or as
-/// neighbours believe it (ARP, and advertisements of IPv6). Not while no address of the pod is known.
+/// neighbours believe it (ARP, and advertisements of IPv6); or hides that, as a frame with two VLAN tags does. Not while no address of the pod is known.
 #[must_use]
 #[inline(always)]
 pub fn claims<V: View, B: Bytes + ?Sized>(
@@ -22,7 +24,11 @@ pub fn claims<V: View, B: Bytes + ?Sized>(
 ) -> bool {
     let Some(endpoint) = endpoint else { return false };
     let claimed = if flow.version == 0 {
-        if meta.vlan || meta.ethertype != ETHERTYPE_ARP {
+        // Under a second tag anything can be: a kernel takes off all that name no VLAN (`__netif_receive_skb_core`).
+        if meta.ethertype == ETHERTYPE_VLAN || meta.ethertype == ETHERTYPE_SERVICE_VLAN {
+            return !(endpoint.v4.is_zero() && endpoint.v6.is_zero());
+        }
+        if meta.ethertype != ETHERTYPE_ARP {
             return false;
         }
         match packet.words::<7>(0) {

@@ -83,6 +83,10 @@ pub const ETHERTYPE_IPV6: u16 = u16::from_be(EtherType::Ipv6 as u16);
 
 /// `ETH_P_ARP` in host byte order.
 pub const ETHERTYPE_ARP: u16 = u16::from_be(EtherType::Arp as u16);
+/// Ethertype of a VLAN tag (IEEE 802.1Q).
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// Ethertype of a service VLAN tag (IEEE 802.1ad).
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 
 /// IANA protocol numbers that are judged by policy.
 pub mod protocol {

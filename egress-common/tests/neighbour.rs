@@ -215,6 +215,19 @@ fn what_belongs_to_another_is_claimed_by_nobody() {
         }
         assert_eq!(arp(&maps, other4), Reason::SpoofedSource);
         assert_ne!(arp(&maps, V4), Reason::SpoofedSource);
+        // Under a tag that a kernel takes off, and under two, whatever is in them.
+        let tagged = |ethertype, packet: &[u8]| {
+            let of = |meta| Meta { ethertype, vlan: true, ..meta };
+            frame(&maps, Sender::NOBODY, packet, of).verdict
+        };
+        assert_eq!(tagged(ETHERTYPE_ARP, &arp_from(other4)).reason, Reason::SpoofedSource);
+        assert_ne!(tagged(ETHERTYPE_ARP, &arp_from(V4)).reason, Reason::SpoofedSource);
+        assert_ne!(tagged(0x0800, &tcp4(V4, PEER_V4, 443)).reason, Reason::SpoofedSource);
+        for ethertype in [0x8100, 0x88a8] {
+            let twice = [&[0, 0, 8, 0], &tcp4(V4, PEER_V4, 443)[..]].concat();
+            let verdict = tagged(ethertype, &twice);
+            assert_eq!((verdict.action, verdict.reason), (Action::Deny, Reason::NotIp));
+        }
         // Behind other headers.
         let plain = advertised(V6, V6);
         let mut wrapped = plain[..40].to_vec();

@@ -128,6 +128,27 @@ fn tagged_frames_are_denied_whatever_is_in_them() {
     expect(frame(&maps, Sender::NOBODY, &allowed()[0], tagged), Action::Audit, Reason::NotIp);
 }
 
+/// It is put together on its way to a pod of the node, where it would be taken for what somebody outside asks.
+#[test]
+fn what_passes_only_because_it_is_audited_is_marked_where_its_source_is_not_the_pods() {
+    let mut maps = Maps::new();
+    maps.endpoint_mut().flags = FLAG_AUDIT;
+    let mut other = V6;
+    other[15] ^= 1;
+    for (from, forged) in [(V6, false), (other, true)] {
+        // The first fragment of a datagram with options for its destination before it.
+        let mut first = tcp6(from, PEER_V6, 443);
+        first[6] = 44;
+        first.truncate(40);
+        first.extend([60, 0, 0, 1, 0, 0, 0, 7, 17, 0, 1, 4, 0, 0, 0, 0, 0, 9, 0, 9, 0, 40, 0, 0]);
+        let length = u8::try_from(first.len() - 40).unwrap();
+        first[4..6].copy_from_slice(&[0, length]);
+        let decision = maps.judge_veth(Sender::NESTED, &first);
+        expect(decision, Action::Audit, Reason::Ipv6Extension);
+        assert_eq!(decision.forged, forged);
+    }
+}
+
 #[test]
 fn of_what_is_not_ip_only_arp_passes() {
     let mut maps = Maps::new();

@@ -29,9 +29,19 @@ fn audited(range: &Range) -> Container {
     pod
 }
 
+/// A frame with two VLAN tags that name no VLAN, which kernels take off.
+const TAGGED_TWICE: &str = "a frame tagged twice";
+
 fn inject(from: &Container, packet: &str, via: &str) {
-    let words = ["inject", packet, "--via", via, "--destination-mac", BRIDGE_MAC];
-    assert!(from.attempt(&words).unwrap().succeeded());
+    let (ethertype, under) = (0x8100.to_string(), format!("00000800{packet}"));
+    let to = ["--destination-mac", BRIDGE_MAC];
+    let words = match via {
+        TAGGED_TWICE => {
+            ["inject", &under, "--via", "frame", "--vlan", "0", "--ethertype", &ethertype].to_vec()
+        }
+        via => ["inject", packet, "--via", via].to_vec(),
+    };
+    assert!(from.attempt(&[words, to.to_vec()].concat()).unwrap().succeeded());
 }
 
 #[test]
@@ -58,9 +68,8 @@ fn row_8_a_neighbour_that_asks_in_the_name_of_the_locked_down_pod() {
     let echo = Exec::probe(["serve-udp", "--port", &port.to_string()]);
     let mut server = range.stand.topology.outside_exec(&echo).unwrap();
     server.wait_ready(Duration::from_secs(5)).unwrap();
-    for (neighbour, via) in
-        [(&range.free, "raw"), (&range.free, "frame"), (&audited, "raw"), (&audited, "frame")]
-    {
+    let ways = ["raw", "frame", TAGGED_TWICE];
+    for (neighbour, via) in [&range.free, &audited].into_iter().flat_map(|one| ways.map(|via| (one, via))) {
         let from = neighbour.clone();
         let reflected =
             attack(&format!("an answer to what {} asked via {via}", from.pod().name()), move |shot| {

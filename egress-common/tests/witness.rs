@@ -497,7 +497,7 @@ fn a_connection_came_in_to_the_pod_where_its_syn_was_seen_in_either_place() {
                 maps.witnesses = [(half.key(choice), seen)].into();
                 witness::came_in_to(&maps, &kept)
             };
-            assert_eq!(says(seen), Some(POD));
+            assert_eq!(says(seen), Some((POD, kept.source_port)));
             assert_eq!(says(Witness { kind: WITNESS_CLOSED, ..seen }), None);
             assert_eq!(says(Witness { remote_port: 1, ..seen }), None);
             assert_eq!(says(Witness { protocol: 17, ..seen }), None);
@@ -505,7 +505,7 @@ fn a_connection_came_in_to_the_pod_where_its_syn_was_seen_in_either_place() {
             // The pod that had the address before.
             let other = Witness { cgroup: POD + 1, seen: seen.seen - 1, ..seen };
             maps.witnesses = [(half.key(choice), seen), (half.key(SECOND - choice), other)].into();
-            assert_eq!(witness::came_in_to(&maps, &kept), Some(POD));
+            assert_eq!(witness::came_in_to(&maps, &kept), Some((POD, kept.source_port)));
         }
     }
 }

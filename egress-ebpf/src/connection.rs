@@ -50,10 +50,11 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     }
     let mut flow = flow(ctx.ops);
-    let Some(cgroup) = witness::came_in_to(&Kernel, &flow) else {
+    let Some((cgroup, port)) = witness::came_in_to(&Kernel, &flow) else {
         return;
     };
-    flow.cgroup = cgroup;
+    // As its packets have it: netfilter in the pod may have led it to the socket from another port.
+    (flow.cgroup, flow.source_port) = (cgroup, port);
     flow.flags = APPROVAL_CAME_IN;
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: a map of this kind, a socket that is not null, a value of the map's type.

@@ -127,6 +127,23 @@ impl Packet {
     }
 }
 
+/// The port at which a packet's socket listens; 0 where it does not.
+#[inline(never)]
+pub fn listens_at(packet: &Packet) -> u16 {
+    let sk = packet.sk();
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: a socket that is not null, as the verifier sees.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: a whole socket that is not null, as the verifier sees.
+    let (state, port) = unsafe { ((*sk).state, (*sk).src_port) };
+    if state == BPF_TCP_LISTEN { port as u16 } else { 0 }
+}
+
 impl Bytes for Packet {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {

@@ -49,11 +49,26 @@ fn parted(flow: &Flow, cgroup: u64) {
     remember(&witness::datagram(flow), cgroup);
 }
 
-/// Writes down what was seen, unless the same was written a short time ago.
+/// Remembers that a connection which came in is led to another port within the pod, as the SYN-ACK of the socket tells that listens there.
 #[inline(never)]
+pub fn led(flow: &Flow, cgroup: u64, listens: u16) {
+    if let Some(seen) = witness::leads_to(&Kernel, flow, cgroup, listens) {
+        write_down(&seen, cgroup, flow.source_port);
+    }
+}
+
+/// Writes down what was seen, unless the same was written a short time ago.
+#[inline(always)]
 pub fn remember(seen: &Half, cgroup: u64) {
+    write_down(seen, cgroup, 0);
+}
+
+/// The same, with [`Witness::wire_port`].
+#[inline(never)]
+fn write_down(seen: &Half, cgroup: u64, wire_port: u16) {
     let mut value = Witness::default();
     seen.write(&mut value, cgroup, Kernel.now());
+    value.wire_port = wire_port;
     // One key for all, and by reference: there is no room for more on the stack.
     let mut key = seen.key(FIRST);
     let first = WITNESSES.get_ptr_mut(&key);
@@ -82,7 +97,7 @@ pub fn remember(seen: &Half, cgroup: u64) {
 fn renewed(old: *mut Witness, new: &Witness) -> bool {
     // SAFETY: of a map, as in `Kernel::witness`; eight bytes are written at once.
     unsafe {
-        let same = (*old).kind == new.kind && (*old).is_of_flow(new);
+        let same = (*old).kind == new.kind && (*old).wire_port == new.wire_port && (*old).is_of_flow(new);
         if same {
             ptr::write_volatile(&raw mut (*old).seen, new.seen);
         }

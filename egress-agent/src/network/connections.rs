@@ -1,15 +1,22 @@
 //! The TCP connections that a pod has when it is enforced for the first time.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use egress_common::packet::protocol;
+
+use super::conntrack::{Translated, translated_where};
+use super::netlink::inside;
 
 /// State of a listening socket in `/proc/net/tcp` (`include/net/tcp_states.h`).
 const LISTEN: &str = "0A";
 /// States of connections that have something to say: established, the four of closing before the last acknowledgement.
 const OPEN: [&str; 6] = ["01", "04", "05", "08", "09", "0B"];
 
-/// A TCP connection, seen from the pod.
+/// A TCP connection, seen from the pod. Its own end is as packets have it: a mesh's netfilter in the pod leads connections from the ports
+/// that others know to the one at which the sidecar listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Connection {
     /// The pod's end.
@@ -26,7 +33,22 @@ pub fn inbound(pid: u32) -> io::Result<Vec<Connection>> {
     let mut tables = fs::read_to_string(format!("/proc/{pid}/net/tcp"))?;
     // Missing where the kernel has no IPv6.
     tables.push_str(&fs::read_to_string(format!("/proc/{pid}/net/tcp6")).unwrap_or_default());
-    Ok(classify(&tables))
+    let mut found = classify(&tables);
+    if found.is_empty() {
+        return Ok(found);
+    }
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    // Without connection tracking nothing is led anywhere.
+    let tcp = |one: &Translated| one.protocol == protocol::TCP;
+    let led = inside(&namespace, || translated_where(tcp)).unwrap_or_default();
+    let known = |one: &Translated| ((SocketAddr::new(one.from, one.from_port), one.backend), one.to);
+    let led: BTreeMap<_, _> = led.iter().map(known).collect();
+    for one in &mut found {
+        if let Some(to) = led.get(&(one.remote, one.local)) {
+            one.local = *to;
+        }
+    }
+    Ok(found)
 }
 
 /// Source of the format: `Documentation/networking/proc_net_tcp.rst`.

@@ -1,4 +1,5 @@
-//! Where the node's netfilter sends what pods send to services (`nf_conntrack`, by `ctnetlink`).
+//! Where netfilter sends connections: the node's what pods send to services, a pod's own what comes in to it (`nf_conntrack`, by
+//! `ctnetlink`).
 //!
 //! Invariant: what is forgotten is one connection, by the kernel's own number of it. Tested by `tests/former.rs`.
 
@@ -37,6 +38,8 @@ const DESTINATION_PORT: u16 = 3;
 pub struct Translated {
     /// Who began it.
     pub from: IpAddr,
+    /// From which port.
+    pub from_port: u16,
     /// Where that sends it.
     pub to: SocketAddr,
     /// Where it goes.
@@ -52,10 +55,18 @@ pub struct Translated {
 /// # Errors
 /// The kernel does not tell; it may have no connection tracking.
 pub fn translated(senders: &BTreeSet<IpAddr>) -> io::Result<Vec<Translated>> {
+    translated_where(|one| senders.contains(&one.from))
+}
+
+/// The connections of this thread's network namespace that go elsewhere than they say, of those that are wanted.
+///
+/// # Errors
+/// As [`translated`].
+pub(super) fn translated_where(wanted: impl Fn(&Translated) -> bool) -> io::Result<Vec<Translated>> {
     let socket = Socket::new(NETLINK_NETFILTER)?;
     let mut found = Vec::new();
     ask(&socket, GET, NLM_F_DUMP, &header(0), |answer| {
-        found.extend(read(answer).filter(|one| senders.contains(&one.from) && one.to != one.backend));
+        found.extend(read(answer).filter(|one| one.to != one.backend && wanted(one)));
         Ok(())
     })?;
     Ok(found)
@@ -99,6 +110,7 @@ fn read(answer: &[u8]) -> Option<Translated> {
     }
     Some(Translated {
         from: original.source.ip(),
+        from_port: original.source.port(),
         to: original.destination,
         backend: reply.source,
         protocol: original.protocol,

@@ -11,5 +11,6 @@ mod inside;
 mod neighbours;
 mod plain;
 mod range;
+mod redirected;
 mod replies;
 mod sockets;

@@ -13,7 +13,7 @@ use crate::common::eventually;
 use crate::frames::injected;
 use crate::range::{At, Range};
 
-const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
 
 /// Segments that look like the middle of a connection that came in.
 fn segments() -> Vec<Attack> {

@@ -37,7 +37,7 @@ pub struct WitnessKey {
     pub local: Addr,
     /// Below [`WITNESS_SLOTS`]; made of the other half of the flow by [`slots`](crate::witness::slots).
     pub slot: u32,
-    /// 1 where the pod began the flow, 0 for all that came in: the one never takes the other's place.
+    /// 1 where the pod began the flow, 2 for [`WITNESS_TRANSLATED`], 0 for all else that came in: the one never takes another's place.
     pub began: u32,
 }
 
@@ -52,6 +52,9 @@ pub const WITNESS_FRAGMENT: u8 = 4;
 
 /// [`Witness::kind`]: the pod began to send these datagrams by its own right; what comes back is an answer and asks for none.
 pub const WITNESS_BEGAN: u8 = 5;
+/// [`Witness::kind`]: a connection that came in is led to another port within the pod, where a mesh's sidecar listens; told by its
+/// SYN-ACK, which the listening socket sends from the port that the other end knows.
+pub const WITNESS_TRANSLATED: u8 = 6;
 
 /// A value of map `WITNESSES`: something that was seen where the pod cannot forge it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,8 +74,8 @@ pub struct Witness {
     pub protocol: u8,
     /// One of the `WITNESS_` kinds; any other value witnesses nothing.
     pub kind: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// The pod's port as its packets have it, host byte order, where that is another than its socket's; else 0.
+    pub wire_port: u16,
 }
 
 impl Witness {

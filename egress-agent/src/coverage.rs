@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use egress_common::wire::{Endpoint, FLAG_HOST_NETWORK};
+use egress_common::wire::FLAG_HOST_NETWORK;
 
 use crate::clock::monotonic;
 use crate::datapath::Datapath;
@@ -67,7 +67,7 @@ impl Coverage {
     pub(crate) fn classify(&mut self, scan: &Scan, datapath: &mut Datapath) {
         let Ok(node) = network::on_node() else { return };
         for pod in &scan.pods {
-            if let Ok(Some(network)) = network::look(&pod.path, &node)
+            if let Ok(Some(network)) = network::look(&pod.path, &node, shares(pod, datapath))
                 && !network.veths.iter().any(|veth| datapath.knows(veth.index, pod.cgroup))
                 && !datapath.watches(pod.cgroup)
             {
@@ -113,9 +113,12 @@ impl Coverage {
             {
                 known.network = None;
             }
+            if known.is_taken_for_the_nodes(pod, datapath) {
+                known.network = None;
+            }
             if look == Look::Whole || known.network.is_none() || known.enters() {
                 let unknown = known.network.is_none();
-                known.look(pod, &node);
+                known.look(pod, &node, shares(pod, datapath));
                 found |= unknown && known.network.is_some();
             }
             if !self.sockets_only && (look != Look::New || !known.covered) {
@@ -183,8 +186,8 @@ impl Coverage {
 }
 
 impl Pod {
-    fn look(&mut self, pod: &PodCgroup, node: &OnNode) {
-        match network::look(&pod.path, node) {
+    fn look(&mut self, pod: &PodCgroup, node: &OnNode, shares: Option<bool>) {
+        match network::look(&pod.path, node, shares) {
             // A pod that has lost its last process keeps the network that it had.
             Ok(None) => {}
             Ok(network) => self.network = network,
@@ -233,7 +236,15 @@ impl Pod {
     /// Whether something is to be done about the pod even if nothing on the node has changed.
     fn lacks(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
         let host = self.network.as_ref().is_some_and(|network| network.host);
-        self.network.is_none() || self.enters() || (host && !self.arrivals && is_watched(pod, datapath))
+        self.network.is_none()
+            || self.enters()
+            || self.is_taken_for_the_nodes(pod, datapath)
+            || (host && !self.arrivals && is_watched(pod, datapath))
+    }
+
+    /// Whether it was seen in the node's network before its object said that it is not there.
+    fn is_taken_for_the_nodes(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
+        self.network.as_ref().is_some_and(|network| network.host) && shares(pod, datapath) == Some(false)
     }
 
     /// A pod of the node's network has no veth: what comes in is watched at its sockets. Also where no policy selects it, so that it is
@@ -252,8 +263,13 @@ impl Pod {
 /// Whether what comes in to a pod that was seen in the node's network is watched at its sockets: its object says that it shares that
 /// network. Another one's process is on its way, and what comes in where that goes would be believed whoever sends it.
 fn is_watched(pod: &PodCgroup, datapath: &Datapath) -> bool {
-    let shares = |one: &Endpoint| one.flags & FLAG_HOST_NETWORK != 0;
-    datapath.observed().endpoints.get(&pod.cgroup).is_some_and(shares)
+    shares(pod, datapath) == Some(true)
+}
+
+/// Whether the pod's object says that it shares the node's network, where there is one.
+pub(crate) fn shares(pod: &PodCgroup, datapath: &Datapath) -> Option<bool> {
+    let known = datapath.observed().endpoints.get(&pod.cgroup);
+    known.map(|known| known.flags & FLAG_HOST_NETWORK != 0)
 }
 
 /// Remembers the connections that a pod has accepted.

@@ -282,3 +282,49 @@ fn a_cgroup_namespace_is_what_these_tests_say() {
     assert!(roots.contains(&("/../../../..", at.to_str().unwrap())), "{roots:?}");
     assert!(roots.contains(&("/", "/sys/fs/cgroup")), "{roots:?}");
 }
+
+/// Processes of the node among those of pods, as runtimes have them: CRI-O's monitors, what is started for `kubectl exec`.
+#[test]
+fn a_process_of_the_node_among_a_pods_own_does_not_make_its_network_the_nodes() {
+    let mut stand = node(CgroupDriver::Systemd, None);
+    stand.lock_down(json!({}));
+    let (pod, late) = (stand.pod(PodSpec::new("a", "pod")), stand.pod(PodSpec::new("a", "late")));
+    let shares = stand.pod(PodSpec::new("a", "shares").host_network());
+    let topology = stand.topology.clone();
+    let put = |into: &Path| -> Process {
+        let process = topology.node_exec(&Exec::new("/bin/sleep", ["300"])).unwrap();
+        fs::create_dir_all(into).unwrap();
+        fs::write(into.join("cgroup.procs"), process.id().to_string()).unwrap();
+        process
+    };
+    let monitor = pod.pod().cgroup().join(format!("crio-conmon-{}.scope", "ab".repeat(32)));
+    let mut among = vec![put(&monitor)];
+    let coverage = |stand: &Stand, name: &str| {
+        let known = endpoints(&stand.agent).into_iter().find(|one| one["name"] == name);
+        known.map(|known| known["coverage"].as_str().unwrap().to_owned())
+    };
+    // One that nobody knows yet, with another process of the node's.
+    let object = common::pod_object(&stand, late.pod());
+    stand.remove(&object);
+    among.push(put(late.cgroup()));
+    stand.start();
+    let both = Some(common::COVERED[0].to_owned());
+    assert_eq!(coverage(&stand, "pod"), both);
+    stand.write(object);
+    eventually("what was taken for the node's is covered", || coverage(&stand, "late") == both);
+    among.push(put(pod.cgroup()));
+    among.push(put(shares.cgroup()));
+    // A new pod has everything looked at once more.
+    let new = stand.pod(PodSpec::new("a", "new"));
+    eventually("the new one is covered", || coverage(&stand, "new") == both);
+    std::thread::sleep(Duration::from_secs(6));
+    for name in ["pod", "late", "new"] {
+        assert_eq!(coverage(&stand, name), both, "{name}");
+    }
+    assert!(coverage(&stand, "shares").unwrap().starts_with(common::COVERED[1]));
+    for one in [&pod, &late, &new] {
+        outside().iter().for_each(|address| denied(one, address));
+    }
+    among.into_iter().for_each(|process| process.kill().unwrap());
+    fs::remove_dir(monitor).unwrap();
+}

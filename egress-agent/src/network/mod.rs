@@ -20,6 +20,8 @@ use std::path::Path;
 
 use netlink_packet_route::link::InfoKind;
 
+use crate::pods::is_monitor;
+
 pub use connections::{Connection, inbound};
 pub use conntrack::{Translated, forget, translated};
 pub use diag::{Open, Sockets, can_end, end, sockets};
@@ -156,13 +158,18 @@ impl Network {
     }
 }
 
-/// Looks at the network of the pod whose cgroup is at `cgroup`; none while no process is in it.
+/// Looks at the network of the pod whose cgroup is at `cgroup`; none while no process is in it. `shares`: whether its object says that it
+/// shares the node's network, where there is one. A process of the node's network says so only of a pod without an object: a runtime may
+/// have its own among those of any pod (CRI-O's monitors, what it starts for `exec`).
 ///
 /// # Errors
 /// The kernel does not tell.
-pub fn look(cgroup: &Path, node: &OnNode) -> io::Result<Option<Network>> {
+pub fn look(cgroup: &Path, node: &OnNode, shares: Option<bool>) -> io::Result<Option<Network>> {
     let mut places = BTreeMap::new();
     processes(cgroup, DEPTH, &mut places);
+    if shares == Some(false) {
+        places.remove(&node.namespace);
+    }
     let Some((first, (pid, _))) = places.first_key_value() else {
         return Ok(None);
     };
@@ -209,7 +216,9 @@ fn processes(cgroup: &Path, depth: usize, found: &mut BTreeMap<u64, (u32, File)>
     }
     let Some(depth) = depth.checked_sub(1) else { return };
     for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        // Directly below the pod's cgroup, where nobody in the pod can make one.
+        let monitor = depth + 1 == DEPTH && entry.file_name().to_str().is_some_and(is_monitor);
+        if !monitor && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             processes(&entry.path(), depth, found);
         }
     }

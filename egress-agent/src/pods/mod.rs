@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::preflight::Missing;
+pub(crate) use names::is_monitor;
 use names::{container_id, pod_uid};
 
 /// Where kubelet makes its pod cgroups.

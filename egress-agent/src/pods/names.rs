@@ -31,6 +31,15 @@ pub(super) fn container_id(name: &str) -> Option<String> {
     plausible.then(|| id.to_owned())
 }
 
+/// Whether CRI-O names the cgroup of a container's monitor so, which it makes below the pod's where `conmon_cgroup` says `pod`. The monitor
+/// is a process of the node.
+///
+/// Source: `internal/config/cgmgr` of CRI-O.
+pub(crate) fn is_monitor(name: &str) -> bool {
+    let bare = name.strip_suffix(".scope").unwrap_or(name);
+    bare.strip_prefix("crio-conmon-").is_some_and(|id| container_id(id).is_some())
+}
+
 /// Whether kubelet may have named its pod root so: `kubepods`, below a cgroup root of its own where it was given one.
 pub(super) fn is_pod_root(name: &str) -> bool {
     name == "kubepods.slice" || name == "kubepods" || name.ends_with("-kubepods.slice")
@@ -53,7 +62,7 @@ pub(super) fn is_stray(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{container_id, is_class, is_pod_root, is_stray, pod_uid};
+    use super::{container_id, is_class, is_monitor, is_pod_root, is_stray, pod_uid};
 
     #[test]
     fn kubelets_names_give_the_uid() {
@@ -80,6 +89,11 @@ mod tests {
             ["crio-conmon-ID.scope", "x-ID.scope", "IDa", "init.scope", "cri-containerd-.scope", "container"]
         {
             assert_eq!(container_id(&name.replace("ID", &id)), None, "{name}");
+        }
+        for (name, monitors) in
+            [("crio-conmon-ID.scope", true), ("crio-conmon-ID", true), ("crio-ID", false), ("ID", false)]
+        {
+            assert_eq!(is_monitor(&name.replace("ID", &id)), monitors, "{name}");
         }
     }
 

@@ -5,13 +5,14 @@
 
 use std::mem::ManuallyDrop;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcError, TcHandle, qdisc_add_clsact,
     qdisc_detach_program,
 };
 use aya::programs::{ProgramError, SchedClassifier};
 use nix::libc::EEXIST;
+use nix::net::if_::if_nametoindex;
 
 use crate::network;
 
@@ -30,7 +31,15 @@ pub(super) fn attach(
 ) -> anyhow::Result<()> {
     match qdisc_add_clsact(device) {
         Ok(()) | Err(TcError::AlreadyAttached) => {}
-        Err(error) if errno(&error) == Some(EEXIST) => {}
+        Err(error) if errno(&error) == Some(EEXIST) => {
+            // What leaves the pod it sees, and nothing of what comes in.
+            let index = if_nametoindex(device)?;
+            if direction == TcAttachType::Egress && network::has_ingress_queue(index)? {
+                bail!(
+                    "it has an `ingress` queue, by which nothing is seen of what comes in (kernels before 6.6); who made it can make `clsact` instead"
+                );
+            }
+        }
         Err(error) => return Err(error).context("cannot make the clsact queue"),
     }
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };

@@ -125,14 +125,22 @@ impl Veths {
         }
         let fresh = !self.knows(index, cgroup);
         self.claim(index, cgroup)?;
-        let mut programs = Vec::new();
+        let (mut programs, mut failed) = (Vec::new(), None);
         for (hook, direction) in HOOKS {
             let program: &mut SchedClassifier = program(ebpf, hook)?;
             let pin = Pins::numbered(hook, u64::from(index));
-            if let Some(link) = attach(program, &mut self.tcx, name, direction)? {
-                pins.replace_link(&pin, link)?;
-                programs.push((pin, program.info()?.id()));
+            match attach(program, &mut self.tcx, name, direction) {
+                Ok(Some(link)) => {
+                    pins.replace_link(&pin, link)?;
+                    programs.push((pin, program.info()?.id()));
+                }
+                Ok(None) => {}
+                // The other one is better than none.
+                Err(error) => failed = failed.or(Some(error)),
             }
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         self.covered.insert(index, (cgroup, programs));
         Ok(fresh)

@@ -119,6 +119,14 @@ pub fn filters(index: u32, list: u32) -> io::Result<Vec<(u16, u32)>> {
     netlink::filters(index, list)
 }
 
+/// Whether a device of the node has a queue of kind `ingress` in the place where `clsact` goes.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn has_ingress_queue(index: u32) -> io::Result<bool> {
+    netlink::has_ingress_queue(index)
+}
+
 impl OnNode {
     /// The ends, on the node, of the veths that lead to a namespace.
     fn leading_to(&self, namespace: &File) -> io::Result<Vec<Veth>> {

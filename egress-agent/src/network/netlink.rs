@@ -12,7 +12,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use netlink_packet_route::tc::TcMessage;
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sched::{CloneFlags, setns};
@@ -97,6 +97,21 @@ pub(super) fn filters(index: u32, list: u32) -> io::Result<Vec<(u16, u32)>> {
             _ => None,
         })
         .collect())
+}
+
+/// Whether a device has a queue of kind `ingress`, whose filters see one direction only, whatever list they are put into.
+pub(super) fn has_ingress_queue(index: u32) -> io::Result<bool> {
+    let mut message = TcMessage::default();
+    message.header.index = index.cast_signed();
+    let answers = ask(RouteNetlinkMessage::GetQueueDiscipline(message), NLM_F_DUMP)?;
+    let is_ingress = |one: &TcAttribute| matches!(one, TcAttribute::Kind(kind) if kind == "ingress");
+    Ok(answers.iter().any(|answer| match answer {
+        // The kernel tells of all devices.
+        RouteNetlinkMessage::NewQueueDiscipline(one) => {
+            one.header.index == index.cast_signed() && one.attributes.iter().any(is_ingress)
+        }
+        _ => false,
+    }))
 }
 
 /// The devices of another namespace.

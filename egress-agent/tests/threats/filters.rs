@@ -39,6 +39,30 @@ fn row_8_by_filters() {
     what_came_in(&mut range());
 }
 
+/// As plugins make one that limit what a pod may send. What comes in is not seen by it, and nobody is told that it is.
+#[test]
+fn row_15_a_queue_for_one_direction_is_no_coverage() {
+    let mut range = Range::without_agent(json!({}));
+    range.stand.agent = range.stand.agent.arguments(FILTERS);
+    let device = range.locked.pod().host_interface().unwrap().to_owned();
+    let topology = range.stand.topology.clone();
+    let tc = |words: &[&str]| topology.node().command("tc", words, "").unwrap();
+    tc(&["qdisc", "add", "dev", &device, "ingress"]);
+    range.stand.start();
+    let coverage = |range: &Range, name: &str| {
+        let known = endpoints(&range.stand.agent).into_iter().find(|one| one["name"] == name);
+        known.unwrap()["coverage"].clone()
+    };
+    eventually("the other pod is covered", || coverage(&range, "free") == COVERED[0]);
+    assert_eq!(coverage(&range, "locked"), format!("socket, not {device}").as_str());
+    let status = range.stand.agent.status().unwrap().to_string();
+    assert!(status.contains("`ingress` queue"), "{status}");
+    range.prove(&frames(None));
+    tc(&["qdisc", "del", "dev", &device, "ingress"]);
+    eventually("it is covered", || coverage(&range, "locked") == COVERED[0]);
+    range.prove(&frames(Some("PacketSocket")));
+}
+
 #[test]
 fn row_15_filters_are_there_once_come_back_and_go_with_cleanup() {
     let mut range = range();

@@ -66,10 +66,15 @@ impl Client {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(told)?;
         let channel = within(async { endpoint.connect().await.map_err(told) }).await?;
         let mut client = Self { grpc: Grpc::new(channel).max_decoding_message_size(LARGEST) };
+        let name = client.name().await?;
+        Ok((client, name))
+    }
+
+    /// Who answers.
+    pub(super) async fn name(&mut self) -> Result<String, Silent> {
         let request = VersionRequest { version: "v1".to_owned() };
-        let version: VersionResponse = client.call(VERSION, request).await?;
-        let name = format!("{} {}", version.runtime_name, version.runtime_version);
-        Ok((client, plain(&name)))
+        let version: VersionResponse = self.call(VERSION, request).await?;
+        Ok(plain(&format!("{} {}", version.runtime_name, version.runtime_version)))
     }
 
     /// All containers.

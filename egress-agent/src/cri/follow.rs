@@ -21,7 +21,7 @@ const TRIES: u32 = 10;
 const FIRST: Duration = Duration::from_millis(10);
 /// More containers than these are looked for among all.
 const ONE_BY_ONE: usize = 8;
-/// How often to look for a socket that is not there.
+/// How often to look for a socket that is not there, and whether a runtime that is not asked for anything still answers.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long to wait after errors, at least and at most.
 const ERRORS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -77,6 +77,10 @@ async fn ask(
                     tokio::select! {
                         changed = wanted.changed() => changed.ok()?,
                         () = until(again) => {}
+                        // Nobody wants to know anything; whether it still answers is told all the same.
+                        () = sleep(LOOK) => if let Err(silent) = client.name().await {
+                            break silent;
+                        },
                     }
                 }
             }

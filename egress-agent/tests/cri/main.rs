@@ -179,6 +179,21 @@ fn without_a_socket_the_pods_status_is_waited_for() {
     denied(&app, &outside()[0]);
 }
 
+/// Nobody asks it for anything at that time.
+#[test]
+fn a_runtime_that_goes_is_said_to_and_so_is_its_return() {
+    let (mut stand, socket) = stand();
+    let mut runtime = Runtime::new(&socket);
+    stand.start();
+    let answers = |stand: &Stand| names(stand)["runtimes"][0]["runtime"].is_string();
+    eventually("it answers", || answers(&stand));
+    runtime.stop();
+    eventually("it is missed", || !answers(&stand));
+    eventually("none is left", || !names(&stand)["no_runtime"].is_null());
+    runtime.start();
+    eventually("it is back", || answers(&stand));
+}
+
 /// With something at the socket that gives no answer: nobody leaves, everything else goes on at once, and the pod's status counts.
 #[track_caller]
 fn no_answer(wanted: &str, put: impl FnOnce(&Path) -> Option<Runtime>) {

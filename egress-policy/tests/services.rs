@@ -41,7 +41,8 @@ fn only_backends_that_can_be_chosen_count() {
     };
     assert!(!conditions(json!({})), "absent is ready");
     assert!(conditions(json!({"ready": false})));
-    assert!(conditions(json!({"ready": false, "serving": true, "terminating": true})));
+    assert!(!conditions(json!({"ready": false, "serving": true, "terminating": true})), "to some node alone");
+    assert!(conditions(json!({"ready": false, "serving": false, "terminating": true})));
     let mut draining = slice("app/db", &["10.0.1.2"], json!([{"name": "http", "port": 8080}]));
     draining["endpoints"][0]["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
     assert!(
@@ -261,13 +262,43 @@ fn what_terminates_may_be_chosen_beside_what_is_ready() {
     let serving = json!([{"addresses": ["203.0.113.9"], "conditions": {"ready": false, "serving": true, "terminating": true}}]);
     let silent = json!([{"addresses": ["203.0.113.9"], "conditions": {"ready": false, "terminating": true}}]);
     let unready = json!([{"addresses": ["203.0.113.9"], "conditions": {"ready": false, "serving": false, "terminating": true}}]);
-    // Another backend is ready, on whichever node.
-    assert!(world("Cluster", "app", serving.clone()));
-    assert!(!world("Local", "app", serving.clone()));
-    assert!(!world("Local", "app", silent.clone()), "absent is serving");
-    assert!(world("Local", "app", unready.clone()));
+    // Another backend is ready, but not to every node for sure.
+    for policy in ["Cluster", "Local"] {
+        assert!(!world(policy, "app", serving.clone()));
+        assert!(!world(policy, "app", silent.clone()), "absent is serving");
+        assert!(world(policy, "app", unready.clone()));
+    }
     // Nobody takes that other backend from a slice of another proxy.
     let label = "service.kubernetes.io/service-proxy-name";
     assert!(!world("Cluster", label, serving));
     assert!(!world("Cluster", label, silent));
+}
+
+/// kube-proxy keeps one entry for each address and port. One that is ready in a slice and not ready in another may be not ready to it, so
+/// that it falls back to what terminates.
+#[test]
+fn what_terminates_counts_where_another_slice_makes_a_ready_address_unready() {
+    let part = |name: &str, endpoints: Value| {
+        let mut part = slice("app/t", &[], json!([{"name": "x", "port": 443}]));
+        part["metadata"]["name"] = json!(name);
+        part["endpoints"] = endpoints;
+        part
+    };
+    let unready = json!({"addresses": ["10.0.1.3"], "conditions": {"ready": false, "serving": false}});
+    let ends = |ip: &str| json!({"addresses": [ip], "conditions": {"ready": false, "serving": true, "terminating": true}});
+    let world = |others: Value| {
+        let service = service("app/t", "10.96.0.66", json!([{"name": "x", "port": 443, "nodePort": 30443}]));
+        let ready = json!([{"addresses": ["10.0.1.3"], "conditions": {"ready": true}}]);
+        let world = mesh().with(lock(json!({"allow": {"node": true}}))).with(service);
+        world.with(part("t-a", ready)).with(part("t-b", others))
+    };
+    let allows = |others: Value| {
+        let world = world(others);
+        let by = |to, port| world.allows("app/web", to, port);
+        (by("10.96.0.66", "tcp/443"), by("192.168.0.1", "tcp/30443"))
+    };
+    assert_eq!(allows(json!([unready, ends("198.51.100.10")])), (false, false));
+    // What terminates inside of the cluster is allowed as what is ready there.
+    assert_eq!(allows(json!([unready, ends("10.0.1.2")])), (true, true));
+    assert_eq!(allows(json!([unready])), (true, true));
 }

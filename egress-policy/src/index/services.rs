@@ -170,28 +170,19 @@ impl Index {
         self.slices_of(service).flat_map(|slice| &slice.endpoints).map(|endpoint| address(endpoint.address))
     }
 
-    /// The backends that a service port can choose for a VIP of one family: the ready ones; where there are none, those
-    /// serving while terminating, as kube-proxy does it. There may be none on one node, so that both count where a service is local; and
-    /// what could be chosen a moment ago.
+    /// The backends that a service port may choose for a VIP of one family: the ready ones, and those serving while terminating, also
+    /// beside ready ones. kube-proxy chooses those where none is ready, and what is ready to it cannot be told from here: of an address
+    /// that is in several slices it keeps one entry (`pkg/proxy/endpointslicecache.go`), and with `Local` each node has its own. What
+    /// could be chosen a moment ago counts as well.
     pub(crate) fn chosen(&self, service: &Service, port: &ServicePort, v4: bool) -> Targets {
-        let (mut ready, mut last_resort, mut former) = (Targets::new(), Targets::new(), Targets::new());
+        let mut out = Targets::new();
         for slice in self.slices_of(service).filter(|slice| slice.proxied) {
             let Some(target) = target(slice, port) else { continue };
-            for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
-                if slice.former {
-                    former.insert((address(endpoint.address), target));
-                } else if endpoint.ready {
-                    ready.insert((address(endpoint.address), target));
-                } else if endpoint.last_resort {
-                    last_resort.insert((address(endpoint.address), target));
-                }
-            }
+            let of_family = slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4);
+            let chosen = of_family.filter(|endpoint| slice.former || endpoint.may_take());
+            out.extend(chosen.map(|endpoint| (address(endpoint.address), target)));
         }
-        if ready.is_empty() || service.local {
-            ready.append(&mut last_resort);
-        }
-        ready.append(&mut former);
-        ready
+        out
     }
 }
 

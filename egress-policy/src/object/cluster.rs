@@ -205,7 +205,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Takes new connections.
     pub ready: bool,
-    /// Serving while terminating: takes new connections where nothing is ready.
+    /// Serving while terminating: takes new connections where nothing is ready to the node that sends them.
     pub last_resort: bool,
 }
 

@@ -110,33 +110,26 @@ impl<'a> Cluster<'a> {
         found
     }
 
-    /// The backends of one family that a new connection to a service's port may be sent to: the ready ones, and where
-    /// there is none, those that still serve while they terminate.
+    /// The backends of one family that a new connection to a service's port may be sent to: the ready ones, and those that still serve
+    /// while they terminate. Whether none is ready to a node, so that it chooses these, nobody else knows.
     pub(super) fn chosen_backends(
         &self,
         service: &Service,
         port: &ServicePort,
         v4: bool,
     ) -> Vec<(IpAddr, u16)> {
-        let mut ready = Vec::new();
-        let mut last_resort = Vec::new();
+        let mut found = Vec::new();
         for (slice, target_port) in self.backend_ports(service, port) {
             if !slice.proxied {
                 continue;
             }
             for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4) {
-                if endpoint.ready {
-                    ready.push((endpoint.address, target_port));
-                } else if endpoint.last_resort {
-                    last_resort.push((endpoint.address, target_port));
+                if endpoint.ready || endpoint.last_resort {
+                    found.push((endpoint.address, target_port));
                 }
             }
         }
-        // Where backends of one node are chosen from, there may be no ready one.
-        if ready.is_empty() || service.local {
-            ready.extend(last_resort);
-        }
-        ready
+        found
     }
 
     /// Whether a service leads out of the cluster: something behind it that is ready, or serves while it terminates, is a gateway, a node,

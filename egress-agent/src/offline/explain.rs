@@ -8,7 +8,7 @@ use egress_common::{Action, Reason};
 use egress_policy::Index;
 use egress_policy::compile::{Backend, Chain, Doubt, PodState, chain};
 use egress_policy::explain::{Judge, Target};
-use egress_policy::object::{Container, Kind};
+use egress_policy::object::{Container, Kind, ObjectRef};
 use egress_policy::plan::Difference;
 use serde::Serialize;
 
@@ -238,6 +238,10 @@ fn text(explanation: &Explanation, reason: &str) -> String {
                     names.join(", ")
                 ));
             }
+            let closes = |one: &ObjectRef| {
+                format!("  {one} cannot be read: its service may lead anywhere, which denies it")
+            };
+            lines.extend(chain.unread.iter().map(closes));
             if verdict.reason == Reason::SidecarBypass.name() {
                 let names: Vec<&str> = chain.proxies.iter().map(String::as_str).collect();
                 let who = if names.is_empty() { "no container".to_owned() } else { names.join(" or ") };

@@ -9,7 +9,7 @@ use egress_common::wire::{Addr, IDENTITY_WORLD};
 use super::grant::{Grant, Peer};
 use super::grants::{GrantId, Grants};
 use super::identity::{Backends, Composite, Identities, Matches};
-use crate::index::{API_SERVER, Index, Targets};
+use crate::index::{ANYWHERE, API_SERVER, Index, Targets};
 use crate::object::{NamespaceLabels, Pod, PortRange, Ports, address};
 
 /// Ports per grant, while they are collected.
@@ -59,8 +59,7 @@ pub(super) fn add_fronts(index: &Index, mut behind: Vec<Addr>, found: &mut BTree
     let mut every_node = [false; 2];
     while let Some(addr) = behind.pop() {
         let of_family = |front: &Addr| front.is_v4() == addr.is_v4();
-        let vips = index.fronts(&addr).flat_map(|front| &front.service.vips);
-        let before = vips.map(|vip| address(*vip)).chain(index.hosts_before(&addr));
+        let before = index.vips_before(&addr).chain(index.hosts_before(&addr));
         behind.extend(before.filter(of_family).filter(|front| found.insert(*front)));
         let done = every_node.get_mut(usize::from(addr.is_v4())).filter(|done| !**done);
         if let Some(done) = done.filter(|_| index.behind_every_node(&addr)) {
@@ -87,6 +86,9 @@ impl Addresses<'_> {
         *self.work += 1;
         if plain(self.index, addr) {
             return self.bases(addr).first().copied().unwrap_or(IDENTITY_WORLD);
+        }
+        if self.index.is_unread(addr) {
+            return self.identities.nowhere();
         }
         let in_front = in_front(self.index, addr);
         // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is. A gateway's is the
@@ -163,6 +165,10 @@ impl Addresses<'_> {
         let mut next: Vec<(Addr, u16)> = targets.into_iter().collect();
         while let Some((addr, target)) = next.pop() {
             *self.work += 1;
+            if addr == ANYWHERE {
+                behind.insert((self.identities.nowhere(), target));
+                continue;
+            }
             // Nobody's but a service's: packets are translated once, so that it leads past its backends.
             if index.is_vip(&addr) && !index.owned(&addr) {
                 behind.insert((IDENTITY_WORLD, target));

@@ -12,7 +12,7 @@ use super::address::display;
 use super::grant::{Content, Tier};
 use super::report::RuleInfo;
 use super::select::{self, Selection};
-use crate::index::Index;
+use crate::index::{ANYWHERE, Index};
 use crate::object::{Kind, ObjectRef, address};
 
 /// What the policies of one kind say about a packet.
@@ -50,6 +50,10 @@ pub struct Chain {
     /// The lock-downs that call the destination, or what is behind it, a gateway: their `gateways` alone lead there, of other rules none.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub gateway_of: BTreeSet<ObjectRef>,
+    /// The services, and slices of services, of which something cannot be read, so that the destination leads nowhere for whom a policy
+    /// selects.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub unread: BTreeSet<ObjectRef>,
 }
 
 /// Looks up what leads to the verdict of a packet of a pod, given by namespace and name; of one of its containers, or of one
@@ -63,15 +67,23 @@ pub fn chain(
     (protocol, port): (u8, u16),
 ) -> Chain {
     let mut out = Chain::default();
-    for service in index.services_at(&address(to)) {
+    let addr = address(to);
+    let mut targets = index.behind_node(&addr, (protocol, port));
+    for service in index.services_at(&addr) {
         for one in service.ports.iter().filter(|one| (one.protocol, one.port) == (protocol, port)) {
-            let targets = index.chosen(service, one, to.is_ipv4());
-            out.backends
-                .extend(targets.iter().map(|(addr, port)| Backend { address: display(addr), port: *port }));
+            targets.extend(index.chosen(service, one, to.is_ipv4()));
+        }
+        if service.unread {
+            out.unread.insert(service.object_ref());
         }
     }
-    let targets = index.behind_node(&address(to), (protocol, port));
-    out.backends.extend(targets.iter().map(|(addr, port)| Backend { address: display(addr), port: *port }));
+    if targets.remove(&(ANYWHERE, 0)) {
+        let at_node = index.services_of_node_port(&addr, (protocol, port));
+        out.unread
+            .extend(index.services_at(&addr).chain(at_node).flat_map(|service| index.unread_of(service)));
+    }
+    out.backends =
+        targets.iter().map(|(addr, port)| Backend { address: display(addr), port: *port }).collect();
     let behind = out.backends.iter().map(|one| one.address);
     let gateways =
         std::iter::once(to).chain(behind).flat_map(|one| index.gateway_of(&address(one)).collect::<Vec<_>>());

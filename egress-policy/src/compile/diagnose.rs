@@ -9,8 +9,10 @@ use crate::object::{
 /// What is wrong with one object; of a pod on the host network, with the lock-downs that mean it as a gateway.
 pub(crate) fn diagnose(index: &Index, object: &ObjectRef) -> Vec<Diagnostic> {
     // Most pods have nothing said about them here.
-    if matches!(object.kind, Kind::Service | Kind::EndpointSlice | Kind::Node) {
-        return Vec::new();
+    match object.kind {
+        Kind::Node => return Vec::new(),
+        Kind::Service | Kind::EndpointSlice => return unread(index, object).into_iter().collect(),
+        _ => {}
     }
     match index.get(object) {
         Some(Object::EgressGatewayPolicy(policy)) => gateway_policy(&policy),
@@ -25,6 +27,22 @@ pub(crate) fn diagnose(index: &Index, object: &ObjectRef) -> Vec<Diagnostic> {
 
 fn diagnostic(object: &ObjectRef, path: &str, reason: String, severity: Severity) -> Diagnostic {
     Diagnostic { object: Some(object.clone()), path: path.to_owned(), reason, severity }
+}
+
+/// That a service is closed because it, or this slice of it, cannot be read; what of it, the source says.
+fn unread(index: &Index, object: &ObjectRef) -> Option<Diagnostic> {
+    let reason = match object.kind {
+        Kind::Service => {
+            index.service(object.namespace.as_deref()?, &object.name).filter(|service| service.unread)?;
+            "some of it cannot be read: nothing at its addresses is allowed, nor at its node ports"
+        }
+        _ => {
+            let slice = index.slice(object.namespace.as_deref()?, &object.name)?;
+            Some(slice).filter(|slice| slice.unread && slice.proxied)?;
+            "some of it cannot be read: its service may lead anywhere, and no port of that is allowed"
+        }
+    };
+    Some(diagnostic(object, "", reason.to_owned(), Severity::Error))
 }
 
 fn errors<'a>(object: &'a ObjectRef, errors: &'a [ObjectError]) -> impl Iterator<Item = Diagnostic> + 'a {

@@ -34,7 +34,7 @@ pub(super) struct Composite {
     /// `ports` is allowed.
     pub(super) owners: BTreeSet<u64>,
     /// Per protocol and service port: base identities of the backends with their ports, every one of which must be
-    /// allowed. Empty: denied.
+    /// allowed. Empty, or with the one that is [`Identities::nowhere`]: denied.
     pub(super) ports: Backends,
 }
 
@@ -136,6 +136,11 @@ impl Identities {
             }
         }
         self.intern(out, || Meaning::Base(matches))
+    }
+
+    /// The identity to which nothing leads, not even a rule for every destination.
+    pub(super) fn nowhere(&mut self) -> u64 {
+        self.composite(Composite::default())
     }
 
     pub(super) fn composite(&mut self, composite: Composite) -> u64 {

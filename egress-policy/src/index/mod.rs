@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 pub use dirty::Dirty;
 use intern::Interner;
 pub use lookup::AddressNames;
-pub(crate) use services::{API_SERVER, Targets};
+pub(crate) use services::{ANYWHERE, API_SERVER, Targets};
 
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
@@ -290,6 +290,9 @@ impl Index {
             self.services.insert(name, service);
         }
         for service in [old, service].into_iter().flatten() {
+            if service.unread {
+                dirty.objects.insert(service.object_ref());
+            }
             dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
             dirty.addresses.extend(self.addresses_behind(&service));
         }
@@ -316,6 +319,9 @@ impl Index {
             self.endpoint_slices.insert((slice.namespace.clone(), slice.name.clone()), slice.clone());
         }
         for slice in [old, slice].into_iter().flatten() {
+            if slice.unread {
+                dirty.objects.insert(slice.object_ref());
+            }
             dirty.addresses.extend(slice.endpoints.iter().map(|endpoint| address(endpoint.address)));
             let service = services::service_of(&slice).and_then(|name| self.services.get(&name));
             let vips = service.into_iter().flat_map(|service| &service.vips);

@@ -1,5 +1,5 @@
 //! Ports of nodes that lead out: node ports of services with something behind them that is a gateway, a node, or nobody's in the cluster,
-//! and host ports of gateways. Who may reach a node could leave through them.
+//! or that cannot be read, and host ports of gateways. Who may reach a node could leave through them.
 //!
 //! Invariant: they are found whatever the order of events, and every address of a node is looked at again when one of them changes.
 //! Tested by `tests/node_ports.rs` and `tests/incremental.rs`.
@@ -65,14 +65,25 @@ impl Index {
     /// What is behind one port of a node's address, where it leads out.
     pub(crate) fn behind_node(&self, addr: &Addr, port: (u8, u16)) -> Targets {
         let mut out = self.behind_host_ports(addr).remove(&port).unwrap_or_default();
-        let services =
-            self.leading_out.services.iter().filter(|_| port.1 != 0 && !self.answering_at(addr).is_empty());
-        for service in services.filter_map(|name| self.services.get(name)) {
+        for service in self.services_of_node_port(addr, port) {
             for one in service.ports.iter().filter(|one| (one.protocol, one.node_port) == port) {
                 out.extend(self.chosen(service, one, addr.is_v4()));
             }
         }
         out
+    }
+
+    /// The services that have a port of a node, by protocol and number, where it leads out.
+    pub(crate) fn services_of_node_port<'a>(
+        &'a self,
+        addr: &Addr,
+        port: (u8, u16),
+    ) -> impl Iterator<Item = &'a Service> + use<'a> {
+        let answers = port.1 != 0 && !self.answering_at(addr).is_empty();
+        let services = self.leading_out.services.iter().filter(move |_| answers);
+        let has =
+            move |service: &&Service| service.ports.iter().any(|one| (one.protocol, one.node_port) == port);
+        services.filter_map(|name| self.services.get(name)).filter(has)
     }
 
     /// Whether a connection to this address and port, by protocol, that the node sends on to a backend is judged by that: to a service, and
@@ -167,7 +178,9 @@ impl Index {
         let was = self.leading_out.services.contains(name);
         let service = self.services.get(name).filter(|service| has_node_ports(service));
         let is = service.is_some_and(|service| {
-            changed.into_iter().any(leads_out) || (was && self.takers(service).any(leads_out))
+            self.leads_anywhere(service)
+                || changed.into_iter().any(leads_out)
+                || (was && self.takers(service).any(leads_out))
         });
         if is {
             self.leading_out.services.insert(name.clone());

@@ -9,11 +9,14 @@ use egress_common::wire::Addr;
 use smallvec::SmallVec;
 
 use super::{Index, Name, unlist};
-use crate::object::{EndpointSlice, PortRange, Ports, Service, ServicePort, address};
+use crate::object::{EndpointSlice, ObjectRef, PortRange, Ports, Service, ServicePort, address};
 use crate::pack::pack;
 
 /// Backends of one service port in one address family: (address, target port).
 pub(crate) type Targets = BTreeSet<(Addr, u16)>;
+
+/// Stands for every address: what is behind a service of which something cannot be read. No packet is sent to it.
+pub(crate) const ANYWHERE: Addr = Addr([0; 16]);
 
 /// A service port in front of a backend.
 #[derive(Clone, Copy, Debug)]
@@ -109,18 +112,42 @@ impl Index {
         self.lookups.vips.get(addr).into_iter().flatten().filter_map(|name| self.services.get(name))
     }
 
+    /// Whether a service may lead anywhere, as something of it, or of a slice that kube-proxy takes backends from, cannot be read.
+    pub(crate) fn leads_anywhere(&self, service: &Service) -> bool {
+        service.unread || self.slices_of(service).any(|slice| slice.proxied && slice.unread)
+    }
+
+    /// The service, and the slices of it, of which something cannot be read.
+    pub(crate) fn unread_of<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = ObjectRef> + 'a {
+        let slices = self.slices_of(service).filter(|slice| slice.proxied && slice.unread);
+        let own = Some(service).filter(|service| service.unread).map(Service::object_ref);
+        own.into_iter().chain(slices.map(EndpointSlice::object_ref))
+    }
+
+    /// Whether an address stands for a service of which something cannot be read: on which ports cannot be told.
+    pub(crate) fn is_unread(&self, addr: &Addr) -> bool {
+        self.services_at(addr).any(|service| service.unread)
+    }
+
+    /// The addresses that stand for services which an address is behind, in whatever condition and on whatever port.
+    pub(crate) fn vips_before(&self, addr: &Addr) -> impl Iterator<Item = Addr> {
+        let slices = self.lookups.behind.get(addr).into_iter().flatten();
+        let services = slices.filter_map(|slice| self.services.get(&service_of(slice)?));
+        services.flat_map(|service| &service.vips).map(|vip| address(*vip))
+    }
+
     /// The service ports that an address is behind, in whatever condition: who translates at connect time goes on with a
     /// backend that takes no new connections.
     pub(crate) fn fronts(&self, addr: &Addr) -> impl Iterator<Item = Front<'_>> {
         let slices = self.lookups.behind.get(addr).into_iter().flatten();
-        let slices = slices.filter(|slice| !slice.former);
-        slices.filter_map(|slice| Some((slice, self.services.get(&service_of(slice)?)?))).flat_map(
-            |(slice, service)| {
-                service.ports.iter().filter_map(move |port| {
-                    Some(Front { service, slice, port, target: target(slice, port)? })
-                })
-            },
-        )
+        let slices = slices.filter(|slice| !slice.former && !slice.unread);
+        let fronts = slices.filter_map(|slice| Some((slice, self.services.get(&service_of(slice)?)?)));
+        fronts.filter(|(_, service)| !service.unread).flat_map(|(slice, service)| {
+            service
+                .ports
+                .iter()
+                .filter_map(move |port| Some(Front { service, slice, port, target: target(slice, port)? }))
+        })
     }
 
     /// The port by which a front leads to the API server. The server writes one slice itself, whose name is its service's; where that is
@@ -153,6 +180,11 @@ impl Index {
         self.services.get(&(Arc::from(namespace), Arc::from(name)))
     }
 
+    /// An endpoint slice by namespace and name.
+    pub(crate) fn slice(&self, namespace: &str, name: &str) -> Option<&EndpointSlice> {
+        self.endpoint_slices.get(&(Arc::from(namespace), Arc::from(name))).map(|slice| &**slice)
+    }
+
     /// The services that are the cluster's DNS.
     pub(crate) fn dns(&self) -> impl Iterator<Item = &Service> {
         let system: Arc<str> = Arc::from(SYSTEM);
@@ -173,9 +205,13 @@ impl Index {
     /// The backends that a service port may choose for a VIP of one family: the ready ones, and those serving while terminating, also
     /// beside ready ones. kube-proxy chooses those where none is ready, and what is ready to it cannot be told from here: of an address
     /// that is in several slices it keeps one entry (`pkg/proxy/endpointslicecache.go`), and with `Local` each node has its own. What
-    /// could be chosen a moment ago counts as well.
+    /// could be chosen a moment ago counts as well. Of what cannot be read it is [`ANYWHERE`].
     pub(crate) fn chosen(&self, service: &Service, port: &ServicePort, v4: bool) -> Targets {
         let mut out = Targets::new();
+        if self.leads_anywhere(service) {
+            out.insert((ANYWHERE, 0));
+            return out;
+        }
         for slice in self.slices_of(service).filter(|slice| slice.proxied) {
             let Some(target) = target(slice, port) else { continue };
             let of_family = slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4);

@@ -163,6 +163,26 @@ pub struct Service {
     pub ports: Box<[ServicePort]>,
     /// Some of what is sent to it goes to backends of one node only (`internalTrafficPolicy` or `externalTrafficPolicy`).
     pub local: bool,
+    /// Some of it cannot be read: kube-proxy may have more ports and addresses of it. Nothing is allowed at those that can be read.
+    pub unread: bool,
+}
+
+impl Service {
+    /// What names it.
+    #[must_use]
+    pub fn object_ref(&self) -> ObjectRef {
+        let kind = Kind::Service;
+        ObjectRef { kind, namespace: Some(self.namespace.clone()), name: self.name.clone() }
+    }
+}
+
+impl EndpointSlice {
+    /// What names it.
+    #[must_use]
+    pub fn object_ref(&self) -> ObjectRef {
+        let kind = Kind::EndpointSlice;
+        ObjectRef { kind, namespace: Some(self.namespace.clone()), name: self.name.clone() }
+    }
 }
 
 /// A port of a service or of an endpoint slice.
@@ -196,6 +216,8 @@ pub struct EndpointSlice {
     /// Whether it is of a moment ago: no object has it any more, and kube-proxy may not have followed yet. Its backends may be chosen
     /// beside all others; it opens none of them.
     pub former: bool,
+    /// Some of it cannot be read: its service may lead anywhere.
+    pub unread: bool,
 }
 
 /// One address of a backend; a backend's addresses are interchangeable.

@@ -1,26 +1,19 @@
-//! Reads pods, namespaces, services, endpoint slices and nodes.
+//! Reads pods, namespaces and nodes.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::cluster::{
-    Container, ContainerKind, Endpoint, EndpointSlice, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace,
-    Node, Pod, PodSpec, Service, ServicePort,
+    Container, ContainerKind, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod, PodSpec,
 };
-use super::net::{read_port, read_protocol};
+use super::net::{read_address, read_port, read_protocol};
 use super::{Kind, Labels, Metadata, Object, ObjectError, parse};
 
-/// Services and endpoint slices with one of these labels kube-proxy leaves alone: they are another proxy's, or headless
-/// (`cmd/kube-proxy/app/server.go`).
-const UNPROXIED_LABELS: [&str; 2] =
-    ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 /// Annotations with the hash by which a static pod's cgroup is named.
 const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -101,76 +94,9 @@ struct RawContainerStatus {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(default)]
 struct RawIp {
     ip: Option<String>,
-    ip_mode: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawService {
-    spec: Option<RawServiceSpec>,
-    status: Option<RawServiceStatus>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawServiceSpec {
-    r#type: Option<String>,
-    #[serde(rename = "clusterIP")]
-    cluster_ip: Option<String>,
-    #[serde(rename = "clusterIPs")]
-    cluster_ips: Option<Vec<String>>,
-    #[serde(rename = "externalIPs")]
-    external_ips: Option<Vec<String>>,
-    internal_traffic_policy: Option<String>,
-    external_traffic_policy: Option<String>,
-    ports: Option<Vec<RawPort>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawServiceStatus {
-    load_balancer: Option<RawLoadBalancer>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawLoadBalancer {
-    ingress: Option<Vec<RawIp>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawPort {
-    name: Option<String>,
-    protocol: Option<String>,
-    port: Option<i64>,
-    node_port: Option<i64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawSlice {
-    address_type: String,
-    endpoints: Option<Vec<RawEndpoint>>,
-    ports: Option<Vec<RawPort>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawEndpoint {
-    addresses: Vec<String>,
-    conditions: Option<RawConditions>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawConditions {
-    ready: Option<bool>,
-    serving: Option<bool>,
-    terminating: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -192,7 +118,7 @@ struct RawNodeAddress {
     address: String,
 }
 
-/// Reads an object of a kind that is not a policy.
+/// Reads a pod, a namespace or a node.
 pub(super) fn read(
     kind: Kind,
     namespace: Arc<str>,
@@ -207,10 +133,8 @@ pub(super) fn read(
             let enforcement = annotations.get(super::ENFORCEMENT_ANNOTATION).cloned();
             Ok(Object::Namespace(Namespace { name, labels, enforcement }))
         }
-        Kind::Service => service(parse(value, "")?, namespace, name, labels).map(Object::Service),
-        Kind::EndpointSlice => slice(parse(value, "")?, namespace, name, &labels).map(Object::EndpointSlice),
         Kind::Node => node(parse(value, "")?, name).map(Object::Node),
-        Kind::Pod | Kind::NetworkPolicy | Kind::EgressGatewayPolicy => {
+        _ => {
             let raw: RawPod = parse(value, "")?;
             let mut spec = pod_spec(raw.spec.as_ref())?;
             spec.mesh_annotations = MESH_ANNOTATIONS
@@ -294,7 +218,7 @@ fn pod(
     let mut addresses = Vec::new();
     let listed = status.pod_ips.unwrap_or_default().into_iter().filter_map(|entry| entry.ip);
     for text in listed.chain(status.pod_ip) {
-        let Some(ip) = ip(&text, "status.podIPs")? else {
+        let Some(ip) = read_address(&text, "status.podIPs")? else {
             continue;
         };
         if !addresses.contains(&ip) {
@@ -316,105 +240,12 @@ fn pod(
     })
 }
 
-fn service(
-    raw: RawService,
-    namespace: Arc<str>,
-    name: Arc<str>,
-    labels: Labels,
-) -> Result<Service, ObjectError> {
-    let spec = raw.spec.unwrap_or_default();
-    let mut vips = Vec::new();
-    // What kube-proxy leaves alone has no address of the cluster, whatever its object claims: packets to it would leave.
-    let headless = spec.cluster_ip.as_deref() == Some("None");
-    let skipped = headless || spec.r#type.as_deref() == Some("ExternalName") || !is_proxied(&labels);
-    let ingress = raw.status.unwrap_or_default().load_balancer.unwrap_or_default().ingress;
-    let translated = |entry: &RawIp| entry.ip_mode.as_deref() != Some("Proxy");
-    let balancers = ingress.unwrap_or_default().into_iter().filter(translated).filter_map(|entry| entry.ip);
-    let cluster = spec.cluster_ips.unwrap_or_default().into_iter().chain(spec.cluster_ip);
-    let own = cluster.filter(|ip| ip != "None").chain(balancers).map(|text| (text, false));
-    let chosen = spec.external_ips.unwrap_or_default().into_iter().map(|text| (text, true));
-    let mut external = Vec::new();
-    for (text, is_external) in own.chain(chosen) {
-        let Some(ip) = ip(&text, "spec.clusterIPs, spec.externalIPs or status.loadBalancer.ingress")? else {
-            continue;
-        };
-        if !skipped && !vips.contains(&ip) {
-            vips.push(ip);
-            external.extend(is_external.then_some(ip));
-        }
-    }
-    let ports = ports(spec.ports, "spec.ports").collect::<Result<_, _>>()?;
-    let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
-    let local = is_local(&spec.internal_traffic_policy) || is_local(&spec.external_traffic_policy);
-    Ok(Service { namespace, name, labels, vips: vips.into(), external: external.into(), ports, local })
-}
-
-fn is_proxied(labels: &Labels) -> bool {
-    UNPROXIED_LABELS.iter().all(|label| labels.get(label).is_none())
-}
-
-fn slice(
-    raw: RawSlice,
-    namespace: Arc<str>,
-    name: Arc<str>,
-    labels: &Labels,
-) -> Result<EndpointSlice, ObjectError> {
-    let mut endpoints = Vec::new();
-    // A name instead of addresses is nothing that a packet can be sent to.
-    let raw_endpoints = if raw.address_type == "FQDN" { None } else { raw.endpoints };
-    for raw in raw_endpoints.unwrap_or_default() {
-        let conditions = raw.conditions.unwrap_or_default();
-        let ready = conditions.ready.unwrap_or(true);
-        // Absent means serving to kube-proxy (`pkg/proxy/endpointslicecache.go`), whatever `ready` says.
-        let last_resort = conditions.serving.unwrap_or(true) && conditions.terminating.unwrap_or(false);
-        for text in raw.addresses {
-            if let Some(address) = ip(&text, "endpoints[].addresses")? {
-                endpoints.push(Endpoint { address, ready, last_resort });
-            }
-        }
-    }
-    let service = labels.get(SERVICE_NAME_LABEL).map(Arc::from);
-    // The API server does not look at them, and kube-proxy leaves out those that are none.
-    let mut ports: Vec<ServicePort> = ports(raw.ports, "ports").flatten().collect();
-    let key = |port: &ServicePort| (port.name.clone(), port.protocol);
-    ports.sort_by_key(key);
-    ports.dedup_by_key(|port| key(port));
-    let (ports, endpoints, proxied) = (ports.into(), endpoints.into(), is_proxied(labels));
-    Ok(EndpointSlice { namespace, name, service, ports, endpoints, proxied, former: false })
-}
-
 fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
     let mut addresses = Vec::new();
     for entry in raw.status.unwrap_or_default().addresses.unwrap_or_default() {
         if matches!(entry.r#type.as_str(), "InternalIP" | "ExternalIP") {
-            addresses.extend(ip(&entry.address, "status.addresses")?);
+            addresses.extend(read_address(&entry.address, "status.addresses")?);
         }
     }
     Ok(Node { name, addresses, further: Vec::new() })
-}
-
-fn ports(raw: Option<Vec<RawPort>>, path: &str) -> impl Iterator<Item = Result<ServicePort, ObjectError>> {
-    raw.unwrap_or_default().into_iter().filter_map(|raw| Some((raw.port?, raw))).map(move |(port, raw)| {
-        Ok(ServicePort {
-            name: Arc::from(raw.name.unwrap_or_default()),
-            protocol: read_protocol(raw.protocol.as_deref(), path)?,
-            port: read_port(port, path)?,
-            node_port: raw.node_port.filter(|port| *port != 0).map_or(Ok(0), |port| read_port(port, path))?,
-        })
-    })
-}
-
-/// Reads an address; `None` for an empty text, which is how status fields say "not yet".
-fn ip(text: &str, path: &str) -> Result<Option<IpAddr>, ObjectError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    // Zeros in front are decimal to Kubernetes (`ParseIPSloppy`), which takes such addresses of old objects.
-    let plain = |part: &str| format!("{:0>1}", part.trim_start_matches('0'));
-    let sloppy =
-        || text.split('.').map(plain).collect::<Vec<_>>().join(".").parse::<Ipv4Addr>().map(IpAddr::from);
-    match text.parse::<IpAddr>().or_else(|_| sloppy()) {
-        Ok(ip) => Ok(Some(ip.to_canonical())),
-        Err(_) => Err(ObjectError::new(path, format!("{text:?} is not an address"))),
-    }
 }

@@ -15,6 +15,7 @@ mod labels;
 mod net;
 mod network_policy;
 mod selector;
+mod service_read;
 mod set;
 
 use std::collections::BTreeMap;
@@ -106,8 +107,8 @@ impl Object {
         match self {
             Self::Pod(o) => of(Kind::Pod, Some(&o.namespace), &o.name),
             Self::Namespace(o) => of(Kind::Namespace, None, &o.name),
-            Self::Service(o) => of(Kind::Service, Some(&o.namespace), &o.name),
-            Self::EndpointSlice(o) => of(Kind::EndpointSlice, Some(&o.namespace), &o.name),
+            Self::Service(o) => o.object_ref(),
+            Self::EndpointSlice(o) => o.object_ref(),
             Self::Node(o) => of(Kind::Node, None, &o.name),
             Self::NetworkPolicy(o) => o.object_ref(),
             Self::EgressGatewayPolicy(o) => o.object_ref(),
@@ -140,9 +141,9 @@ pub enum Read {
     Invalid {
         /// Its name.
         object: ObjectRef,
-        /// What to put into the index in its place. Every policy has one, which fails closed for what it selects; for
-        /// other kinds there is `None`, and the object counts as deleted: without its Pod a cgroup is unknown, without
-        /// its EndpointSlice a service has no backends.
+        /// What to put into the index in its place. Every policy has one, which fails closed for what it selects, and every
+        /// service and endpoint slice, which closes the service. For other kinds there is `None`, and the object counts as deleted:
+        /// without its Pod a cgroup is unknown.
         stand_in: Option<Box<Object>>,
         /// The first thing that is wrong with it.
         error: ObjectError,
@@ -279,14 +280,19 @@ fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
         Kind::NetworkPolicy => {
             let policy = network_policy::read(namespace, &metadata, value, errors);
             let error = policy.errors.first().cloned();
-            policy_read(object, Object::NetworkPolicy(policy), error)
+            read_with(object, Object::NetworkPolicy(policy), error)
         }
         Kind::EgressGatewayPolicy => {
             let policy = gateway_read::read(&metadata, value, errors);
             let error = policy.errors.first().cloned();
-            policy_read(object, Object::EgressGatewayPolicy(policy), error)
+            read_with(object, Object::EgressGatewayPolicy(policy), error)
         }
-        Kind::Pod | Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Node => {
+        Kind::Service | Kind::EndpointSlice => {
+            let labels = metadata.labels.unwrap_or_else(|| service_read::labels(value));
+            let (read, error) = service_read::read(&object, &labels, value, errors.into_iter().next());
+            read_with(object, read, error)
+        }
+        Kind::Pod | Kind::Namespace | Kind::Node => {
             let read = match errors.into_iter().next() {
                 Some(error) => Err(error),
                 None => cluster_read::read(kind, namespace, metadata, value),
@@ -299,10 +305,36 @@ fn read_known(kind: Kind, version: &str, name: &str, value: &Value) -> Read {
     }
 }
 
-fn policy_read(object: ObjectRef, policy: Object, error: Option<ObjectError>) -> Read {
+fn read_with(object: ObjectRef, read: Object, error: Option<ObjectError>) -> Read {
     match error {
-        None => Read::Object(policy),
-        Some(error) => Read::Invalid { object, stand_in: Some(Box::new(policy)), error },
+        None => Read::Object(read),
+        Some(error) => Read::Invalid { object, stand_in: Some(Box::new(read)), error },
+    }
+}
+
+/// What stands for an object of this kind of which nothing but the metadata can be read, as of one that is nested too deeply; `None` as in
+/// [`Read::Invalid`]. `value` has no more than the metadata.
+#[must_use]
+pub fn stand_in(kind: Kind, name: &str, value: &Value) -> Option<Object> {
+    match kind {
+        Kind::Service | Kind::EndpointSlice => {
+            let unread = ObjectError::new("", "cannot be read");
+            Some(
+                service_read::read(
+                    &kind.object(name, value),
+                    &service_read::labels(value),
+                    value,
+                    Some(unread),
+                )
+                .0,
+            )
+        }
+        Kind::NetworkPolicy | Kind::EgressGatewayPolicy => match read_as(kind, value) {
+            Ok(Read::Object(object)) => Some(object),
+            Ok(Read::Invalid { stand_in, .. }) => stand_in.map(|object| *object),
+            Ok(Read::Ignored { .. }) | Err(_) => None,
+        },
+        Kind::Pod | Kind::Namespace | Kind::Node => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Addresses, prefixes and ports, in the form the maps hold them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use egress_common::packet::protocol;
@@ -174,6 +174,30 @@ pub fn protocol_name(number: u8) -> &'static str {
         PROTOCOL_ANY => "any protocol",
         _ => "another protocol",
     }
+}
+
+/// Reads an address; `None` for an empty text, which is how status fields say "not yet".
+pub(super) fn read_address(text: &str, path: &str) -> Result<Option<IpAddr>, ObjectError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse().or_else(|_| sloppy(text).parse::<IpAddr>()) {
+        Ok(ip) => Ok(Some(ip.to_canonical())),
+        Err(_) => Err(ObjectError::new(path, format!("{text:?} is not an address"))),
+    }
+}
+
+/// Zeros in front are decimal to Kubernetes (`ParseIPSloppy`), which takes such addresses of old objects; also at the end of an IPv6
+/// address that holds an IPv4 one.
+fn sloppy(text: &str) -> String {
+    let (before, v4) =
+        text.rsplit_once(':').map_or(("", text), |(_, v4)| text.split_at(text.len() - v4.len()));
+    let plain = |part: &str| match part.trim_start_matches('0') {
+        "" if !part.is_empty() => "0".to_owned(),
+        digits => digits.to_owned(),
+    };
+    let v4 = v4.split('.').map(plain).collect::<Vec<_>>().join(".");
+    if v4.parse::<Ipv4Addr>().is_ok() { format!("{before}{v4}") } else { text.to_owned() }
 }
 
 /// Reads a port number, 1 to 65535.

@@ -1,6 +1,6 @@
 //! What is where in the cluster.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::matching::{is_protocol, label_of, labels_match, ports_hold_number, prefix_holds};
 use super::{Protocol, Target};
@@ -9,6 +9,9 @@ use crate::object::{
     CidrPeer, EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, Pod, PodPeer, Ports, Selector, Service,
     ServicePort,
 };
+
+/// Stands for what is behind a service that cannot be read.
+pub(super) const ANYWHERE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// The objects, and the node whose pods are judged.
 pub(super) struct Cluster<'a> {
@@ -101,6 +104,10 @@ impl<'a> Cluster<'a> {
             if slice.namespace != service.namespace || slice.service.as_ref() != Some(&service.name) {
                 continue;
             }
+            // What is read of them may not be what kube-proxy reads.
+            if slice.unread || service.unread {
+                continue;
+            }
             for target in &slice.ports {
                 if target.name == port.name && target.protocol == port.protocol {
                     found.push((slice, target.port));
@@ -108,6 +115,15 @@ impl<'a> Cluster<'a> {
             }
         }
         found
+    }
+
+    /// Whether a service may lead anywhere: it cannot be read, or a slice of it that kube-proxy takes backends from.
+    pub(super) fn leads_anywhere(&self, service: &Service) -> bool {
+        let of_it = |slice: &&EndpointSlice| {
+            slice.namespace == service.namespace && slice.service.as_ref() == Some(&service.name)
+        };
+        let mut slices = self.objects.endpoint_slices().filter(of_it);
+        service.unread || slices.any(|slice| slice.proxied && slice.unread)
     }
 
     /// The backends of one family that a new connection to a service's port may be sent to: the ready ones, and those that still serve
@@ -139,15 +155,18 @@ impl<'a> Cluster<'a> {
         let mut of_it = slices.filter(|slice| {
             slice.namespace == service.namespace && slice.service.as_ref() == Some(&service.name)
         });
-        of_it.any(|slice| {
-            slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.last_resort).any(|endpoint| {
-                let pods = self.pods_at(endpoint.address);
-                let no_pods = pods.is_empty() || self.is_node(endpoint.address);
-                no_pods
-                    || pods.into_iter().any(|pod| self.is_gateway(pod))
-                    || self.is_gateway_address(endpoint.address)
+        self.leads_anywhere(service)
+            || of_it.any(|slice| {
+                slice.endpoints.iter().filter(|endpoint| endpoint.ready || endpoint.last_resort).any(
+                    |endpoint| {
+                        let pods = self.pods_at(endpoint.address);
+                        let no_pods = pods.is_empty() || self.is_node(endpoint.address);
+                        no_pods
+                            || pods.into_iter().any(|pod| self.is_gateway(pod))
+                            || self.is_gateway_address(endpoint.address)
+                    },
+                )
             })
-        })
     }
 
     /// What is behind a port of a node that leads out of the cluster: a node port of a service that does, or a host port of a gateway on
@@ -167,6 +186,9 @@ impl<'a> Cluster<'a> {
                 if one.node_port == port && port != 0 && is_protocol(one.protocol, protocol) {
                     let behind: &mut Vec<_> = found.get_or_insert_default();
                     behind.extend(self.chosen_backends(service, one, address.is_ipv4()));
+                    if self.leads_anywhere(service) {
+                        behind.push((ANYWHERE, 0));
+                    }
                 }
             }
         }

@@ -12,6 +12,8 @@
 //!   port where every backend that can be chosen there is allowed at its target port, and not at all where there is
 //!   none. The sending pod is a backend like any other. An address of a service behind another service is translated no
 //!   second time, so that nothing but a rule for every destination allows it.
+//! - A service that cannot be read, or has a slice that cannot, leads anywhere: nothing is allowed on its ports, of a service at its
+//!   addresses, and its node ports lead out of the cluster.
 //! - A node's address at a port that leads out of the cluster (a node port of a service with a gateway, a node or nobody's address behind
 //!   it, or a host port of a gateway) passes where the node is allowed and everything that is behind that port, and so on where that is
 //!   such a port of a node again.
@@ -39,7 +41,7 @@ use std::net::IpAddr;
 
 use crate::index::Index;
 use crate::object::{Pod, Service, ServicePort};
-use cluster::Cluster;
+use cluster::{ANYWHERE, Cluster};
 
 /// A protocol that packets are sent by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -194,6 +196,9 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
         let Some(behind) = cluster.behind_node(destination, protocol, port) else { return Ok(owner) };
         return Ok(format!("{owner}; {}", each_behind(cluster, rules, protocol, behind)?));
     }
+    if services.iter().any(|service| service.unread) {
+        return Err(format!("a service of {destination} cannot be read"));
+    }
     let itself = is_itself(cluster, &services, destination);
     let owned = itself || !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
     let ports: Vec<_> = services
@@ -235,6 +240,9 @@ fn each_behind(
     let mut at = 0;
     while let Some((address, port)) = behind.get(at).copied() {
         at += 1;
+        if address == ANYWHERE {
+            return Err("a service that has this port of the node cannot be read".to_owned());
+        }
         reasons.push(each_owner(cluster, rules, (address, false), protocol, port)?);
         for next in cluster.behind_node(address, protocol, port).unwrap_or_default() {
             if !behind.contains(&next) {
@@ -258,6 +266,9 @@ fn each_backend(
     let mut reasons = Vec::new();
     for (service, service_port) in ports {
         let name = format!("service {}/{}", service.namespace, service.name);
+        if cluster.leads_anywhere(service) {
+            return Err(format!("{name} may lead anywhere: some of it cannot be read"));
+        }
         for (address, target) in cluster.chosen_backends(service, service_port, probe.destination.is_ipv4()) {
             match each_owner(cluster, rules, (address, false), probe.protocol, target) {
                 Ok(reason) => {

@@ -230,6 +230,9 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
         object["status"] =
             json!({"loadBalancer": {"ingress": [{"ip": pick(&FRONTS, front), "ipMode": mode}]}});
     }
+    if data.odd == 5 {
+        object["spec"]["type"] = json!(["ClusterIP"]);
+    }
     let mut objects = vec![object];
     for (other, v4) in [(false, true), (false, false), (true, true), (true, false)] {
         let mut endpoints = Vec::new();
@@ -269,6 +272,9 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
             object["addressType"] = json!(family);
             object["endpoints"] = json!(endpoints);
             object["ports"] = Value::Array(targets.collect());
+            if other && data.odd == 4 {
+                object["addressType"] = json!(["IPv4"]);
+            }
             objects.push(object);
         }
     }

@@ -58,7 +58,8 @@ pub struct Svc {
     pub balancer: Option<(u8, bool)>,
     pub ports: Vec<SvcPort>,
     pub backends: Vec<Backend>,
-    /// 1: backends of one node are chosen from; 2: kube-proxy leaves it alone; 3: kube-proxy leaves the other slice alone.
+    /// 1: backends of one node are chosen from; 2: kube-proxy leaves it alone; 3: kube-proxy leaves the other slice alone;
+    /// 4: some of the other slice cannot be read; 5: some of the service.
     pub odd: u8,
     /// How it is known to be the cluster's DNS, for that service alone.
     pub dns_by_label: bool,

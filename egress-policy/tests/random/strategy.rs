@@ -81,7 +81,7 @@ fn service() -> impl Strategy<Value = Svc> {
         weighted(0.2, 0_u8..6),
         weighted(0.2, (0_u8..6, any::<bool>())),
     );
-    let odd = prop_oneof![6 => Just(0_u8), 2 => 1_u8..4];
+    let odd = prop_oneof![6 => Just(0_u8), 3 => 1_u8..6];
     (0_u8..4, vips, vec(port, 0..4), vec(backend, 0..4), odd, any::<bool>()).prop_map(
         |(ns, (v4, v6, external, balancer), ports, backends, odd, dns_by_label)| Svc {
             ns,

@@ -57,6 +57,18 @@ struct Metadata {
     resource_version: Option<String>,
 }
 
+#[derive(Deserialize)]
+struct Labelled<'a> {
+    #[serde(borrow)]
+    metadata: LabelledMetadata<'a>,
+}
+
+#[derive(Deserialize)]
+struct LabelledMetadata<'a> {
+    #[serde(borrow)]
+    labels: Option<&'a RawValue>,
+}
+
 #[derive(Debug, Deserialize)]
 struct Bookmark {
     metadata: BookmarkMetadata,
@@ -159,28 +171,32 @@ fn named(kind: Kind, raw: &RawValue) -> Result<(ObjectRef, Option<String>), Garb
 pub(super) fn arrived(kind: Kind, raw: &RawValue) -> Result<Arrived, Garbage> {
     let (name, version) = named(kind, raw)?;
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
-    let (value, unread) = match Trimmed(2).deserialize(&mut deserializer) {
-        Ok(value) => (value, None),
-        // Such as one that is nested too deeply. Of a policy its name is enough for it to close what it may have meant.
-        Err(error) => (
-            json!({"metadata": {"name": &*name.name, "namespace": name.namespace.as_deref()}}),
-            Some(error.to_string()),
-        ),
+    let value = match Trimmed(2).deserialize(&mut deserializer) {
+        Ok(value) => value,
+        // Such as one that is nested too deeply. Of a policy its name is enough for it to close what it may have meant, of a part of a
+        // service whose it is.
+        Err(error) => {
+            let namespace = name.namespace.as_deref();
+            let value =
+                json!({"metadata": {"name": &*name.name, "namespace": namespace, "labels": labels(raw)}});
+            let object = object::stand_in(kind, &name.name, &value);
+            return Ok(Arrived { name, version, object, error: Some(error.to_string()) });
+        }
     };
-    if let (Some(error), false) = (&unread, is_policy(kind)) {
-        return Ok(Arrived { name, version, object: None, error: Some(error.clone()) });
-    }
     let (object, error) = match object::read_as(kind, &value) {
         Ok(Read::Object(object)) => (Some(object), None),
         Ok(Read::Invalid { stand_in, error, .. }) => (stand_in.map(|one| *one), Some(error.to_string())),
         Ok(Read::Ignored { kind: other, .. }) => return Err(Garbage(format!("a {other} among {kind}s"))),
         Err(error) => (None, Some(error.to_string())),
     };
-    Ok(Arrived { name, version, object, error: unread.or(error) })
+    Ok(Arrived { name, version, object, error })
 }
 
-fn is_policy(kind: Kind) -> bool {
-    matches!(kind, Kind::NetworkPolicy | Kind::EgressGatewayPolicy)
+/// The labels of an object of which no more than the metadata can be read.
+fn labels(raw: &RawValue) -> BTreeMap<String, Value> {
+    let labelled: Option<Labelled<'_>> = serde_json::from_str(raw.get()).ok();
+    let labels = labelled.and_then(|labelled| labelled.metadata.labels);
+    labels.and_then(|labels| serde_json::from_str(labels.get()).ok()).unwrap_or_default()
 }
 
 /// A JSON value without `managedFields`, which is half of many objects, down to this depth.
@@ -219,7 +235,7 @@ impl<'de> Visitor<'de> for Trimmed {
 #[cfg(test)]
 mod tests {
     use super::{Event, event, page};
-    use egress_policy::object::Kind;
+    use egress_policy::object::{Kind, Object};
 
     fn line(kind: &str, object: &str) -> Vec<u8> {
         format!(r#"{{"type":"{kind}","object":{object}}}"#).into_bytes()
@@ -271,6 +287,34 @@ mod tests {
         assert!(policy.object.is_some() && policy.error.unwrap().contains("recursion"));
         let pod = arrived(Kind::Pod, &POD.replace(r#""containers":[]"#, &format!(r#""x":{deep}"#)));
         assert!(pod.object.is_none() && pod.error.is_some());
+        // Of a slice its labels tell whose it is, and its service leads anywhere.
+        let slice = format!(
+            r#"{{"endpoints":{deep},"metadata":{{"name":"s-1","namespace":"n","labels":{{"kubernetes.io/service-name":"s"}}}}}}"#
+        );
+        let slice = arrived(Kind::EndpointSlice, &slice);
+        let Some(Object::EndpointSlice(read)) = slice.object else { panic!("{slice:?}") };
+        assert!(read.unread && read.service.as_deref() == Some("s") && slice.error.is_some());
+    }
+
+    #[test]
+    fn what_can_be_read_of_a_slice_or_a_service_counts() {
+        let arrived = |kind, text: &str| match event(kind, &line("MODIFIED", text)).unwrap() {
+            Event::Upsert(arrived) => arrived,
+            other => panic!("{other:?}"),
+        };
+        let slice = r#"{"metadata":{"name":"s-1","namespace":"n","labels":{"kubernetes.io/service-name":"s"}},"addressType":"IPv4",
+            "endpoints":[{"addresses":["198.51.100.10"]},{"addresses":["ADDRESS"]}],"ports":[{"name":"x","port":443}]}"#;
+        let service = r#"{"metadata":{"name":"s","namespace":"n"},"spec":{"clusterIP":"ADDRESS","clusterIPs":["10.96.0.1"]}}"#;
+        for (address, read) in [("10.96.0.1", true), ("10.96.0.x", false)] {
+            let slice = arrived(Kind::EndpointSlice, &slice.replace("ADDRESS", address));
+            assert_eq!(slice.error.is_none(), read);
+            let Some(Object::EndpointSlice(slice)) = slice.object else { panic!("{slice:?}") };
+            assert!(slice.unread != read && slice.endpoints.len() == if read { 2 } else { 1 });
+            let service = arrived(Kind::Service, &service.replace("ADDRESS", address));
+            assert_eq!(service.error.is_none(), read);
+            let Some(Object::Service(service)) = service.object else { panic!("{service:?}") };
+            assert!(service.unread != read && service.vips.len() == 1);
+        }
     }
 
     #[test]

@@ -9,12 +9,13 @@ mod random;
 use std::env;
 
 use common::{NODE, json, lock, mesh, namespace, np, pod, service, set, slice};
-use egress_policy::compile::{Compiler, LocalPod, Node, UnknownPods, compile};
+use egress_common::wire::{Endpoint, STATE_INVALID, STATE_ISOLATED};
+use egress_policy::compile::{Compiler, LocalPod, Node, PodState, UnknownPods, compile};
 use egress_policy::index::{Dirty, Event, Index};
 use egress_policy::object::{Object, read};
 use egress_policy::plan::{State, diff, diff_at};
 use proptest::collection::vec;
-use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert_eq, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, proptest};
 use proptest::test_runner::{FileFailurePersistence, TestCaseError};
 use random::strategy::cluster;
 use serde_json::Value;
@@ -90,8 +91,21 @@ impl Follower {
             incomplete: self.incomplete,
             pods: &self.local,
         };
+        let before = self.compiler.compiled().desired.endpoints.clone();
         let keys = self.compiler.update(&self.index, &node, std::mem::take(&mut self.dirty));
-        let (followed, direct) = (self.compiler.compiled(), compile(&self.index, &node));
+        let followed = self.compiler.compiled();
+        // What was locked down and cannot be judged any more: from nothing that is known by what an earlier agent left.
+        let mut pods = self.local.clone();
+        for pod in &mut pods {
+            let state = followed.endpoints.get(&pod.cgroup).map(|info| &info.state);
+            if matches!(state, Some(PodState::Invalid { reasons }) if reasons[0].ends_with("before and is closed"))
+            {
+                pod.left = before.get(&pod.cgroup).copied();
+                let was = pod.left.map(|left| left.state);
+                prop_assert!(matches!(was, Some(STATE_ISOLATED | STATE_INVALID)), "{:?}", was);
+            }
+        }
+        let direct = compile(&self.index, &Node { pods: &pods, ..node });
         prop_assert_eq!(&followed.endpoints, &direct.endpoints);
         prop_assert_eq!(&followed.desired, &direct.desired);
         prop_assert_eq!(&followed.provenance, &direct.provenance);
@@ -235,4 +249,50 @@ fn an_event_touches_what_depends_on_it_and_nothing_else() {
         json!({"podSelector": {}, "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "db"}}}]}]});
     let (steps, work) = mesh.cost(np("app/p", rules));
     assert!(steps < 40 && (1..200).contains(&work), "a policy: {steps}, {work}");
+}
+
+/// A pod that was locked down may less than an unknown one: when its Namespace object goes and its processes run on, it is closed.
+#[test]
+fn a_pod_whose_namespace_goes_stays_closed() {
+    let world = mesh().with(lock(json!({})));
+    let web = world.cgroup("app/web");
+    let mut follower = Follower { index: world.index.clone(), local: world.local.clone(), ..Follower::new() };
+    follower.update().unwrap();
+    let locked = follower.observed.endpoints[&web];
+    assert_eq!(locked.state, STATE_ISOLATED);
+    let app = || namespace("app", json!({"mesh": "on"}));
+    for _ in 0..2 {
+        follower.apply(Event::Delete(stored(&[app()]).remove(0).object_ref()));
+        follower.update().unwrap();
+        let closed = Endpoint { state: STATE_INVALID, v4: locked.v4, ..Endpoint::default() };
+        assert_eq!(follower.observed.endpoints[&web], closed);
+        let said = &follower.compiler.compiled().diagnostics;
+        assert!(
+            said.iter().any(|one| one.to_string().contains("Pod app/web: metadata.namespace")),
+            "{said:?}"
+        );
+        // It stays closed by what else changes: another cgroup of it, another object.
+        follower.local.iter_mut().for_each(|local| local.containers.clear());
+        follower.apply(Event::Upsert(stored(&[namespace("other", json!({"x": "y"}))]).remove(0)));
+        follower.update().unwrap();
+        assert_eq!(follower.observed.endpoints[&web], closed);
+        // With its Namespace it may again what it might.
+        follower.apply(Event::Upsert(stored(&[app()]).remove(0)));
+        follower.update().unwrap();
+        assert_eq!(follower.observed.endpoints[&web], locked);
+    }
+    // One that was not locked down is unknown, as is one that was never known.
+    let mut follower = Follower { index: world.index.clone(), local: world.local.clone(), ..Follower::new() };
+    let free = world.cgroup("other/free");
+    follower.update().unwrap();
+    follower.apply(Event::Delete(stored(&[namespace("other", json!({}))]).remove(0).object_ref()));
+    follower.update().unwrap();
+    assert!(!follower.observed.endpoints.contains_key(&free));
+    assert!(!world.without("Namespace app").compile().desired.endpoints.contains_key(&web));
+    // Nor is what another pod left in a cgroup of this number its own.
+    let other = follower.local.iter_mut().find(|local| local.cgroup == web).unwrap();
+    other.uid = "uid-other-free".to_owned();
+    follower.local.retain(|local| local.cgroup != free);
+    follower.update().unwrap();
+    assert!(!follower.observed.endpoints.contains_key(&web));
 }

@@ -1,7 +1,8 @@
 //! The state of a node, kept up with the objects.
 //!
-//! Invariant: after every update the state is what compiling the same objects from nothing gives. What an update costs
-//! depends on what changed and on what depends on that.
+//! Invariant: after every update the state is what compiling the same objects from nothing gives, but for pods that were locked down and
+//! of which it cannot be told any more what they may do: they are closed, as those that an earlier agent left so. What an update
+//! costs depends on what changed and on what depends on that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -106,8 +107,8 @@ impl Compiler {
         let gone = self.found.iter().filter(|(cgroup, found)| here.get(cgroup) != Some(&&found.local));
         let gone: Vec<u64> = gone.map(|(cgroup, _)| *cgroup).collect();
         for cgroup in gone {
-            self.found.remove(&cgroup);
-            if !here.contains_key(&cgroup) {
+            let was = self.found.remove(&cgroup);
+            if here.get(&cgroup).map(|local| &local.uid) != was.as_ref().map(|was| &was.local.uid) {
                 self.endpoint(cgroup, Local::default(), &mut keys);
             }
         }
@@ -119,7 +120,8 @@ impl Compiler {
             if found.is_some() && !every_pod && !dirty.uids.contains(uid) && !in_namespace() {
                 continue;
             }
-            let (namespace, judged) = endpoint::of_cgroup(index, node, local);
+            let before = self.compiled.desired.endpoints.get(&cgroup);
+            let (namespace, judged) = endpoint::of_cgroup(index, node, local, before);
             self.found.insert(cgroup, Found { local: local.clone(), namespace });
             self.endpoint(cgroup, judged, &mut keys);
         }
@@ -132,7 +134,11 @@ impl Compiler {
         let mut keys = Keys::default();
         let (dirty, _) = self.begin(index, node, Dirty::default());
         for (cgroup, (containers, pod)) in pods {
-            self.endpoint(cgroup, endpoint::local(index, &pod, &containers, node.incomplete), &mut keys);
+            self.endpoint(
+                cgroup,
+                endpoint::local(index, &pod, &containers, node.incomplete, false),
+                &mut keys,
+            );
         }
         self.settle(index, dirty, &mut keys);
     }

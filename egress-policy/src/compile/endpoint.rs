@@ -26,15 +26,22 @@ pub(super) struct Local {
     pub(super) diagnostics: Vec<Diagnostic>,
 }
 
-/// Judges what was found on the node; with the namespace of its pod, where that is known.
-pub(super) fn of_cgroup(index: &Index, node: &Node<'_>, found: &LocalPod) -> (Option<Arc<str>>, Local) {
+/// Judges what was found on the node, of which there was `before`; with the namespace of its pod, where that is known.
+pub(super) fn of_cgroup(
+    index: &Index,
+    node: &Node<'_>,
+    found: &LocalPod,
+    before: Option<&Endpoint>,
+) -> (Option<Arc<str>>, Local) {
     let (pod, wrong) = match find(index, node.name, &found.uid) {
         Ok(pod) => (pod, None),
         Err(wrong) => (None, Some(*wrong)),
     };
     let wrong = wrong.or_else(|| elsewhere(pod.as_ref()?, node.name));
     let namespace = pod.as_ref().map(|pod| pod.namespace.clone());
-    let judge = |pod: Arc<Pod>| local(index, &pod, &found.containers, node.incomplete);
+    let locked = |one: &&Endpoint| matches!(one.state, STATE_ISOLATED | STATE_INVALID);
+    let locked = found.left.as_ref().or(before).filter(locked).is_some();
+    let judge = |pod: Arc<Pod>| local(index, &pod, &found.containers, node.incomplete, locked);
     let mut out = pod.map_or_else(Local::default, judge);
     out.diagnostics.extend(wrong);
     if let (None, Some(left)) = (&out.endpoint, &found.left) {
@@ -94,21 +101,34 @@ fn close(local: &mut Local, uid: &str, left: &Endpoint) {
     });
 }
 
-/// Judges a local pod with these containers. `incomplete`: see [`Node`](super::Node).
-pub(super) fn local(index: &Index, pod: &Pod, containers: &[LocalContainer], incomplete: bool) -> Local {
+/// Judges a local pod with these containers. `incomplete`: see [`Node`](super::Node). `locked`: it was locked down before, so that it is
+/// closed where it cannot be told what it may do, as it may be less than what unknown pods may.
+pub(super) fn local(
+    index: &Index,
+    pod: &Pod,
+    containers: &[LocalContainer],
+    incomplete: bool,
+    locked: bool,
+) -> Local {
     let mut out = Local::default();
     let selection = select::select(index, pod, None);
     let flags = if pod.host_network { FLAG_HOST_NETWORK } else { 0 };
     let mut entry = Endpoint { state: STATE_INVALID, flags, ..Endpoint::default() };
     let (state, policies) = match selection {
         Selection::Undecided => {
+            let now =
+                if locked { "the pod was locked down before and is closed" } else { "the pod stays unknown" };
+            let reason = format!("{}; {now}", select::UNDECIDED);
             out.diagnostics.push(Diagnostic {
                 object: Some(pod.object_ref()),
                 path: "metadata.namespace".to_owned(),
-                reason: format!("{}; the pod stays unknown", select::UNDECIDED),
+                reason: reason.clone(),
                 severity: Severity::Error,
             });
-            return out;
+            if !locked {
+                return out;
+            }
+            (PodState::Invalid { reasons: vec![reason] }, Vec::new())
         }
         // With objects missing, a pod that nothing selects may be one that something selects.
         Selection::Unselected if incomplete => return out,

@@ -25,7 +25,7 @@ fn objects(context: &Value) -> TempDir {
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
-            "spec": {"containers": containers}, "status": {"phase": "Running", "podIP": ip},
+            "spec": {"nodeName": "n1", "containers": containers}, "status": {"phase": "Running", "podIP": ip},
         })
     };
     let named = |name: &str| json!({"matchLabels": {"kubernetes.io/metadata.name": name}});

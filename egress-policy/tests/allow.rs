@@ -118,6 +118,34 @@ fn a_finished_pod_owns_no_address_and_a_terminating_one_does() {
     assert!(!world.with(finished).allows("app/web", "10.0.1.3", "tcp/80"));
 }
 
+/// Who may write the status of pods gives one that waits for a node any address; on a node kubelet writes it.
+#[test]
+fn a_pod_without_a_node_owns_no_address() {
+    let out = "198.51.100.10";
+    let claims = |node: serde_json::Value, ip: &str, labels: serde_json::Value| {
+        set(pod("app/claims", ip, labels), "/spec/nodeName", node)
+    };
+    let world = mesh().with(lock(json!({}))).with(service("app/t", "10.96.0.88", json!([{"port": 80}])));
+    let world = world.with(slice("app/t", &[out], json!([{"port": 80}])));
+    for node in [json!(null), json!("")] {
+        let world = world.with(claims(node.clone(), out, json!({})));
+        assert!(!world.allows("app/web", out, "tcp/80") && !world.allows("app/web", "10.96.0.88", "tcp/80"));
+        // Nor is it a gateway's, nor does it take from others what is theirs.
+        let gate = set(
+            claims(node.clone(), out, json!({"istio": "egressgateway"})),
+            "/metadata/namespace",
+            json!("gw"),
+        );
+        assert!(!world.with(gate).allows("app/web", out, "tcp/443"));
+        let taken = world.with(set(claims(node, "10.0.1.3", json!({})), "/metadata/namespace", json!("gw")));
+        assert!(taken.allows("app/web", "10.0.1.3", "tcp/80") && !taken.diagnostics().contains("several"));
+    }
+    let world = world.with(claims(json!("node-b"), out, json!({})));
+    assert!(world.allows("app/web", out, "tcp/80") && world.allows("app/web", "10.96.0.88", "tcp/80"));
+    let gone = world.with(claims(json!(null), out, json!({})));
+    assert!(!gone.allows("app/web", out, "tcp/80"), "it was on a node");
+}
+
 /// Who may write its slices chooses what is behind it.
 #[test]
 fn a_service_that_is_allowed_leads_nowhere_outside() {

@@ -307,7 +307,7 @@ fn named(grant: &Grant, pod: &Pod, ports: &mut BTreeSet<PortRange>) {
 /// Adds every address that a grant may lead to, as the objects are now.
 pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) {
     let of_pod = |pod: &Pod, found: &mut BTreeSet<Addr>| {
-        if !pod.host_network && !pod.finished {
+        if pod.owns_addresses() {
             found.extend(pod.addresses.iter().map(|ip| address(*ip)));
         }
     };

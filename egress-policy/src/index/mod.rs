@@ -111,9 +111,9 @@ fn unlist<K: Ord, T, const N: usize>(
     }
 }
 
-/// The addresses that are a pod's alone: none of one that is finished, or that has its node's.
+/// The addresses that are a pod's alone.
 fn owned(pod: &Pod) -> impl Iterator<Item = Addr> {
-    pod.addresses.iter().filter(|_| !pod.host_network && !pod.finished).map(|ip| address(*ip))
+    pod.addresses.iter().filter(|_| pod.owns_addresses()).map(|ip| address(*ip))
 }
 
 /// The addresses at which a node's ports are.

@@ -34,6 +34,13 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// Whether its addresses are its alone. Not of one that is finished, that has its node's, or that is on no node: nothing runs of it, and
+    /// who may write its status may have made up any address.
+    #[must_use]
+    pub fn owns_addresses(&self) -> bool {
+        !self.finished && !self.host_network && self.node.is_some()
+    }
+
     /// What names it.
     #[must_use]
     pub fn object_ref(&self) -> ObjectRef {

@@ -64,9 +64,11 @@ impl<'a> Cluster<'a> {
         gateways.any(|one| one.addresses.iter().filter(single).any(|prefix| prefix_holds(prefix, address)))
     }
 
-    /// The pods that own an address: those neither finished nor on the host network.
+    /// The pods that own an address: those on a node, and neither finished nor on the host network.
     pub(super) fn pods_at(&self, address: IpAddr) -> Vec<&'a Pod> {
-        let owns = |pod: &&Pod| !pod.finished && !pod.host_network && pod.addresses.contains(&address);
+        let owns = |pod: &&Pod| {
+            pod.node.is_some() && !pod.finished && !pod.host_network && pod.addresses.contains(&address)
+        };
         self.objects.pods().filter(owns).collect()
     }
 

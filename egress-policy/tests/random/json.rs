@@ -195,6 +195,9 @@ fn pod(i: usize, data: &PodData) -> Value {
         "containers": [{"name": "c", "ports": ports}, {"name": "istio-proxy"}, {"name": "other"}]});
     let ips: Vec<Value> = addresses(data).iter().map(|ip| json!({"ip": ip})).collect();
     let phase = pick(&["Running", "Succeeded", "Failed", "Pending"], data.phase);
+    if data.remote && phase == "Pending" {
+        object["spec"]["nodeName"] = json!("");
+    }
     object["status"] = json!({"phase": phase, "podIPs": ips});
     object
 }

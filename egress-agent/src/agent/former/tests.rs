@@ -28,7 +28,12 @@ fn object(api: &str, kind: &str, (namespace, name): (&str, &str), rest: &Value) 
 }
 
 fn pod(name: &str, ip: &str) -> Value {
-    object("v1", "Pod", ("app", name), &json!({"spec": {}, "status": {"phase": "Running", "podIP": ip}}))
+    object(
+        "v1",
+        "Pod",
+        ("app", name),
+        &json!({"spec": {"nodeName": "n"}, "status": {"phase": "Running", "podIP": ip}}),
+    )
 }
 
 fn service(rest: &Value) -> Value {

@@ -99,6 +99,47 @@ fn a_pod_object_that_goes_before_its_processes_leaves_its_policy_in_place() {
     eventually("its entry is gone", || common::entries(&stand.agent, "egress_endpoint") == 2);
 }
 
+/// Anybody may write the annotations of a static pod, with the UID of a pod whose object went.
+#[test]
+fn a_pod_whose_object_went_is_not_taken_over_by_an_annotation() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    stand.lock_down(json!({"allow": {"inCluster": false}}));
+    let pods = ["victim", "other"].map(|name| stand.pod(PodSpec::new("a", name)));
+    stand.start();
+    pods.iter().for_each(|pod| denied(pod, &outside()[0]));
+    let thief = |namespace: &str, name: &str, of: &serde_json::Value, uid: &str| {
+        let mut thief = of.clone();
+        let hash = thief["metadata"]["uid"].take();
+        thief["metadata"] = json!({"namespace": namespace, "name": name, "uid": uid, "labels": {"taken": "over"},
+            "annotations": {"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "n"}]});
+        thief["status"] = json!({});
+        thief
+    };
+    let objects = [&pods[0], &pods[1]].map(|pod| pod_object(&stand, pod.pod()));
+    let endpoints = || common::endpoints(&stand.agent);
+    // In another namespace, after the object went; and in its place, by one event.
+    stand.remove(&objects[0]);
+    stand.write(thief("b", "q", &objects[0], "q"));
+    stand.write(thief("a", "other", &objects[1], "second"));
+    let marker = stand.pod(PodSpec::new("b", "marker"));
+    stand.write(thief("b", "last", &objects[1], "last"));
+    eventually("the objects were read", || {
+        endpoints().iter().any(|one| one["name"].as_str().unwrap().starts_with("other (before"))
+    });
+    passes(&marker, &outside()[0]);
+    pods.iter().for_each(|pod| denied(pod, &outside()[0]));
+    let names: Vec<_> = endpoints().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect();
+    assert!(names.contains(&"victim".to_owned()) && !names.contains(&"q".to_owned()), "{names:?}");
+    // It comes back itself, and goes.
+    stand.remove(&thief("b", "q", &objects[0], "q"));
+    stand.write(objects[0].clone());
+    denied(&pods[0], &outside()[0]);
+    pods[0].pod().remove().unwrap();
+    stand.remove(&objects[0]);
+    eventually("it is let go", || !endpoints().iter().any(|one| one["name"] == "victim"));
+}
+
 #[test]
 fn a_pinned_link_that_somebody_removes_is_attached_again() {
     let mut stand = Stand::new(CgroupDriver::Systemd);

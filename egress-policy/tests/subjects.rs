@@ -100,6 +100,16 @@ fn a_static_pod_is_found_by_its_hash_on_its_own_node_only() {
     evil["metadata"]["ownerReferences"] = json!([]);
     assert!(!world.with(evil.clone()).compile().endpoints.contains_key(&77));
     assert_eq!(world.with(mirror.clone()).with(evil).compile().endpoints[&77].name, "static");
+    // Another one that looks the same makes it nobody's, and closes what a policy locks down.
+    let mut twin = set(mirror.clone(), "/metadata/namespace", json!("other"));
+    twin["metadata"]["uid"] = json!("twin");
+    let both = world.with(mirror.clone()).with(twin.clone());
+    assert!(!both.compile().endpoints.contains_key(&77));
+    assert_eq!(both.compile().desired.endpoints[&77].state, STATE_INVALID);
+    assert!(both.diagnostics().contains("claimed by several pods; its cgroup is closed"));
+    let free = set(mirror.clone(), "/metadata/namespace", json!("gw"));
+    let free = world.with(set(free, "/metadata/uid", json!("free"))).with(twin);
+    assert!(!free.compile().desired.endpoints.contains_key(&77), "no policy says anything about either");
     // The hash of a pod's UID does not take the pod over.
     mirror["metadata"]["annotations"] = as_kubelet("uid-app-web");
     let world = world.with(mirror);
@@ -116,6 +126,46 @@ fn a_uid_of_two_pods_is_nobodys() {
     let compiled = world.compile();
     assert!(!compiled.endpoints.contains_key(&world.cgroup("app/web")));
     assert!(world.diagnostics().contains("claimed by several pods"));
+}
+
+/// Its object went while no agent ran, and then somebody wrote its UID into an annotation.
+#[test]
+fn what_was_locked_down_under_a_uid_is_nobodys_who_only_names_that() {
+    const UID: &str = "0c5e7b2e-0000-4000-8000-0000000000aa";
+    let claims = |name: &str, ip: &str, hash: &str| {
+        let mut pod = pod(name, ip, json!({}));
+        pod["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash});
+        pod["metadata"]["ownerReferences"] =
+            json!([{"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "n"}]);
+        pod
+    };
+    let v4 = Addr::v4([10, 0, 1, 77]);
+    let left = |v4| Some(Endpoint { state: STATE_ISOLATED, v4, ..Endpoint::default() });
+    let world = |uid: &str, left| {
+        let mut world = mesh().with(lock(json!({})));
+        world.local.push(LocalPod { uid: uid.to_owned(), cgroup: 77, containers: Vec::new(), left });
+        world.names.push("left".to_owned());
+        world
+    };
+    for (uid, left, ip, is_closed) in [
+        (UID, left(v4), "10.0.9.9", true),
+        (UID, left(Addr::default()), "10.0.9.9", true),
+        // A static pod may have such a UID, and has the address that it had.
+        (UID, left(v4), "10.0.1.77", false),
+        (UID, None, "10.0.9.9", false),
+        // The hash of a manifest.
+        ("0c5e7b2e000040008000000000000000", left(v4), "10.0.9.9", false),
+    ] {
+        let world = world(uid, left).with(claims("other/q", ip, uid));
+        assert_eq!(world.compile().endpoints.contains_key(&77), !is_closed, "{uid} {ip}");
+        let state = world.compile().desired.endpoints[&77].state;
+        assert_eq!(state == STATE_INVALID, is_closed, "{uid} {ip}");
+    }
+    // The pod itself comes back.
+    let own = set(pod("app/back", "10.0.9.8", json!({})), "/metadata/uid", json!(UID));
+    let world = world(UID, left(v4)).with(claims("other/q", "10.0.9.9", UID)).with(own);
+    assert_eq!(world.compile().endpoints[&77].name, "back");
 }
 
 #[test]

@@ -10,6 +10,9 @@ use egress_policy::object::{Object, ObjectRef, Pod};
 
 use super::Agent;
 
+/// Between the name of a pod that is kept and its UID: no name has spaces.
+const BEFORE: &str = " (before, UID ";
+
 impl Agent {
     pub(crate) fn look_at_source(&mut self) {
         let mut changes = self.source.look();
@@ -65,21 +68,33 @@ impl Agent {
     }
 
     /// Makes room for a pod: another one that stands under its name is kept under one that no pod can have, and one that
-    /// was kept is not needed any more where this one claims its cgroup.
+    /// was kept is not needed any more where this one takes its place.
     fn succeed(&mut self, object: &ObjectRef, new: &Pod) {
         // It came back.
         self.lingering.retain(|(_, of)| of != object);
-        let (claimed, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.lingering).into_iter().partition(|(name, _)| self.claims(new, name));
+        let replaced = |(name, of): &(String, ObjectRef)| {
+            let Some(Object::Pod(kept)) = self.index.get(of) else { return true };
+            self.succeeds(&kept, new, name)
+        };
+        let (replaced, kept): (Vec<_>, Vec<_>) = self.lingering.iter().cloned().partition(replaced);
         self.lingering = kept;
-        for (_, of) in claimed {
+        for (_, of) in replaced {
             self.index(Event::Delete(of));
         }
-        if let Some((name, mut pod)) = self.stands(object).filter(|(name, _)| !self.claims(new, name)) {
-            pod.name = format!("{} (before, UID {})", pod.name, pod.uid).into();
+        let before = self.stands(object).filter(|(name, old)| !self.succeeds(old, new, name));
+        if let Some((name, mut pod)) = before {
+            pod.name = format!("{}{BEFORE}{})", pod.name, pod.uid).into();
             self.lingering.push((name, pod.object_ref()));
             self.index(Event::Upsert(Object::Pod(pod)));
         }
+    }
+
+    /// Whether a cgroup is another pod's now than before: by its own UID, or as the next mirror of the same static pod. Anybody may write a
+    /// hash into an annotation, and what a UID names is not taken over by it.
+    fn succeeds(&self, old: &Pod, new: &Pod, cgroup: &str) -> bool {
+        let was = old.name.split_once(BEFORE).map_or(&*old.name, |(name, _)| name);
+        let same = (&*old.namespace, was) == (&*new.namespace, &*new.name);
+        *new.uid == *cgroup || (same && *old.uid != *cgroup && self.claims(new, cgroup))
     }
 
     /// Lets go of the pods whose cgroup has gone since their object went.

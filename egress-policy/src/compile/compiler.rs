@@ -13,7 +13,7 @@ use egress_common::wire::{
 };
 
 use super::address::{self, Addresses, NodePorts};
-use super::endpoint::{self, Local};
+use super::endpoint::{self, Local, Namespaces};
 use super::grant::Peer;
 use super::grants::Grants;
 use super::identity::{self, Identities};
@@ -47,8 +47,8 @@ struct Settings {
 #[derive(Debug)]
 struct Found {
     local: LocalPod,
-    /// The namespace of its pod, where there is one.
-    namespace: Option<Arc<str>>,
+    /// The namespaces of the pods that claim it.
+    namespaces: Namespaces,
 }
 
 /// The containers of a pod, and the pod.
@@ -116,13 +116,13 @@ impl Compiler {
             let uid = local.uid.as_str();
             let found = self.found.get(&cgroup);
             let in_namespace =
-                || found.and_then(|one| one.namespace.as_ref()).is_some_and(|n| dirty.namespaces.contains(n));
+                || found.is_some_and(|one| one.namespaces.iter().any(|name| dirty.namespaces.contains(name)));
             if found.is_some() && !every_pod && !dirty.uids.contains(uid) && !in_namespace() {
                 continue;
             }
             let before = self.compiled.desired.endpoints.get(&cgroup);
-            let (namespace, judged) = endpoint::of_cgroup(index, node, local, before);
-            self.found.insert(cgroup, Found { local: local.clone(), namespace });
+            let (namespaces, judged) = endpoint::of_cgroup(index, node, local, before);
+            self.found.insert(cgroup, Found { local: local.clone(), namespaces });
             self.endpoint(cgroup, judged, &mut keys);
         }
         self.settle(index, dirty, &mut keys);

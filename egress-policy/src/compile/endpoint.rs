@@ -6,6 +6,8 @@ use egress_common::wire::{
     Addr, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, PROXIES, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED,
 };
 
+use smallvec::SmallVec;
+
 use super::grant::Content;
 use super::report::{Diagnostic, EndpointInfo, PodState, Severity};
 use super::select::{self, Selection};
@@ -26,51 +28,77 @@ pub(super) struct Local {
     pub(super) diagnostics: Vec<Diagnostic>,
 }
 
-/// Judges what was found on the node, of which there was `before`; with the namespace of its pod, where that is known.
+/// The namespaces of the pods that claim a cgroup: one, but for those that are nobody's.
+pub(super) type Namespaces = SmallVec<[Arc<str>; 1]>;
+
+/// Judges what was found on the node, of which there was `before`; with the namespaces that it depends on.
 pub(super) fn of_cgroup(
     index: &Index,
     node: &Node<'_>,
     found: &LocalPod,
     before: Option<&Endpoint>,
-) -> (Option<Arc<str>>, Local) {
-    let (pod, wrong) = match find(index, node.name, &found.uid) {
-        Ok(pod) => (pod, None),
-        Err(wrong) => (None, Some(*wrong)),
-    };
-    let wrong = wrong.or_else(|| elsewhere(pod.as_ref()?, node.name));
-    let namespace = pod.as_ref().map(|pod| pod.namespace.clone());
+) -> (Namespaces, Local) {
+    let claims = claims(index, node.name, &found.uid);
+    let namespaces = claims.iter().map(|pod| pod.namespace.clone()).collect();
     let locked = |one: &&Endpoint| matches!(one.state, STATE_ISOLATED | STATE_INVALID);
     let locked = found.left.as_ref().or(before).filter(locked).is_some();
-    let judge = |pod: Arc<Pod>| local(index, &pod, &found.containers, node.incomplete, locked);
+    let pod = match claims[..] {
+        [] => None,
+        [pod] if is_another(pod, found) => None,
+        [pod] => Some(pod),
+        _ => return (namespaces, of_several(index, node, found, &claims)),
+    };
+    let judge = |pod: &Arc<Pod>| local(index, pod, &found.containers, node.incomplete, locked);
     let mut out = pod.map_or_else(Local::default, judge);
-    out.diagnostics.extend(wrong);
+    out.diagnostics.extend(pod.and_then(|pod| elsewhere(pod, node.name)));
     if let (None, Some(left)) = (&out.endpoint, &found.left) {
         close(&mut out, &found.uid, left);
     }
-    (namespace, out)
+    (namespaces, out)
 }
 
-/// The pod of a cgroup, by the UID in the cgroup's name.
-///
-/// # Errors
-/// Several pods claim it.
-fn find(index: &Index, node: &str, uid: &str) -> Result<Option<Arc<Pod>>, Box<Diagnostic>> {
+/// The pods that say that a cgroup is theirs, by the UID or hash in its name.
+fn claims<'i>(index: &'i Index, node: &str, uid: &str) -> Vec<&'i Arc<Pod>> {
     // Anybody may write the annotation; it counts for pods of this node only, and after the UID.
     let by_hash = || index.by_hash(uid).iter().filter(|pod| pod.node.as_deref() == Some(node)).collect();
-    let mut claims: Vec<&Arc<Pod>> = index.by_uid(uid).iter().collect();
-    if claims.is_empty() {
-        claims = by_hash();
+    let by_uid = index.by_uid(uid);
+    if by_uid.is_empty() { by_hash() } else { by_uid.iter().collect() }
+}
+
+/// Whether a pod says by an annotation alone that a cgroup is its own which an earlier agent locked down, whose name is a UID as the API server
+/// gives them, and which had other addresses: the pod with that UID went while no agent ran.
+fn is_another(pod: &Pod, found: &LocalPod) -> bool {
+    let is_uid = || {
+        let parts =
+            found.uid.split('-').map(|part| (part.len(), part.bytes().all(|b| b.is_ascii_hexdigit())));
+        parts.eq([8, 4, 4, 4, 12].map(|length| (length, true)))
+    };
+    let is_own = |left: &Endpoint| {
+        let has = |addr: Addr| addr == Addr::default() || pod.addresses.iter().any(|ip| address(*ip) == addr);
+        (left.v4, left.v6) != Default::default() && has(left.v4) && has(left.v6)
+    };
+    *pod.uid != *found.uid && is_uid() && found.left.as_ref().is_some_and(|left| !is_own(left))
+}
+
+/// Several pods claim a cgroup: it is nobody's. Where policies lock one of them down it is closed, else it stays unknown.
+fn of_several(index: &Index, node: &Node<'_>, found: &LocalPod, claims: &[&Arc<Pod>]) -> Local {
+    let mut out = Local::default();
+    let judged = claims.iter().map(|pod| local(index, pod, &found.containers, node.incomplete, false));
+    let judged: Vec<Endpoint> = judged.filter_map(|one| Some(one.endpoint?.0)).collect();
+    let is_locked = found.left.is_some() || judged.iter().any(|one| one.state != STATE_UNSELECTED);
+    let becomes = if is_locked { "is closed" } else { "stays unknown" };
+    if is_locked {
+        let flags = judged.iter().fold(0, |flags, one| flags | one.flags) & FLAG_HOST_NETWORK;
+        let (v4, v6) = found.left.map(|left| (left.v4, left.v6)).unwrap_or_default();
+        out.endpoint = Some((Endpoint { state: STATE_INVALID, flags, v4, v6, ..Endpoint::default() }, None));
     }
-    match claims[..] {
-        [] => Ok(None),
-        [pod] => Ok(Some(pod.clone())),
-        _ => Err(Box::new(Diagnostic {
-            object: claims.iter().map(|pod| pod.object_ref()).min(),
-            path: "metadata.uid".to_owned(),
-            reason: format!("{uid} is claimed by several pods; its cgroup stays unknown"),
-            severity: Severity::Error,
-        })),
-    }
+    out.diagnostics.push(Diagnostic {
+        object: claims.iter().map(|pod| pod.object_ref()).min(),
+        path: "metadata.uid".to_owned(),
+        reason: format!("{} is claimed by several pods; its cgroup {becomes}", found.uid),
+        severity: Severity::Error,
+    });
+    out
 }
 
 /// What is wrong with a pod that is found here and names another node.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use egress_policy::index::Event;
-use egress_policy::object::{Endpoint, EndpointSlice, Object, ObjectRef};
+use egress_policy::object::{Endpoint, EndpointSlice, Object, ObjectRef, ServicePort};
 
 /// How long kube-proxy may take to follow.
 pub(super) const HOLD: Duration = Duration::from_secs(10);
@@ -80,10 +80,10 @@ impl Held {
     }
 
     /// The number of the slice that is held for the same service and ports.
-    pub(super) fn beside(&self, old: &EndpointSlice) -> Option<u64> {
+    pub(super) fn beside(&self, old: &EndpointSlice, ports: &[ServicePort]) -> Option<u64> {
         let same = |number: &&u64| {
             let held = self.objects.get(*number).and_then(|one| slice(&one.object));
-            held.is_some_and(|held| held.ports == old.ports)
+            held.is_some_and(|held| *held.ports == *ports)
         };
         self.slices.get(&of(old))?.iter().find(same).copied()
     }
@@ -107,11 +107,12 @@ impl Held {
     }
 
     /// Makes a slice lead to other backends as well, for the whole time from now on.
-    pub(super) fn lead(&mut self, number: u64, to: Vec<Endpoint>, now: Instant) -> Option<Event> {
+    pub(super) fn lead(&mut self, number: u64, to: Vec<IpAddr>, now: Instant) -> Option<Event> {
         let mut object = self.take(number)?.object;
         if let Object::EndpointSlice(slice) = &mut object {
             let room = MOST_BACKENDS.saturating_sub(self.backends.len());
-            slice.endpoints = bounded(to.into_iter().chain(slice.endpoints.iter().copied()), room);
+            slice.endpoints =
+                bounded(to.into_iter().chain(slice.endpoints.iter().map(|one| one.address)), room);
         }
         let event = Event::Upsert(object.clone());
         self.put_from(now, number, object);
@@ -135,8 +136,8 @@ impl Held {
     }
 
     /// Each backend once, if there is room; else addresses that are nobody's stand for all.
-    pub(super) fn fit(&self, endpoints: impl IntoIterator<Item = Endpoint>) -> Box<[Endpoint]> {
-        bounded(endpoints, MOST_BACKENDS.saturating_sub(self.backends.len()))
+    pub(super) fn fit(&self, to: impl IntoIterator<Item = IpAddr>) -> Box<[Endpoint]> {
+        bounded(to, MOST_BACKENDS.saturating_sub(self.backends.len()))
     }
 
     /// Whether the time of something is over.
@@ -203,8 +204,8 @@ pub(super) fn slice(object: &Object) -> Option<&EndpointSlice> {
     if let Object::EndpointSlice(slice) = object { Some(slice) } else { None }
 }
 
-fn bounded(endpoints: impl IntoIterator<Item = Endpoint>, room: usize) -> Box<[Endpoint]> {
-    let mut each: BTreeSet<IpAddr> = endpoints.into_iter().map(|one| one.address).collect();
+fn bounded(to: impl IntoIterator<Item = IpAddr>, room: usize) -> Box<[Endpoint]> {
+    let mut each: BTreeSet<IpAddr> = to.into_iter().collect();
     if each.len() > room {
         each = BTreeSet::from([NOBODY_V4, NOBODY_V6]);
     }

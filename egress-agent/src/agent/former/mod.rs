@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use egress_policy::Index;
 use egress_policy::index::Event;
-use egress_policy::object::{Endpoint, EndpointSlice, Kind, Object, ObjectRef, Pod, Service};
+use egress_policy::object::{EndpointSlice, Kind, Object, ObjectRef, Pod, Service, ServicePort};
 
 use held::{HOLD, Held, slice};
 
@@ -50,7 +50,7 @@ impl Former {
             }
             Kind::EndpointSlice if !is_server => {
                 let old = index.get(&name);
-                self.slice_changes(index, &name, old.as_ref().and_then(slice), new.and_then(slice), now)
+                self.slice_changes(index, old.as_ref().and_then(slice), new.and_then(slice), now)
             }
             Kind::Service if !is_server => match (index.get(&name), new) {
                 (Some(Object::Service(old)), Some(Object::Service(new))) if leads_as(&old, new) => Vec::new(),
@@ -100,75 +100,70 @@ impl Former {
         }
     }
 
-    /// Holds the backends to which the slice's service sent new connections, and sends none any more.
+    /// Holds the backends to which the slice's service sent new connections by it, and sends none any more by any.
     fn slice_changes(
         &mut self,
         index: &Index,
-        name: &ObjectRef,
         old: Option<&EndpointSlice>,
         new: Option<&EndpointSlice>,
         now: Instant,
     ) -> Vec<Event> {
-        let services = [old, new].into_iter().flatten().filter_map(|slice| slice.service.clone());
-        let services: BTreeSet<Arc<str>> = services.collect();
-        let mut left = Vec::new();
-        for service in services {
-            let namespace = name.namespace.as_deref().unwrap_or_default();
-            let Some(service) = index.service(namespace, &service) else { continue };
-            let before: Vec<&EndpointSlice> =
-                index.slices_of(service).filter(|slice| slice.proxied && !slice.former).collect();
-            let others = before.iter().copied().filter(|slice| *slice.name != *name.name);
-            let same =
-                |slice: &&EndpointSlice| slice.proxied && slice.service.as_deref() == Some(&*service.name);
-            let after: Vec<&EndpointSlice> = others.chain(new.filter(same)).collect();
-            for group in groups(&before) {
-                let still = chosen(&after, group, service.local);
-                let gone = |ip: &IpAddr| !still.contains(ip) && !self.gone.contains_key(ip);
-                let endpoints: Vec<Endpoint> = chosen(&before, group, service.local)
-                    .into_iter()
-                    .filter(gone)
-                    .map(|address| Endpoint { address, ready: true, last_resort: false })
-                    .collect();
-                if !endpoints.is_empty() {
-                    left.push((group.clone(), endpoints));
-                }
-            }
+        let Some(old) = old.filter(|old| old.proxied) else { return Vec::new() };
+        let service = old.service.as_ref().and_then(|name| index.service(&old.namespace, name));
+        let Some(service) = service else { return Vec::new() };
+        let same = new.filter(|new| new.proxied && new.service == old.service);
+        let mut left = &leads([old]) - &leads(same);
+        if !left.is_empty() {
+            let slices = index.slices_of(service);
+            let others = slices.filter(|slice| slice.proxied && !slice.former && slice.name != old.name);
+            left = &left - &leads(others);
         }
-        left.into_iter().flat_map(|(of, endpoints)| self.keep_slice(&of, endpoints, now)).collect()
-    }
-
-    fn is_gone(&self, endpoint: &Endpoint) -> bool {
-        self.gone.contains_key(&endpoint.address)
+        left.retain(|(ip, ..)| !self.gone.contains_key(ip));
+        lists(&left).into_iter().flat_map(|list| self.keep_slice(old, list, now)).collect()
     }
 
     /// Of a service that is changed again and again, one slice more is held for each list of ports.
-    fn keep_slice(&mut self, old: &EndpointSlice, left: Vec<Endpoint>, now: Instant) -> Vec<Event> {
-        let beside = self.held.beside(old);
-        if let Some(number) = beside {
+    fn keep_slice(&mut self, old: &EndpointSlice, (ports, left): List, now: Instant) -> Vec<Event> {
+        if let Some(number) = self.held.beside(old, &ports) {
             return self.held.lead(number, left, now).into_iter().collect();
         }
-        let slice = EndpointSlice { endpoints: self.held.fit(left), former: true, ..old.clone() };
-        self.held.add(|name| Object::EndpointSlice(EndpointSlice { name, ..slice }), &old.name, now).1
+        let service = old.service.clone();
+        self.held_slice((old, service), (ports, left), now)
+    }
+
+    /// A slice under another name.
+    fn held_slice(
+        &mut self,
+        (old, service): (&EndpointSlice, Option<Arc<str>>),
+        (ports, left): List,
+        now: Instant,
+    ) -> Vec<Event> {
+        let (namespace, endpoints) = (old.namespace.clone(), self.held.fit(left));
+        let slice = |name| {
+            let (proxied, former) = (true, true);
+            Object::EndpointSlice(EndpointSlice {
+                namespace,
+                name,
+                service,
+                ports,
+                endpoints,
+                proxied,
+                former,
+            })
+        };
+        self.held.add(slice, &old.name, now).1
     }
 
     /// A service under another name, with what was behind it.
     fn keep_service(&mut self, index: &Index, old: &Service, now: Instant) -> Vec<Event> {
-        let there = |slice: &EndpointSlice| -> Vec<Endpoint> {
-            slice.endpoints.iter().filter(|one| one.may_take() && !self.is_gone(one)).copied().collect()
-        };
-        let behind = index.slices_of(old).filter(|slice| slice.proxied).map(|slice| (slice, there(slice)));
-        let behind: Vec<(&EndpointSlice, Vec<Endpoint>)> =
-            behind.filter(|(_, there)| !there.is_empty()).collect();
-        if behind.is_empty() {
-            return Vec::new();
-        }
+        let behind: Vec<&EndpointSlice> = index.slices_of(old).filter(|slice| slice.proxied).collect();
+        let mut there = leads(behind.iter().copied());
+        there.retain(|(ip, ..)| !self.gone.contains_key(ip));
+        let Some(slice) = behind.first().filter(|_| !there.is_empty()) else { return Vec::new() };
         let service = |name| Object::Service(Service { name, external: old.vips.clone(), ..old.clone() });
         let (service, mut out) = self.held.add(service, &old.name, now);
-        for (slice, there) in behind {
-            let (endpoints, service) = (self.held.fit(there), Some(service.clone()));
-            let slice = EndpointSlice { endpoints, service, former: true, ..slice.clone() };
-            let keep = |name| Object::EndpointSlice(EndpointSlice { name, ..slice });
-            out.extend(self.held.add(keep, &slice.name, now).1);
+        for list in lists(&there) {
+            out.extend(self.held_slice((slice, Some(service.clone())), list, now));
         }
         out
     }
@@ -178,32 +173,51 @@ fn pod(object: &Object) -> Option<&Pod> {
     if let Object::Pod(pod) = object { Some(pod) } else { None }
 }
 
-/// One slice for each list of ports and each family.
-fn groups<'s>(slices: &[&'s EndpointSlice]) -> Vec<&'s EndpointSlice> {
-    let mut groups: Vec<&EndpointSlice> = Vec::new();
-    for slice in slices {
-        if !groups.iter().any(|group| alike(group, slice)) {
-            groups.push(slice);
+/// A backend to which new connections are sent, by a service port's name and protocol, and its own port for that.
+type Lead<'s> = (IpAddr, &'s str, u8, u16);
+
+/// Backends that have these ports.
+type List = (Box<[ServicePort]>, Vec<IpAddr>);
+
+/// Where slices lead, as kube-proxy may choose: whatever is ready, and whatever terminates and serves. Which of those it is depends on the
+/// others that have the same port in any slice of the service, on what a node has itself, and on which slice of several it believes.
+fn leads<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>) -> BTreeSet<Lead<'s>> {
+    let of = |slice: &'s EndpointSlice| {
+        let takers = slice.endpoints.iter().filter(|one| one.may_take());
+        takers.flat_map(|one| {
+            slice.ports.iter().map(|port| (one.address, &*port.name, port.protocol, port.port))
+        })
+    };
+    slices.into_iter().flat_map(of).collect()
+}
+
+/// The same as slices: a list of ports has each name and protocol once.
+fn lists(leads: &BTreeSet<Lead<'_>>) -> Vec<List> {
+    let leads: Vec<&Lead<'_>> = leads.iter().collect();
+    let mut lists: BTreeMap<Vec<(&str, u8, u16)>, Vec<IpAddr>> = BTreeMap::new();
+    for of_one in leads.chunk_by(|one, two| one.0 == two.0) {
+        let mut own: Vec<Vec<(&str, u8, u16)>> = Vec::new();
+        for (_, name, protocol, port) in of_one {
+            // They are in order: where a list has this one, it is its last.
+            let lacks = |list: &&mut Vec<(&str, u8, u16)>| {
+                list.last().is_none_or(|last| (last.0, last.1) != (*name, *protocol))
+            };
+            match own.iter_mut().find(lacks) {
+                Some(list) => list.push((name, *protocol, *port)),
+                None => own.push(vec![(name, *protocol, *port)]),
+            }
+        }
+        for list in own {
+            lists.entry(list).or_default().extend(of_one.first().map(|lead| lead.0));
         }
     }
-    groups
-}
-
-fn alike(one: &EndpointSlice, two: &EndpointSlice) -> bool {
-    let v4 = |slice: &EndpointSlice| slice.endpoints.first().map(|one| one.address.is_ipv4());
-    one.ports == two.ports && v4(one) == v4(two)
-}
-
-/// To whom new connections are sent: those that are ready, or what terminates and serves where none is; on some node none may be
-/// where they go to backends of one node only.
-fn chosen(slices: &[&EndpointSlice], group: &EndpointSlice, local: bool) -> BTreeSet<IpAddr> {
-    let all = || slices.iter().filter(|slice| alike(slice, group)).flat_map(|slice| &slice.endpoints);
-    let ready: BTreeSet<IpAddr> = all().filter(|one| one.ready).map(|one| one.address).collect();
-    if local || ready.is_empty() {
-        all().filter(|one| one.may_take()).map(|one| one.address).collect()
-    } else {
-        ready
-    }
+    let port = |(name, protocol, port): (&str, u8, u16)| ServicePort {
+        name: Arc::from(name),
+        protocol,
+        port,
+        node_port: 0,
+    };
+    lists.into_iter().map(|(ports, ips)| (ports.into_iter().map(port).collect(), ips)).collect()
 }
 
 /// Whether a service leads wherever it led before.

@@ -7,7 +7,7 @@ use egress_policy::Index;
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::Judge;
 use egress_policy::index::Event;
-use egress_policy::object::{Read, read};
+use egress_policy::object::{EndpointSlice, Read, read};
 use serde_json::{Value, json};
 
 use super::{Former, HOLD};
@@ -205,9 +205,9 @@ fn slice_of(name: &str, backends: &[(&str, bool, bool)]) -> Value {
     slice
 }
 
-/// What is ready takes the place of what terminates: what did not, was followed until then.
+/// kube-proxy may choose what terminates and serves beside what is ready; until it has followed, as well after that has left.
 #[test]
-fn what_terminates_counts_as_what_is_ready_did() {
+fn what_terminates_and_serves_counts_whatever_is_ready() {
     let (out, b): ((&str, bool, bool), (&str, bool, bool)) =
         ((OUTSIDE, false, true), ("10.1.0.2", true, false));
     let steps: [(&[_], &[_]); 3] =
@@ -220,22 +220,82 @@ fn what_terminates_counts_as_what_is_ready_did() {
         node.put(slice_of("s-1", after));
         assert!(!node.allows(VIP) && !node.allows(NODE_PORT), "{number}");
         node.wait(HOLD);
+        assert_eq!(node.allows(VIP), number == 0, "{number}");
+        node.put(slice_of("s-1", &[b, (OUTSIDE, false, false)]));
+        assert_eq!(node.allows(VIP), number == 0, "{number}");
+        node.wait(HOLD);
         assert!(node.allows(VIP) && node.allows(NODE_PORT), "{number}");
     }
-    // By another slice, and by a policy of traffic.
+}
+
+/// A slice with a second port, which the service does not have.
+fn with_extra(mut slice: Value) -> Value {
+    slice["ports"] = json!([{"port": 8080}, {"name": "extra", "port": 9999}]);
+    slice
+}
+
+/// What is chosen is chosen for a service's port, whatever other ports the slices have.
+#[test]
+fn slices_with_other_ports_lead_by_the_same_port() {
+    let (out, b) = ((OUTSIDE, false, true), ("10.1.0.2", true, false));
+    for gone in [true, false] {
+        let mut node = Node::new();
+        node.put(service(&json!({})));
+        node.put(slice_of("s-1", &[]));
+        node.put(with_extra(slice_of("s-2", &[out])));
+        assert!(!node.allows(VIP));
+        node.put(slice_of("s-1", &[b]));
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT));
+        node.wait(HOLD);
+        assert!(!node.allows(VIP), "it still serves");
+        if gone {
+            node.remove(slice_of("s-2", &[]));
+        } else {
+            node.put(with_extra(slice_of("s-2", &[(OUTSIDE, false, false)])));
+        }
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT));
+        node.wait(HOLD);
+        assert!(node.allows(VIP) && node.allows(NODE_PORT) && node.former.held.is_empty());
+    }
+}
+
+#[test]
+fn what_moves_to_another_slice_has_not_left() {
+    let (b, c) = (("10.1.0.2", true, false), ("10.1.0.3", true, false));
     let mut node = Node::new();
     node.put(service(&json!({})));
-    node.put(slice_of("s-1", &[out]));
-    node.put(slice_of("s-2", &[b]));
-    assert!(!node.allows(VIP));
-    node.wait(HOLD);
-    assert!(node.allows(VIP));
-    node.put(service(&json!({"internalTrafficPolicy": "Local"})));
-    assert!(!node.allows(VIP), "on a node without another one it is chosen");
+    node.put(with_extra(slice_of("s-1", &[b, c])));
+    node.put(with_extra(slice_of("s-2", &[c])));
+    node.put(with_extra(slice_of("s-1", &[b])));
+    assert!(node.former.held.is_empty(), "another slice has the same");
+    node.put(slice_of("s-3", &[c]));
+    node.put(with_extra(slice_of("s-2", &[])));
+    assert_eq!(node.former.held.len(), 1, "by one port only");
+    let index = &node.index;
+    let held: Vec<_> = index.endpoint_slices().filter(|slice| slice.former).collect();
+    let ports = |slice: &&EndpointSlice| slice.ports.iter().map(|port| port.port).collect::<Vec<_>>();
+    assert_eq!(held.iter().map(ports).collect::<Vec<_>>(), [[9999]]);
+}
+
+/// By one address a port of the service can lead to two ports.
+#[test]
+fn two_ports_of_a_backend_are_held_both() {
+    let mut node = Node::new();
+    let to = json!([{"cidr": "203.0.113.7/32", "ports": [{"protocol": "TCP", "port": 8080}]}]);
+    let spec = json!({"subjects": [{}], "allow": {"to": to}});
+    node.put(object("egress-enforcer.io/v1alpha1", "EgressGatewayPolicy", ("", "p"), &json!({"spec": spec})));
     node.put(service(&json!({})));
-    assert!(!node.allows(VIP));
-    node.wait(HOLD);
+    let mut other = slice_of("s-2", &[(OUTSIDE, true, false)]);
+    other["ports"] = json!([{"port": 8081}]);
+    node.put(slice_of("s-1", &[(OUTSIDE, true, false)]));
     assert!(node.allows(VIP));
+    node.put(other);
+    assert!(!node.allows(VIP));
+    node.put(service(&json!({"ports": [{"port": 80}, {"port": 81}]})));
+    node.put(service(&json!({"ports": [{"port": 80}], "clusterIP": "10.96.0.8"})));
+    node.remove(slice_of("s-1", &[]));
+    node.remove(slice_of("s-2", &[]));
+    assert!(!node.allows(VIP) && !node.allows("10.96.0.8:80/TCP"));
 }
 
 /// What was ready and has left makes nothing of what is chosen in its place.
@@ -244,9 +304,11 @@ fn what_is_held_stands_before_nothing() {
     let mut node = Node::new();
     node.put(service(&json!({})));
     node.put(slice_of("s-1", &[("10.1.0.2", true, false), (OUTSIDE, false, true)]));
-    assert!(node.allows(VIP) && node.allows(NODE_PORT));
+    assert!(!node.allows(VIP) && !node.allows(NODE_PORT));
     node.put(slice_of("s-1", &[(OUTSIDE, false, true)]));
     assert!(!node.former.held.is_empty() && !node.allows(VIP) && !node.allows(NODE_PORT));
+    node.wait(HOLD);
+    assert!(node.former.held.is_empty() && !node.allows(VIP) && !node.allows(NODE_PORT));
 }
 
 /// What a policy opens behind a service is closed at once.

@@ -108,8 +108,9 @@ impl Agent {
     }
 
     fn index(&mut self, event: Event) {
-        let before =
-            if self.held { Vec::new() } else { self.former.before(&self.index, &event, Instant::now()) };
+        let now = Instant::now();
+        self.former.follow(&event, now);
+        let before = if self.held { Vec::new() } else { self.former.before(&self.index, &event, now) };
         for event in before.into_iter().chain([event]) {
             self.apply_event(event);
         }

@@ -44,6 +44,7 @@ impl Agent {
         let mut errors = self.errors.clone();
         errors.extend(self.coverage.errors().map(str::to_owned));
         errors.extend(self.own.trouble.clone());
+        errors.extend(self.former.stopped());
         let verdicts = self.datapath.counted().counters().unwrap_or_else(|error| {
             errors.push(format!("{error:#}"));
             Vec::new()

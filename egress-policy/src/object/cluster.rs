@@ -225,6 +225,8 @@ pub struct EndpointSlice {
     pub former: bool,
     /// Some of it cannot be read: its service may lead anywhere.
     pub unread: bool,
+    /// It has a port outside of 1 to 65535, which the API server accepts: kube-proxy follows nothing while it is there.
+    pub stops_proxy: bool,
 }
 
 /// One address of a backend; a backend's addresses are interchangeable.

@@ -238,10 +238,11 @@ fn slice(from: &mut Reader<'_>, object: &ObjectRef, labels: &Labels) -> Endpoint
             endpoints.push(Endpoint { address, ready, last_resort });
         }
     }
-    let mut ports = Vec::new();
+    let (mut ports, mut stops_proxy) = (Vec::new(), false);
     for RawPort { name, protocol, port, .. } in from.ports("ports") {
-        // kube-proxy leaves out a port without a number and the number 0; with others, which not every API server refuses, it goes on.
+        // kube-proxy leaves out a port without a number and the number 0; at others, which not every API server refuses, its syncs fail.
         let Some(number) = port.filter(|port| *port != 0) else { continue };
+        stops_proxy |= u16::try_from(number).is_err();
         let read = protocol.zip(from.port(number, "ports"));
         ports.extend(read.map(|(protocol, port)| ServicePort { name, protocol, port, node_port: 0 }));
     }
@@ -257,5 +258,6 @@ fn slice(from: &mut Reader<'_>, object: &ObjectRef, labels: &Labels) -> Endpoint
         proxied: is_proxied(labels),
         former: false,
         unread: from.wrong.is_some(),
+        stops_proxy,
     }
 }

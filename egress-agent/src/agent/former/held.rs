@@ -13,6 +13,8 @@ use egress_policy::object::{Endpoint, EndpointSlice, Object, ObjectRef, ServiceP
 
 /// How long kube-proxy may take to follow.
 pub(super) const HOLD: Duration = Duration::from_secs(10);
+/// How long it may take where it had stopped: a sync that failed is tried again after 30 seconds, and it is some time until it succeeds.
+pub(super) const STOPPED: Duration = Duration::from_secs(40);
 /// Objects that are held at a time: of more, the last ones.
 const MOST: usize = 20_000;
 /// Backends that are held at a time. What there is no room for closes.
@@ -33,6 +35,8 @@ pub(super) struct Held {
     /// When the time of each is over; one that was given more time is there twice.
     due: VecDeque<(Instant, u64)>,
     number: u64,
+    /// Nothing is over before then.
+    not_before: Option<Instant>,
     /// How many at most.
     pub(super) most: usize,
 }
@@ -51,6 +55,7 @@ impl Default for Held {
             backends: BTreeSet::new(),
             due: VecDeque::new(),
             number: 0,
+            not_before: None,
             most: MOST,
         }
     }
@@ -151,6 +156,18 @@ impl Held {
         false
     }
 
+    /// Holds everything until then, at least, and what comes before then.
+    pub(super) fn hold_all(&mut self, until: Instant) {
+        self.not_before = Some(until);
+        for one in self.objects.values_mut() {
+            one.until = one.until.max(until);
+        }
+        let mut due: Vec<(Instant, u64)> =
+            self.objects.iter().map(|(number, one)| (one.until, *number)).collect();
+        due.sort_unstable();
+        self.due = due.into();
+    }
+
     /// What is to be taken in because its time is over.
     pub(super) fn over(&mut self, now: Instant) -> Vec<Event> {
         let mut out = Vec::new();
@@ -166,7 +183,7 @@ impl Held {
     }
 
     fn put_from(&mut self, now: Instant, number: u64, object: Object) {
-        let until = now + HOLD;
+        let until = self.not_before.map_or(now + HOLD, |least| least.max(now + HOLD));
         self.due.push_back((until, number));
         self.put(number, One { object, until });
     }

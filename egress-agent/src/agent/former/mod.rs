@@ -2,7 +2,8 @@
 //! until then: to backends that have left, by addresses and ports that are no service's any more.
 //!
 //! Invariant: where a service led counts for [`HOLD`] after the API says otherwise, beside where it leads now, as services and slices
-//! under names that none can have. What is added counts at once; a pod that is gone is not waited for, as nothing is at its address. Tested
+//! under names that none can have. While a slice is there at which kube-proxy stops, and for [`STOPPED`] after it, nothing is let go of. What
+//! is added counts at once; a pod that is gone is not waited for, as nothing is at its address. Tested
 //! by `former/tests.rs` and `tests/former.rs`.
 
 mod held;
@@ -16,7 +17,7 @@ use egress_policy::Index;
 use egress_policy::index::Event;
 use egress_policy::object::{EndpointSlice, Kind, Object, ObjectRef, Pod, Service, ServicePort};
 
-use held::{HOLD, Held, slice};
+use held::{HOLD, Held, STOPPED, slice};
 
 /// What services led to.
 #[derive(Debug, Default)]
@@ -26,12 +27,38 @@ pub(super) struct Former {
     gone: BTreeMap<IpAddr, Instant>,
     /// The same in the order of time; one whose address somebody has again is there too.
     since: VecDeque<(Instant, IpAddr)>,
+    /// Slices at which kube-proxy stops, and with it all services of the node stay as they were.
+    stops: BTreeSet<ObjectRef>,
 }
 
 impl Former {
     /// Whether an object is one of these.
     pub(super) fn holds(&self, object: &ObjectRef) -> bool {
         self.held.has(object)
+    }
+
+    /// Follows which slices kube-proxy stops at; for every event, also of those of a first look.
+    pub(super) fn follow(&mut self, event: &Event, now: Instant) {
+        let (name, stops) = match event {
+            Event::Upsert(Object::EndpointSlice(slice)) => {
+                // Those that it takes no backends from it does not look at.
+                let name = Object::EndpointSlice(slice.clone()).object_ref();
+                (name, slice.stops_proxy && slice.proxied && slice.service.is_some())
+            }
+            Event::Delete(name) if name.kind == Kind::EndpointSlice => (name.clone(), false),
+            _ => return,
+        };
+        if stops && self.stops.insert(name.clone()) {
+            tracing::error!("{}", stopped_by(&name));
+        } else if !stops && self.stops.remove(&name) && self.stops.is_empty() {
+            tracing::info!("no EndpointSlice has a port any more that is none");
+            self.held.hold_all(now + STOPPED);
+        }
+    }
+
+    /// Why nothing is let go of: a sentence for each slice.
+    pub(super) fn stopped(&self) -> impl Iterator<Item = String> {
+        self.stops.iter().map(stopped_by)
     }
 
     /// What is to be taken in before an event, so that what it ends goes on to count.
@@ -63,12 +90,12 @@ impl Former {
 
     /// Whether the time of something is over.
     pub(super) fn is_due(&mut self, now: Instant) -> bool {
-        self.held.is_due(now)
+        self.stops.is_empty() && self.held.is_due(now)
     }
 
     /// What is to be taken in because its time is over.
     pub(super) fn over(&mut self, now: Instant) -> Vec<Event> {
-        self.held.over(now)
+        if self.stops.is_empty() { self.held.over(now) } else { Vec::new() }
     }
 
     /// At a pod's former address there is nothing, until somebody else has it.
@@ -140,7 +167,7 @@ impl Former {
     ) -> Vec<Event> {
         let (namespace, endpoints) = (old.namespace.clone(), self.held.fit(left));
         let slice = |name| {
-            let (proxied, former) = (true, true);
+            let (proxied, unread, stops_proxy, former) = (true, false, false, true);
             Object::EndpointSlice(EndpointSlice {
                 namespace,
                 name,
@@ -148,6 +175,8 @@ impl Former {
                 ports,
                 endpoints,
                 proxied,
+                unread,
+                stops_proxy,
                 former,
             })
         };
@@ -167,6 +196,13 @@ impl Former {
         }
         out
     }
+}
+
+fn stopped_by(name: &ObjectRef) -> String {
+    format!(
+        "{name} has a port that is none (1 to 65535), at which kube-proxy stops: it leads to where services led before, \
+         and what that was goes on to count; remove the port"
+    )
 }
 
 fn pod(object: &Object) -> Option<&Pod> {

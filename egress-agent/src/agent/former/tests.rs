@@ -77,6 +77,7 @@ impl Node {
     }
 
     fn take(&mut self, event: Event) {
+        self.former.follow(&event, self.now);
         let before = self.former.before(&self.index, &event, self.now);
         before.into_iter().chain([event]).for_each(|event| drop(self.index.apply(event)));
     }
@@ -326,6 +327,71 @@ fn what_is_held_opens_nothing() {
     assert!(!node.allows(VIP), "it may still lead there");
     node.wait(HOLD);
     assert!(node.allows(VIP) && !node.allows("10.1.0.2:8080/TCP"));
+}
+
+/// A slice of another service with a port that is none.
+fn stopping(name: &str, port: i64) -> Value {
+    let mut slice = slice(&["10.1.0.3"]);
+    slice["metadata"]["name"] = json!(name);
+    slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": "other"});
+    slice["ports"] = json!([{"name": "a", "port": 80}, {"name": "b", "port": port}]);
+    slice
+}
+
+#[test]
+fn nothing_is_let_go_of_while_kube_proxy_has_stopped() {
+    for port in [73_616, -57_456] {
+        let mut node = Node::new();
+        node.put(service(&json!({})));
+        node.put(slice(&[OUTSIDE]));
+        node.put(stopping("x", port));
+        node.put(stopping("y", 65_536));
+        node.put(slice(&["10.1.0.2"]));
+        node.wait(100 * HOLD);
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT) && !node.former.is_due(node.now));
+        let told: Vec<_> = node.former.stopped().collect();
+        assert!(told[0].starts_with("EndpointSlice app/x has a port that is none"), "{told:?}");
+        // Of one, and then of the other: it takes its time until kube-proxy tries again.
+        node.put(stopping("x", 81));
+        node.wait(100 * HOLD);
+        assert!(!node.allows(VIP) && node.former.stopped().count() == 1);
+        node.remove(stopping("y", 0));
+        node.wait(Duration::from_secs(20));
+        assert!(!node.allows(VIP) && node.former.stopped().count() == 0);
+        node.put(service(&json!({"clusterIP": "10.96.0.8"})));
+        node.wait(Duration::from_secs(15));
+        assert!(!node.allows(VIP), "also what came since");
+        node.wait(HOLD);
+        assert!(node.allows(VIP) && node.allows(NODE_PORT) && node.former.held.is_empty());
+        node.put(slice(&[OUTSIDE]));
+        node.put(slice(&["10.1.0.2"]));
+        node.wait(HOLD);
+        assert!(node.allows("10.96.0.8:80/TCP"), "no longer than ever");
+    }
+}
+
+/// Those at which it does not stop: what it leaves out, and slices that are not its own.
+#[test]
+fn slices_that_kube_proxy_can_read_stop_nothing() {
+    let mut node = Node::new();
+    let labelled = |name: &str, label: &str, value: Option<&str>| {
+        let mut slice = stopping(name, 73_616);
+        slice["metadata"]["labels"][label] = json!(value);
+        if value.is_none() {
+            slice["metadata"]["labels"] = json!({});
+        }
+        slice
+    };
+    node.put(service(&json!({})));
+    node.put(slice(&[OUTSIDE]));
+    node.put(stopping("x", 0));
+    node.put(stopping("y", 65_535));
+    node.put(labelled("z", "service.kubernetes.io/headless", Some("")));
+    node.put(labelled("u", "kubernetes.io/service-name", None));
+    node.put(slice(&["10.1.0.2"]));
+    assert!(!node.allows(VIP));
+    node.wait(HOLD);
+    assert!(node.allows(VIP) && node.former.stopped().count() == 0);
 }
 
 #[test]

@@ -9,21 +9,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use egress_policy::index::Event;
-use egress_policy::object::{Endpoint, EndpointSlice, Object, ObjectRef, ServicePort};
+use egress_policy::object::{Endpoint, EndpointSlice, Object, ObjectRef, Service, ServicePort};
 
 /// How long kube-proxy may take to follow.
 pub(super) const HOLD: Duration = Duration::from_secs(10);
 /// How long it may take where it had stopped: a sync that failed is tried again after 30 seconds, and it is some time until it succeeds.
 pub(super) const STOPPED: Duration = Duration::from_secs(40);
-/// Objects that are held at a time: of more, the last ones.
+/// Objects that are held at a time by themselves. What else is to be held closes, by one service and one slice for each service; of four times
+/// as many, the last ones are held.
 const MOST: usize = 20_000;
+/// Slices that are held of one service at a time, and services of one name. What else there is of it closes.
+pub(super) const MOST_OF_ONE: usize = 64;
+/// Addresses, and ports, that one service stands for that closes.
+const MOST_CLOSED: usize = 1_000;
 /// Backends that are held at a time. What there is no room for closes.
 pub(super) const MOST_BACKENDS: usize = 50_000;
 /// Between an object's name and a number: no name has spaces.
 const BEFORE: &str = " (before, ";
 
 /// The namespace and the service of a slice.
-type Of = (Arc<str>, Option<Arc<str>>);
+pub(super) type Of = (Arc<str>, Option<Arc<str>>);
 
 /// What is held.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub(super) struct Held {
     /// In the order in which they came.
     objects: BTreeMap<u64, One>,
     slices: BTreeMap<Of, BTreeSet<u64>>,
+    /// By namespace and the name that the service had.
+    services: BTreeMap<Of, BTreeSet<u64>>,
     backends: BTreeSet<(IpAddr, u64)>,
     /// When the time of each is over; one that was given more time is there twice.
     due: VecDeque<(Instant, u64)>,
@@ -52,6 +59,7 @@ impl Default for Held {
         Self {
             objects: BTreeMap::new(),
             slices: BTreeMap::new(),
+            services: BTreeMap::new(),
             backends: BTreeSet::new(),
             due: VecDeque::new(),
             number: 0,
@@ -73,8 +81,8 @@ impl Held {
     /// Whether there is nothing, however it is looked for.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        let found = [self.objects.len(), self.slices.len(), self.backends.len()];
-        assert!(found == [0; 3] || found[0] > 0, "{self:?}");
+        let found = [self.objects.len(), self.slices.len(), self.services.len(), self.backends.len()];
+        assert!(found == [0; 4] || found[0] > 0, "{self:?}");
         self.objects.is_empty()
     }
 
@@ -93,6 +101,50 @@ impl Held {
         self.slices.get(&of(old))?.iter().find(same).copied()
     }
 
+    /// Whether there is room for one more slice of a service.
+    pub(super) fn has_room_for_slice(&self, of: &Of) -> bool {
+        self.objects.len() < self.most && self.slices.get(of).is_none_or(|all| all.len() < MOST_OF_ONE)
+    }
+
+    /// Whether there is room for one more service of a name.
+    pub(super) fn has_room_for_service(&self, of: &Of) -> bool {
+        self.objects.len() < self.most && self.services.get(of).is_none_or(|all| all.len() < MOST_OF_ONE)
+    }
+
+    /// Makes a slice that is held for a service, if there is one, close these ports as well.
+    pub(super) fn close_slice(&mut self, of: &Of, ports: &[ServicePort], now: Instant) -> Option<Event> {
+        let number = *self.slices.get(of)?.first()?;
+        let mut object = self.take(number)?.object;
+        if let Object::EndpointSlice(slice) = &mut object {
+            slice.ports = closing(slice.ports.iter().chain(ports));
+            slice.endpoints = nobody();
+        }
+        let event = Event::Upsert(object.clone());
+        self.put_from(now, number, object);
+        Some(event)
+    }
+
+    /// Makes a service that is held under the name of this one, if there is one, stand for this one as well. Gives its name.
+    pub(super) fn close_service(&mut self, old: &Service, now: Instant) -> Option<(Arc<str>, Event)> {
+        let number = *self.services.get(&(old.namespace.clone(), Some(old.name.clone())))?.last()?;
+        let held = self.objects.get(&number).and_then(|one| service(&one.object))?;
+        if held.vips.len() + old.vips.len() > MOST_CLOSED || held.ports.len() + old.ports.len() > MOST_CLOSED
+        {
+            return None;
+        }
+        let mut object = self.take(number)?.object;
+        let Object::Service(service) = &mut object else { return None };
+        let vips: BTreeSet<IpAddr> = service.vips.iter().chain(&old.vips).copied().collect();
+        service.vips = vips.into_iter().collect();
+        service.external = service.vips.clone();
+        let new: Vec<_> = old.ports.iter().filter(|port| !service.ports.contains(port)).cloned().collect();
+        service.ports = service.ports.iter().cloned().chain(new).collect();
+        let name = service.name.clone();
+        let event = Event::Upsert(object.clone());
+        self.put_from(now, number, object);
+        Some((name, event))
+    }
+
     /// Holds an object under a name that none can have, made of the name it had. Gives that name, and what is to be taken in.
     pub(super) fn add(
         &mut self,
@@ -105,7 +157,7 @@ impl Held {
         let object = object(name.clone());
         let mut out = vec![Event::Upsert(object.clone())];
         self.put_from(now, self.number, object);
-        if self.objects.len() > self.most {
+        if self.objects.len() > 4 * self.most {
             out.extend(self.objects.keys().next().copied().and_then(|first| self.let_go(first)));
         }
         (name, out)
@@ -193,18 +245,19 @@ impl Held {
             self.slices.entry(of(slice)).or_default().insert(number);
             self.backends.extend(slice.endpoints.iter().map(|one| (one.address, number)));
         }
+        if let Some(service) = service(&one.object) {
+            self.services.entry(named(service)).or_default().insert(number);
+        }
         self.objects.insert(number, one);
     }
 
     fn take(&mut self, number: u64) -> Option<One> {
         let one = self.objects.remove(&number)?;
+        if let Some(service) = service(&one.object) {
+            unlist(&mut self.services, &named(service), number);
+        }
         if let Some(slice) = slice(&one.object) {
-            let of = of(slice);
-            let left =
-                self.slices.get_mut(&of).is_some_and(|numbers| numbers.remove(&number) && numbers.is_empty());
-            if left {
-                self.slices.remove(&of);
-            }
+            unlist(&mut self.slices, &of(slice), number);
             for endpoint in &slice.endpoints {
                 self.backends.remove(&(endpoint.address, number));
             }
@@ -213,7 +266,23 @@ impl Held {
     }
 }
 
-fn of(slice: &EndpointSlice) -> Of {
+fn unlist(lists: &mut BTreeMap<Of, BTreeSet<u64>>, of: &Of, number: u64) {
+    if lists.get_mut(of).is_some_and(|numbers| numbers.remove(&number) && numbers.is_empty()) {
+        lists.remove(of);
+    }
+}
+
+/// By the name that it had.
+fn named(service: &Service) -> Of {
+    let was = service.name.rsplit_once(BEFORE).map_or(&*service.name, |(was, _)| was);
+    (service.namespace.clone(), Some(was.into()))
+}
+
+fn service(object: &Object) -> Option<&Service> {
+    if let Object::Service(service) = object { Some(service) } else { None }
+}
+
+pub(super) fn of(slice: &EndpointSlice) -> Of {
     (slice.namespace.clone(), slice.service.clone())
 }
 
@@ -222,11 +291,23 @@ pub(super) fn slice(object: &Object) -> Option<&EndpointSlice> {
 }
 
 fn bounded(to: impl IntoIterator<Item = IpAddr>, room: usize) -> Box<[Endpoint]> {
-    let mut each: BTreeSet<IpAddr> = to.into_iter().collect();
-    if each.len() > room {
-        each = BTreeSet::from([NOBODY_V4, NOBODY_V6]);
-    }
-    each.into_iter().map(|address| Endpoint { address, ready: true, last_resort: false }).collect()
+    let each: BTreeSet<IpAddr> = to.into_iter().collect();
+    if each.len() > room { nobody() } else { each.into_iter().map(ready).collect() }
+}
+
+/// What closes.
+pub(super) fn nobody() -> Box<[Endpoint]> {
+    [NOBODY_V4, NOBODY_V6].map(ready).into()
+}
+
+fn ready(address: IpAddr) -> Endpoint {
+    Endpoint { address, ready: true, last_resort: false }
+}
+
+/// Ports of a slice that closes: each name and protocol once.
+pub(super) fn closing<'p>(ports: impl IntoIterator<Item = &'p ServicePort>) -> Box<[ServicePort]> {
+    let each = ports.into_iter().map(|port| ((port.name.clone(), port.protocol), port.clone()));
+    each.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 /// Reserved (RFC 1112), and discarded (RFC 6666).

@@ -15,9 +15,9 @@ use std::time::Instant;
 
 use egress_policy::Index;
 use egress_policy::index::Event;
-use egress_policy::object::{EndpointSlice, Kind, Object, ObjectRef, Pod, Service, ServicePort};
+use egress_policy::object::{Endpoint, EndpointSlice, Kind, Object, ObjectRef, Pod, Service, ServicePort};
 
-use held::{HOLD, Held, STOPPED, slice};
+use held::{HOLD, Held, MOST_OF_ONE, Of, STOPPED, closing, nobody, slice};
 
 /// What services led to.
 #[derive(Debug, Default)]
@@ -154,20 +154,24 @@ impl Former {
         if let Some(number) = self.held.beside(old, &ports) {
             return self.held.lead(number, left, now).into_iter().collect();
         }
-        let service = old.service.clone();
-        self.held_slice((old, service), (ports, left), now)
+        let of = held::of(old);
+        if self.held.has_room_for_slice(&of) {
+            let endpoints = self.held.fit(left);
+            return self.hold_slice(&old.name, of, (ports, endpoints), now);
+        }
+        self.close(&old.name, of, &ports, now)
     }
 
     /// A slice under another name.
-    fn held_slice(
+    fn hold_slice(
         &mut self,
-        (old, service): (&EndpointSlice, Option<Arc<str>>),
-        (ports, left): List,
+        was: &str,
+        (namespace, service): Of,
+        (ports, endpoints): (Box<[ServicePort]>, Box<[Endpoint]>),
         now: Instant,
     ) -> Vec<Event> {
-        let (namespace, endpoints) = (old.namespace.clone(), self.held.fit(left));
+        let (proxied, unread, stops_proxy, former) = (true, false, false, true);
         let slice = |name| {
-            let (proxied, unread, stops_proxy, former) = (true, false, false, true);
             Object::EndpointSlice(EndpointSlice {
                 namespace,
                 name,
@@ -180,7 +184,15 @@ impl Former {
                 former,
             })
         };
-        self.held.add(slice, &old.name, now).1
+        self.held.add(slice, was, now).1
+    }
+
+    /// Closes ports of a service, as there is no room for what is behind them.
+    fn close(&mut self, was: &str, of: Of, ports: &[ServicePort], now: Instant) -> Vec<Event> {
+        match self.held.close_slice(&of, ports, now) {
+            Some(event) => vec![event],
+            None => self.hold_slice(was, of, (closing(ports), nobody()), now),
+        }
     }
 
     /// A service under another name, with what was behind it.
@@ -189,10 +201,29 @@ impl Former {
         let mut there = leads(behind.iter().copied());
         there.retain(|(ip, ..)| !self.gone.contains_key(ip));
         let Some(slice) = behind.first().filter(|_| !there.is_empty()) else { return Vec::new() };
-        let service = |name| Object::Service(Service { name, external: old.vips.clone(), ..old.clone() });
-        let (service, mut out) = self.held.add(service, &old.name, now);
-        for list in lists(&there) {
-            out.extend(self.held_slice((slice, Some(service.clone())), list, now));
+        let namespace = &old.namespace;
+        let has_room = self.held.has_room_for_service(&(namespace.clone(), Some(old.name.clone())));
+        let mut out = Vec::new();
+        let closed = if has_room { None } else { self.held.close_service(old, now) };
+        let service = if let Some((service, event)) = closed {
+            out.push(event);
+            service
+        } else {
+            let service = |name| Object::Service(Service { name, external: old.vips.clone(), ..old.clone() });
+            let (service, events) = self.held.add(service, &old.name, now);
+            out.extend(events);
+            service
+        };
+        let of = (namespace.clone(), Some(service));
+        let lists = lists(&there);
+        if has_room && lists.len() <= MOST_OF_ONE {
+            for (ports, left) in lists {
+                let endpoints = self.held.fit(left);
+                out.extend(self.hold_slice(&slice.name, of.clone(), (ports, endpoints), now));
+            }
+        } else {
+            let ports = closing(lists.iter().flat_map(|(ports, _)| ports));
+            out.extend(self.close(&slice.name, of, &ports, now));
         }
         out
     }

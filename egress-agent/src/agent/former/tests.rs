@@ -190,11 +190,80 @@ fn what_is_held_is_bounded_and_the_last_counts() {
     node.put(slice(&[OUTSIDE]));
     node.put(service(&json!({})));
     node.put(slice(&["10.1.0.2"]));
-    assert!(node.former.held.len() <= node.former.held.most);
+    assert!(node.former.held.len() <= node.former.held.most + 2);
     assert!(!node.allows(VIP));
     node.wait(HOLD);
     assert!(node.allows(VIP) && node.former.held.is_empty() && !node.former.is_due(node.now));
     assert!(node.index.objects().all(|one| !one.name.contains(' ')));
+}
+
+/// The n-th of other services, and a slice of its own that leads to a port of its own.
+fn other(number: usize, to: &str) -> [Value; 2] {
+    let mut service = service(
+        &json!({"clusterIP": format!("10.98.{}.{}", number / 200, number % 200 + 1), "ports": [{"port": 80}]}),
+    );
+    let mut slice = slice(&[to]);
+    service["metadata"]["name"] = json!(format!("o{number}"));
+    slice["metadata"] = json!({"namespace": "app", "name": format!("o{number}"), "labels": {"kubernetes.io/service-name": format!("o{number}")}});
+    [service, slice]
+}
+
+/// Neither by one service with many slices, nor by many services.
+#[test]
+fn what_is_held_is_pushed_out_by_nothing() {
+    for services in [1, 150] {
+        let mut node = Node::new();
+        node.former.held.most = 100;
+        node.put(service(&json!({})));
+        node.put(slice(&[OUTSIDE]));
+        node.put(slice(&["10.1.0.2"]));
+        for number in 0..services {
+            let [service, mut slice] = other(number, OUTSIDE);
+            node.put(service);
+            for port in 1..=if services == 1 { 300 } else { 1 } {
+                slice["metadata"]["name"] = json!(format!("o{number}-{port}"));
+                slice["ports"] = json!([{"port": port}]);
+                node.put(slice.clone());
+            }
+        }
+        for number in 0..services {
+            let [service, slice] = other(number, OUTSIDE);
+            node.remove(service);
+            node.remove(slice);
+        }
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT), "{services}");
+        for number in 0..services {
+            let to = format!("10.98.{}.{}:80/TCP", number / 200, number % 200 + 1);
+            assert!(!node.allows(&to), "{services}: {number}");
+        }
+        let most = if services == 1 { 4 } else { 2 * services + 2 };
+        assert!(node.former.held.len() <= most, "{services}: {}", node.former.held.len());
+        node.wait(HOLD);
+        assert!(node.allows(VIP) && node.allows(NODE_PORT) && node.former.held.is_empty(), "{services}");
+        assert!(node.allows("10.98.0.1:80/TCP") && !node.former.is_due(node.now), "by the prefix");
+    }
+}
+
+/// What one service has led to by ever other ports closes it, and no other one.
+#[test]
+fn a_service_that_changes_too_often_closes_itself() {
+    let mut node = Node::new();
+    let [other, behind] = other(0, "10.1.0.3");
+    for one in [service(&json!({})), other, behind] {
+        node.put(one);
+    }
+    for (times, allows) in [(super::held::MOST_OF_ONE - 1, true), (2 * super::held::MOST_OF_ONE, false)] {
+        for port in 1..=times {
+            let mut slice = slice(&["10.1.0.3"]);
+            slice["ports"] = json!([{"port": port}]);
+            node.put(slice);
+        }
+        node.put(slice(&["10.1.0.2"]));
+        assert_eq!(node.allows(VIP), allows, "{times}");
+        assert!(node.allows("10.98.0.1:80/TCP") && node.former.held.len() <= super::held::MOST_OF_ONE);
+        node.wait(HOLD);
+        assert!(node.allows(VIP) && node.former.held.is_empty());
+    }
 }
 
 /// Backends as they are written: address, whether ready, whether serving while terminating.

@@ -7,7 +7,7 @@ use egress_policy::Index;
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::Judge;
 use egress_policy::index::Event;
-use egress_policy::object::{EndpointSlice, Read, read};
+use egress_policy::object::{EndpointSlice, Object, Read, read};
 use serde_json::{Value, json};
 
 use super::{Former, HOLD};
@@ -55,6 +55,15 @@ fn slice(addresses: &[&str]) -> Value {
     slice
 }
 
+/// What is read of an object, or stands for it.
+fn object_of(value: Value) -> Object {
+    match read(value).unwrap().pop() {
+        Some(Read::Object(object)) => object,
+        Some(Read::Invalid { stand_in: Some(object), .. }) => *object,
+        other => panic!("not read: {other:?}"),
+    }
+}
+
 impl Node {
     /// Two pods, a node, and a policy that lets `a` go into the cluster, to nodes, and to all that has no owner within 10.0.0.0/8.
     fn new() -> Self {
@@ -83,13 +92,11 @@ impl Node {
     }
 
     fn put(&mut self, value: Value) {
-        let Some(Read::Object(object)) = read(value).unwrap().pop() else { panic!("not read") };
-        self.take(Event::Upsert(object));
+        self.take(Event::Upsert(object_of(value)));
     }
 
     fn remove(&mut self, value: Value) {
-        let Some(Read::Object(object)) = read(value).unwrap().pop() else { panic!("not read") };
-        self.take(Event::Delete(object.object_ref()));
+        self.take(Event::Delete(object_of(value).object_ref()));
     }
 
     fn wait(&mut self, time: Duration) {

@@ -64,6 +64,19 @@ impl Grant {
         matches!(self.peer, Peer::ApiServer | Peer::Dns | Peer::Service(..))
     }
 
+    /// What addresses are told apart for: the same for rules that lead to the same peer on other ports, where a policy alone knows the ports.
+    /// Rules over one prefix would otherwise be as many grants in every part of it.
+    pub(super) fn told_apart(self: &Arc<Self>) -> Arc<Self> {
+        let by_peer = matches!(
+            self.peer,
+            Peer::Cidr(_) | Peer::Pods(..) | Peer::InCluster | Peer::Cluster | Peer::Node(_)
+        );
+        if !by_peer || self.ports == Ports::All || self.named().next().is_some() {
+            return self.clone();
+        }
+        Arc::new(Self { ports: Ports::All, ..Self::clone(self) })
+    }
+
     /// Whether addresses have to be told apart for it.
     pub(super) fn interned(&self) -> bool {
         self.peer != Peer::Any || self.named().next().is_some()

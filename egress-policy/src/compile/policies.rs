@@ -63,11 +63,11 @@ impl Policies {
             return number;
         }
         for grant in held(&content) {
-            if grants.acquire(grant) {
-                self.grants.insert(grant.clone());
+            if grants.acquire(&grant) {
+                self.grants.insert(grant);
             }
         }
-        let prepared = row::prepare(&content, |grant| grants.id(grant));
+        let prepared = row::prepare(&content, |grant| grants.id(&grant.told_apart()));
         self.policies.insert(number, Policy { content, prepared, digest, uses: 1 });
         self.born.insert(number);
         number
@@ -98,8 +98,8 @@ impl Policies {
                 changes.gone.insert(number);
             }
             for grant in held(&policy.content) {
-                if grants.release(grant) {
-                    changes.grants.insert(grant.clone());
+                if grants.release(&grant) {
+                    changes.grants.insert(grant);
                 }
             }
         }
@@ -108,6 +108,7 @@ impl Policies {
 }
 
 /// The grants of a policy that addresses have to be told apart for.
-fn held(content: &Content) -> impl Iterator<Item = &Arc<Grant>> {
-    content.rules().flat_map(|rule| &rule.grants).filter(|grant| grant.interned())
+fn held(content: &Content) -> impl Iterator<Item = Arc<Grant>> {
+    let grants = content.rules().flat_map(|rule| &rule.grants).filter(|grant| grant.interned());
+    grants.map(Grant::told_apart)
 }

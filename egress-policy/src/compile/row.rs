@@ -59,7 +59,7 @@ struct PreparedTier {
 }
 
 /// Prepares a policy for [`base`].
-pub(super) fn prepare(content: &Content, id: impl Fn(&Grant) -> Option<GrantId>) -> Prepared {
+pub(super) fn prepare(content: &Content, id: impl Fn(&Arc<Grant>) -> Option<GrantId>) -> Prepared {
     let mut number = 0_usize;
     let mut denies = content.rules().count();
     let mut tier = |tier: &Tier| {

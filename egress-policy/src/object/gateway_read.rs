@@ -14,6 +14,7 @@ use super::gateway_raw::{
     RawAllow, RawClient, RawDns, RawEnforcement, RawGateway, RawPort, RawProxy, RawScope, RawSubject,
 };
 use super::net::{read_protocol, read_range};
+use super::overlap;
 use super::selector::RawSelector;
 use super::{CidrPeer, Metadata, ObjectError, Port, Ports, Selector, Set, join, parse};
 
@@ -92,7 +93,31 @@ pub(super) fn read(metadata: &Metadata, value: &Value, errors: Vec<ObjectError>)
             Err(error) => errors.push(error),
         }
     }
+    if let Err(error) = overlap::check("spec", cidrs(&policy)) {
+        policy.errors.push(error);
+        for gateway in
+            policy.gateways.iter_mut().filter(|one| matches!(one.destinations, Destinations::Only(_)))
+        {
+            gateway.destinations = Destinations::Unreadable;
+        }
+    }
     policy
+}
+
+/// Every prefix that the policy's rules lead to.
+fn cidrs(policy: &EgressGatewayPolicy) -> impl Iterator<Item = &CidrPeer> {
+    fn of_gateway(gateway: &Gateway) -> Vec<&CidrPeer> {
+        let listed = match &gateway.destinations {
+            Destinations::Only(listed) => listed.as_slice(),
+            Destinations::Unrestricted | Destinations::Unreadable => &[],
+        };
+        gateway.addresses.iter().chain(listed.iter().map(|(peer, _)| peer)).collect()
+    }
+    let allowed = policy.allow.to.iter().filter_map(|to| match &to.peer {
+        ToPeer::Cidr(peer) => Some(peer),
+        ToPeer::Pods(_) | ToPeer::Service { .. } => None,
+    });
+    policy.gateways.iter().flat_map(of_gateway).chain(allowed)
 }
 
 /// The entries of a list in `spec`, none where it is absent; and whether it is a list at all.

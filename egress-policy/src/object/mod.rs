@@ -14,6 +14,7 @@ mod kind;
 mod labels;
 mod net;
 mod network_policy;
+mod overlap;
 mod selector;
 mod service_read;
 mod set;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::net::{read_protocol, read_range};
+use super::overlap;
 use super::selector::RawSelector;
 use super::{
     CidrPeer, ENFORCEMENT_ANNOTATION, Kind, Metadata, ObjectError, ObjectRef, Port, Ports, Selector, join,
@@ -176,6 +177,11 @@ pub(super) fn read(
             Ok(rule) => policy.rules.push(rule),
             Err(error) => policy.errors.push(error),
         }
+    }
+    let peers = policy.rules.iter().flat_map(|rule| rule.to.iter().flatten());
+    let cidrs = peers.filter_map(|peer| if let Peer::Cidr(peer) = peer { Some(peer) } else { None });
+    if let Err(error) = overlap::check("spec.egress", cidrs) {
+        policy.errors.push(error);
     }
     policy
 }

@@ -1,8 +1,7 @@
 //! The state of a node, kept up with the objects.
 //!
-//! Invariant: after every update the state is what compiling the same objects from nothing gives, but for pods that were locked down and
-//! of which it cannot be told any more what they may do: they are closed, as those that an earlier agent left so. What an update
-//! costs depends on what changed and on what depends on that.
+//! Invariant: after every update the state is what compiling the same objects from nothing gives; but a pod that was locked down and cannot
+//! be judged any more is closed, as one that an earlier agent left so. What an update costs depends on what changed and what hangs on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

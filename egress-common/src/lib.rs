@@ -12,6 +12,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod connect;
+pub mod connection;
 pub mod decide;
 pub mod established;
 pub mod neighbour;

@@ -6,8 +6,8 @@
 use crate::packet::{Flow, icmp, protocol, tcp};
 use crate::view::{Hook, Meta, Owner, Socket, View};
 use crate::wire::{
-    APPROVAL_CAME_IN, Addr, Approval, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT,
-    WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TRANSLATED, WITNESS_TTL, Witness, WitnessKey,
+    APPROVAL_CAME_IN, Addr, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT, WITNESS_SLOTS,
+    WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
 };
 
 /// The two slots of a flow among those of its local address. They spread, no more: a flow finds no place only where both hold
@@ -130,59 +130,6 @@ fn suits(new: &Witness, old: &Witness) -> u64 {
     }
 }
 
-/// The cgroup of the pod that a TCP connection, which has just been established, came in to, and its port there as packets have it: its
-/// SYN was seen a short time ago.
-#[must_use]
-#[inline(always)]
-pub fn came_in_to<V: View>(view: &V, kept: &Approval) -> Option<(u64, u16)> {
-    let direct = connection(kept, WITNESS_CAME_IN);
-    if let Some((cgroup, _)) = latest(view, &direct) {
-        return Some((cgroup, kept.source_port));
-    }
-    latest(view, &translated(kept, kept.source_port))
-}
-
-/// The pod and [`Witness::wire_port`] of what was seen last of a flow, of one kind.
-#[inline(always)]
-fn latest<V: View>(view: &V, half: &Half) -> Option<(u64, u16)> {
-    let now = view.now();
-    let of = |choice| {
-        let seen = view.witness(&half.key(choice))?;
-        let lately = now.saturating_sub(seen.seen) <= WITNESS_TTL;
-        (seen.kind == half.kind && half.is_flow(seen) && lately).then_some(seen)
-    };
-    // Where the address was another pod's a moment ago, and the client's port is the same, that one's may still be there.
-    let seen = match (of(FIRST), of(SECOND)) {
-        (Some(first), Some(second)) if second.seen > first.seen => second,
-        (Some(one), _) | (None, Some(one)) => one,
-        (None, None) => return None,
-    };
-    Some((seen.cgroup, seen.wire_port))
-}
-
-/// A connection that came in and is led, within the pod, to the socket that listens at `port`.
-#[inline(always)]
-fn translated(kept: &Approval, port: u16) -> Half {
-    Half { local_port: port, began: 2, ..connection(kept, WITNESS_TRANSLATED) }
-}
-
-/// What to remember where the socket that listens at `port` says, by a SYN-ACK, that a connection stands which came in to another port:
-/// netfilter in the pod leads it there, as that of a mesh does, and the accepted socket will know the port of the listening one only.
-#[must_use]
-#[inline(always)]
-pub fn leads_to<V: View>(view: &V, flow: &Flow, cgroup: u64, port: u16) -> Option<Half> {
-    if port == flow.source_port || flow.protocol != protocol::TCP || !flow.has(tcp::SYN | tcp::ACK, 0) {
-        return None;
-    }
-    let mut half = answered(flow);
-    let found = view.found(&half, cgroup);
-    if found.kind != WITNESS_CAME_IN || !found.recent {
-        return None;
-    }
-    (half.local_port, half.began, half.kind) = (port, 2, WITNESS_TRANSLATED);
-    Some(half)
-}
-
 impl Half {
     /// Whether something was seen of this flow, for the pod of `cgroup`.
     #[must_use]
@@ -193,7 +140,7 @@ impl Half {
 
     /// Whether something was seen of this flow, for whichever pod had the address.
     #[inline(always)]
-    fn is_flow(&self, seen: &Witness) -> bool {
+    pub(crate) fn is_flow(&self, seen: &Witness) -> bool {
         seen.remote.same(&self.remote)
             && seen.remote_port == self.remote_port
             && seen.local_port == self.local_port
@@ -239,7 +186,7 @@ impl Half {
 
 /// The flow by which an outgoing packet would answer.
 #[inline(always)]
-fn answered(flow: &Flow) -> Half {
+pub(crate) fn answered(flow: &Flow) -> Half {
     let echo = flow.protocol == protocol::ICMP || flow.protocol == protocol::ICMPV6;
     Half {
         local: flow.source,
@@ -355,22 +302,6 @@ pub fn came_in(flow: &Flow) -> Option<Half> {
 #[inline(always)]
 pub const fn is_first_fragment(flow: &Flow) -> bool {
     flow.parted && flow.protocol != protocol::TCP
-}
-
-/// What to remember of a lawful connection that was closed, or that stood before us.
-#[must_use]
-#[inline(always)]
-pub fn connection(kept: &Approval, kind: u8) -> Half {
-    Half {
-        local: kept.source,
-        remote: kept.destination,
-        remote_port: kept.destination_port,
-        local_port: kept.source_port,
-        protocol: protocol::TCP,
-        began: 0,
-        kind,
-        reserved: 0,
-    }
 }
 
 /// Whether a later fragment follows one that has passed.

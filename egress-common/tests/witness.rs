@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use egress_common::connection;
 use egress_common::wire::{
     Addr, FLAG_AUDIT, STATE_INVALID, UNKNOWN_POLICY, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT,
     WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
@@ -489,13 +490,13 @@ fn a_connection_came_in_to_the_pod_where_its_syn_was_seen_in_either_place() {
     for ends in Ends::answers() {
         let mut maps = Maps::new();
         let kept = ends.kept(&maps);
-        assert_eq!(witness::came_in_to(&maps, &kept), None);
+        assert_eq!(connection::came_in_to(&maps, &kept), None);
         let half = witness::came_in(&flow(&ends.back().tcp(SYN, 0))).unwrap();
         for choice in [FIRST, SECOND] {
             let seen = half.entry(POD, maps.now).1;
             let mut says = |seen| {
                 maps.witnesses = [(half.key(choice), seen)].into();
-                witness::came_in_to(&maps, &kept)
+                connection::came_in_to(&maps, &kept)
             };
             assert_eq!(says(seen), Some((POD, kept.source_port)));
             assert_eq!(says(Witness { kind: WITNESS_CLOSED, ..seen }), None);
@@ -505,7 +506,7 @@ fn a_connection_came_in_to_the_pod_where_its_syn_was_seen_in_either_place() {
             // The pod that had the address before.
             let other = Witness { cgroup: POD + 1, seen: seen.seen - 1, ..seen };
             maps.witnesses = [(half.key(choice), seen), (half.key(SECOND - choice), other)].into();
-            assert_eq!(witness::came_in_to(&maps, &kept), Some((POD, kept.source_port)));
+            assert_eq!(connection::came_in_to(&maps, &kept), Some((POD, kept.source_port)));
         }
     }
 }

@@ -10,9 +10,9 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
+use egress_common::connection;
 use egress_common::packet::protocol;
 use egress_common::wire::{APPROVAL_CAME_IN, APPROVAL_LOCKED, Addr, Approval, WITNESS_CLOSED};
-use egress_common::witness;
 
 use crate::maps::{APPROVALS, Kernel};
 use crate::seen::remember;
@@ -50,7 +50,7 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     }
     let mut flow = flow(ctx.ops);
-    let Some((cgroup, port)) = witness::came_in_to(&Kernel, &flow) else {
+    let Some((cgroup, port)) = connection::came_in_to(&Kernel, &flow) else {
         return;
     };
     // As its packets have it: netfilter in the pod may have led it to the socket from another port.
@@ -70,7 +70,7 @@ fn closed(ctx: &SockOpsContext) {
         && kept.cgroup != 0
         && kept.protocol == protocol::TCP
     {
-        remember(&witness::connection(kept, WITNESS_CLOSED), kept.cgroup);
+        remember(&connection::half(kept, WITNESS_CLOSED), kept.cgroup);
     }
 }
 

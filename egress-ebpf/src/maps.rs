@@ -154,8 +154,8 @@ impl View for Kernel {
         // compiler would do without the copy.
         // SAFETY: a reference, read; and as above.
         let found = unsafe {
-            let key = ptr::read_volatile(addr);
-            again(|| IPCACHE.get(&key))
+            let key = &ptr::read_volatile(addr);
+            again(|| IPCACHE.get(key))
         }?;
         let identity = read(&found.value);
         // No identity is 0, and no row is about it.
@@ -197,8 +197,8 @@ impl View for Kernel {
     fn owner(&self, addr: &Addr) -> u64 {
         // SAFETY: as for `address`.
         let found = unsafe {
-            let key = ptr::read_volatile(addr);
-            again(|| OWNERS.get(&key))
+            let key = &ptr::read_volatile(addr);
+            again(|| OWNERS.get(key))
         };
         match found {
             Some(found) => {

@@ -4,6 +4,7 @@
 
 use core::ptr;
 
+use egress_common::connection;
 use egress_common::wire::Witness;
 use egress_common::witness::{self, FIRST, Half, SECOND};
 use egress_common::{Decision, Flow, Hook, Meta, View as _};
@@ -52,7 +53,7 @@ fn parted(flow: &Flow, cgroup: u64) {
 /// Remembers that a connection which came in is led to another port within the pod, as the SYN-ACK of the socket tells that listens there.
 #[inline(never)]
 pub fn led(flow: &Flow, cgroup: u64, listens: u16) {
-    if let Some(seen) = witness::leads_to(&Kernel, flow, cgroup, listens) {
+    if let Some(seen) = connection::leads_to(&Kernel, flow, cgroup, listens) {
         write_down(&seen, cgroup, flow.source_port);
     }
 }
@@ -65,6 +66,7 @@ pub fn remember(seen: &Half, cgroup: u64) {
 
 /// The same, with [`Witness::wire_port`].
 #[inline(never)]
+#[expect(clippy::needless_borrows_for_generic_args, reason = "there is no room for copies on the stack")]
 fn write_down(seen: &Half, cgroup: u64, wire_port: u16) {
     let mut value = Witness::default();
     seen.write(&mut value, cgroup, Kernel.now());

@@ -4,12 +4,12 @@
 use std::net::SocketAddr;
 
 use egress_common::Reason;
+use egress_common::connection;
 use egress_common::packet::protocol;
 use egress_common::wire::{
     ABI, APPROVAL_CAME_IN, APPROVAL_LOOPBACK, Addr, Approval, Cidr, Config, Endpoint, FLAG_AUDIT, PROXIES,
     Ports, Proxy, Row, RowKey, STATE_INVALID, STATE_ISOLATED, STATE_UNSELECTED, VERDICT_ALLOW, WITNESS_STOOD,
 };
-use egress_common::witness;
 use egress_policy::State;
 use egress_policy::standing::Standing;
 
@@ -95,10 +95,10 @@ fn what_came_in_or_stays_in_the_pod_is_not_denied() {
     for flags in [APPROVAL_CAME_IN, APPROVAL_LOOPBACK] {
         assert_eq!(standing.denied(&Approval { flags, ..out }, 0, None, 0), None);
     }
-    let (_, stood) = witness::connection(&out, WITNESS_STOOD).entry(out.cgroup, 0);
+    let (_, stood) = connection::half(&out, WITNESS_STOOD).entry(out.cgroup, 0);
     assert_eq!(standing.denied(&out, 0, Some(stood), 0), None);
     // Another connection's witness, found in the same place.
-    let (_, other) = witness::connection(&kept("203.0.113.1:81"), WITNESS_STOOD).entry(out.cgroup, 0);
+    let (_, other) = connection::half(&kept("203.0.113.1:81"), WITNESS_STOOD).entry(out.cgroup, 0);
     assert!(standing.denied(&out, 0, Some(other), 0).is_some());
     assert_eq!(standing.denied(&Approval::default(), 0, None, 0), None, "nothing was kept");
 }

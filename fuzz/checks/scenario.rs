@@ -1,5 +1,6 @@
 //! Maps, a sender and a packet out of bytes. What there is to choose from is little, so that things meet.
 
+use egress_common::connection;
 use egress_common::packet::{Flow, read};
 use egress_common::wire::{
     ABI, Addr, Approval, Cidr, Config, DATAGRAM_TTL, Endpoint, PROXIES, Ports, Proxy, ROW_ENTRIES, Row,
@@ -267,7 +268,7 @@ impl Draw<'_> {
                 2 => witness::is_first_fragment(&parted).then(|| witness::datagram(&parted)),
                 _ => None,
             };
-            let half = drawn.unwrap_or_else(|| witness::connection(&kept, 2 + self.byte() % 2));
+            let half = drawn.unwrap_or_else(|| connection::half(&kept, 2 + self.byte() % 2));
             let (key, mut seen) = half.entry(cgroup, now);
             seen.seen = now.saturating_add_signed(self.of(&[
                 0,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
+use egress_common::connection;
 use egress_common::reason::counter_slot;
 use egress_common::wire::{Approval, Counter, Denial, DenialKey, WITNESS_STOOD, Witness, WitnessKey};
 use egress_common::witness::{self, Half};
@@ -168,7 +169,7 @@ impl Seen {
                 destination_port: connection.remote.port(),
                 ..Approval::default()
             };
-            let half = witness::connection(&like, WITNESS_STOOD);
+            let half = connection::half(&like, WITNESS_STOOD);
             let (_, value) = half.entry(cgroup, now);
             let [first, second] = self.places(&half);
             let Some(choice) = witness::place(&value, first.as_ref(), second.as_ref()) else {
@@ -184,7 +185,7 @@ impl Seen {
     /// What was seen of the TCP connection that a socket kept.
     #[must_use]
     pub fn of(&self, kept: &Approval) -> Option<Witness> {
-        let half = witness::connection(kept, WITNESS_STOOD);
+        let half = connection::half(kept, WITNESS_STOOD);
         self.places(&half).into_iter().flatten().find(|seen| half.is_of(seen, kept.cgroup))
     }
 

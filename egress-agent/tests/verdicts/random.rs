@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use egress_common::Hook;
+use egress_common::connection;
 use egress_common::packet::{Flow, icmp, protocol, read, tcp};
 use egress_common::wire::{
     ABI, Addr, Approval, Cidr, Config, Endpoint, IDENTITY_WORLD, OWNER_NODE, PROXIES, Ports, Proxy,
@@ -79,7 +80,7 @@ impl Seen {
             4 => fragment,
             _ => witness::came_in(&asked),
         }
-        .unwrap_or_else(|| witness::connection(&like, self.kind));
+        .unwrap_or_else(|| connection::half(&like, self.kind));
         let (_, value) = half.entry(self.cgroup, now);
         let key = half.key(self.choice);
         let seen = now.saturating_add_signed(-self.age);

@@ -1,5 +1,6 @@
 //! Packets between two ends, of either IP version, and what they witness where they come in.
 
+use egress_common::connection;
 use egress_common::packet::{Flow, read, tcp};
 use egress_common::wire::{Addr, Approval, WITNESS_STOOD, Witness, WitnessKey};
 use egress_common::witness;
@@ -107,7 +108,7 @@ pub fn came_in(maps: &Maps, packet: &[u8]) -> (WitnessKey, Witness) {
 pub fn connection(maps: &Maps, ends: Ends, kind: u8) -> (WitnessKey, Witness) {
     // What stood before us has no time of its own.
     let now = if kind == WITNESS_STOOD { 0 } else { maps.now };
-    witness::connection(&ends.kept(maps), kind).entry(POD, now)
+    connection::half(&ends.kept(maps), kind).entry(POD, now)
 }
 
 pub const SYN: u8 = tcp::SYN;

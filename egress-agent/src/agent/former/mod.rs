@@ -100,9 +100,7 @@ impl Former {
 
     /// At a pod's former address there is nothing, until somebody else has it.
     fn pod_changes(&mut self, old: Option<&Pod>, new: Option<&Pod>, now: Instant) -> Vec<Event> {
-        let owned = |pod: &Pod| {
-            if pod.finished || pod.host_network { Vec::new() } else { pod.addresses.to_vec() }
-        };
+        let owned = |pod: &Pod| if pod.owns_addresses() { pod.addresses.to_vec() } else { Vec::new() };
         let has = new.map(owned).unwrap_or_default();
         for ip in &has {
             self.gone.remove(ip);

@@ -3,7 +3,9 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_TCP_LISTEN, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id};
+use aya_ebpf::helpers::generated::{
+    bpf_get_listener_sock, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id,
+};
 use aya_ebpf::programs::sk_buff::SkBuff;
 use egress_common::neighbour::{claims, is_neighbour};
 use egress_common::packet::read;
@@ -127,21 +129,20 @@ impl Packet {
     }
 }
 
-/// The port at which a packet's socket listens; 0 where it does not.
+/// The port of the listening socket that a packet was sent for; 0 where there is none.
 #[inline(never)]
 pub fn listens_at(packet: &Packet) -> u16 {
     let sk = packet.sk();
     if sk.is_null() {
         return 0;
     }
-    // SAFETY: a socket that is not null, as the verifier sees.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
+    // SAFETY: a socket that is not null, as the verifier sees; the helper gives null where none listens.
+    let listening = unsafe { bpf_get_listener_sock(sk) };
+    if listening.is_null() {
         return 0;
     }
     // SAFETY: a whole socket that is not null, as the verifier sees.
-    let (state, port) = unsafe { ((*sk).state, (*sk).src_port) };
-    if state == BPF_TCP_LISTEN { port as u16 } else { 0 }
+    unsafe { (*listening).src_port as u16 }
 }
 
 impl Bytes for Packet {

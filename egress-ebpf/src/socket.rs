@@ -12,7 +12,7 @@ use egress_common::{Action, Decision, Hook, Verdict, View as _, established};
 
 use crate::judge::afresh;
 use crate::maps::{APPROVALS, Kernel};
-use crate::packet::{Packet, listens_at};
+use crate::packet::Packet;
 use crate::{report, seen};
 
 /// Return codes of `cgroup_skb` programs: the verifier accepts no others.
@@ -35,13 +35,6 @@ pub fn egress_socket(ctx: SkBuffContext) -> i32 {
     match decision.verdict.action {
         Action::Allow | Action::Audit => {
             seen::left(&decision, meta);
-            // By what came in: only a listening socket sends these.
-            if decision.flow.has(tcp::SYN | tcp::ACK, 0) {
-                let listens = listens_at(&packet);
-                if listens != 0 {
-                    seen::led(&decision.flow, decision.cgroup, listens);
-                }
-            }
             PASS
         }
         Action::Deny => DROP,

@@ -4,12 +4,13 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
+use egress_common::packet::tcp;
 use egress_common::view::LOOPBACK_IFINDEX;
 use egress_common::{Action, Bytes as _, Decision, Flow, Hook, Owner as _, Verdict, View as _, established};
 
 use crate::judge::afresh;
 use crate::maps::Kernel;
-use crate::packet::Packet;
+use crate::packet::{Packet, listens_at};
 use crate::{report, seen};
 
 /// Hands the packet to the programs after us, which may be the network plugin's.
@@ -42,6 +43,13 @@ pub fn egress_veth(ctx: TcContext) -> i32 {
                 set_tc_index(ctx.skb.skb, FORGED);
             }
             seen::left(&decision, meta);
+            // Of an IPv6 SYN-ACK the socket hook is not asked everywhere (6.1).
+            if decision.flow.has(tcp::SYN | tcp::ACK, 0) {
+                let listens = listens_at(&packet);
+                if listens != 0 {
+                    seen::led(&decision.flow, decision.cgroup, listens);
+                }
+            }
             PASS
         }
         Action::Deny => DROP,

@@ -116,7 +116,7 @@ impl Coverage {
             if known.is_taken_for_the_nodes(pod, datapath) {
                 known.network = None;
             }
-            if look == Look::Whole || known.network.is_none() || known.enters() {
+            if look == Look::Whole || known.network.is_none() || known.may_be_elsewhere(pod, datapath) {
                 let unknown = known.network.is_none();
                 known.look(pod, &node, shares(pod, datapath));
                 found |= unknown && known.network.is_some();
@@ -237,9 +237,15 @@ impl Pod {
     fn lacks(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
         let host = self.network.as_ref().is_some_and(|network| network.host);
         self.network.is_none()
-            || self.enters()
+            || self.may_be_elsewhere(pod, datapath)
             || self.is_taken_for_the_nodes(pod, datapath)
             || (host && !self.arrivals && is_watched(pod, datapath))
+    }
+
+    /// Whether it was seen in the node's network, and may be on its way out of it, or not there at all: no object says so.
+    fn may_be_elsewhere(&self, pod: &PodCgroup, datapath: &Datapath) -> bool {
+        let host = self.network.as_ref().is_some_and(|network| network.host);
+        self.enters() || (host && shares(pod, datapath).is_none())
     }
 
     /// Whether it was seen in the node's network before its object said that it is not there.

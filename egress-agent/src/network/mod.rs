@@ -167,15 +167,18 @@ impl Network {
 }
 
 /// Looks at the network of the pod whose cgroup is at `cgroup`; none while no process is in it. `shares`: whether its object says that it
-/// shares the node's network, where there is one. A process of the node's network says so only of a pod without an object: a runtime may
-/// have its own among those of any pod (CRI-O's monitors, what it starts for `exec`).
+/// shares the node's network, where there is one. A process of the node's network says so only of a pod without an object, none of whose
+/// processes is where a veth leads: a runtime may have its own among those of any pod (CRI-O's monitors, what it starts for `exec`).
 ///
 /// # Errors
 /// The kernel does not tell.
 pub fn look(cgroup: &Path, node: &OnNode, shares: Option<bool>) -> io::Result<Option<Network>> {
     let mut places = BTreeMap::new();
     processes(cgroup, DEPTH, &mut places);
-    if shares == Some(false) {
+    let elsewhere = |(namespace, (_, file)): (&u64, &(u32, File))| {
+        *namespace != node.namespace && node.leading_to(file).is_ok_and(|veths| !veths.is_empty())
+    };
+    if shares == Some(false) || (shares.is_none() && places.iter().any(elsewhere)) {
         places.remove(&node.namespace);
     }
     let Some((first, (pid, _))) = places.first_key_value() else {

@@ -381,11 +381,11 @@ fn row_8_who_is_on_its_way_is_not_believed_what_comes_in() {
     let mut object = kubernetes::pod(&entering, topology.node_name());
     object["spec"]["hostNetwork"] = json!(false);
     range.stand.write(object.clone());
-    let in_node = || {
+    let waits = || {
         let known = endpoints(&range.stand.agent);
-        known.iter().any(|one| one["name"] == "entering" && one["coverage"] == "socket (the node's network)")
+        known.iter().any(|one| one["name"] == "entering" && one["coverage"] == "socket (no process yet)")
     };
-    eventually("it is seen in the node's network", in_node);
+    eventually("a process of its own is waited for", waits);
     // One that belongs there is watched.
     let host = range.stand.pod(PodSpec::new("a", "host").host_network());
     eventually("it is watched", || watched() == 1);

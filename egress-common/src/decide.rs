@@ -3,8 +3,6 @@
 //! Invariant: every way out of [`decide`] that lets a packet pass is one of the reasons whose action is allow, or an
 //! audit of an endpoint or rule that is marked so; `tests/decide.rs` counts them.
 
-use core::ptr;
-
 use crate::established::established;
 use crate::neighbour;
 use crate::packet::{self, Bytes, ETHERTYPE_ARP, Flow, protocol};
@@ -13,7 +11,7 @@ use crate::subject::{self, Subject};
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, Socket, View};
 use crate::wire::{
     ABI, APPROVAL_AUDIT, APPROVAL_CAME_IN, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, Config,
-    IDENTITY_WORLD, PROTOCOL_ANY, ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT,
+    IDENTITY_WORLD, PROTOCOL_ANY, ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT, read,
 };
 use crate::witness;
 
@@ -339,15 +337,6 @@ impl Said {
     pub const NOTHING: u8 = 0xfe;
     /// The row has more entries than a row can have, or is another one's by now.
     pub const UNREADABLE: u8 = 0xff;
-}
-
-/// Reads a part of an entry here and now: a compiler keeps the order of such reads, and so do processors of the x86 kind. What becomes
-/// of the entry is found out by reading its key last.
-#[inline(always)]
-#[must_use]
-pub fn read<T: Copy>(part: &T) -> T {
-    // SAFETY: a reference can be read.
-    unsafe { ptr::read_volatile(part) }
 }
 
 /// Looks up what a policy says about an identity, and in that the entry that matches the packet.

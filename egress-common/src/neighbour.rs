@@ -11,7 +11,8 @@ use crate::view::{Meta, View};
 use crate::wire::{Addr, Endpoint};
 
 /// Whether a frame says of an address that it is the pod's, though on this node it is known to be somebody else's: by its source, or as
-/// neighbours believe it (ARP, and advertisements of IPv6); or hides that, as a frame with two VLAN tags does. Not while no address of the pod is known.
+/// neighbours believe it (ARP, and advertisements of IPv6); or hides that, as a frame with two VLAN tags does. Not while no address of
+/// the pod is known.
 #[must_use]
 #[inline(always)]
 pub fn claims<V: View, B: Bytes + ?Sized>(

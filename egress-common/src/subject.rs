@@ -2,12 +2,12 @@
 //!
 //! Invariant: a pod that is not known never gets what a known one has; a container that is not surely the proxy is not.
 
-use crate::decide::{Decision, read};
+use crate::decide::Decision;
 use crate::reason::Reason;
 use crate::view::{Owner, View};
 use crate::wire::{
     Addr, Config, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, PROXIES, STATE_INVALID, STATE_ISOLATED,
-    STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY,
+    STATE_UNSELECTED, UNKNOWN_ALLOW, UNKNOWN_POLICY, read,
 };
 
 /// How a pod is to be judged.
@@ -113,11 +113,16 @@ where
     V: View,
     O: Owner,
 {
-    let Some(found) = view.endpoint(decision.cgroup) else {
+    let mut found = view.endpoint(decision.cgroup);
+    if found.is_none() {
+        // As in `sending`.
+        found = view.endpoint(decision.cgroup);
+    }
+    let Some(found) = found else {
         return unknown(config);
     };
     let mut level = u32::MAX;
-    if found.1.lock != 0 {
+    if read(&found.1.lock) != 0 {
         let nested = config.pod_root_level.wrapping_add(2);
         let direct = config.pod_root_level.wrapping_add(1);
         if owner.cgroup(nested) == decision.cgroup {

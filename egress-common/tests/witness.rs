@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 
 use egress_common::connection;
 use egress_common::wire::{
-    Addr, FLAG_AUDIT, STATE_INVALID, UNKNOWN_POLICY, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT,
-    WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+    Addr, Approval, FLAG_AUDIT, STATE_INVALID, UNKNOWN_POLICY, WITNESS_CAME_IN, WITNESS_CLOSED,
+    WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
 };
 use egress_common::witness::{self, FIRST, Half, SECOND, place};
-use egress_common::{Action, Hook, Reason, Socket};
+use egress_common::{Action, Flow, Hook, Reason, Socket};
 use support::packets::{ACK, Ends, FIN, RST, SYN, SYN_ACK, came_in, connection, flow};
 use support::{ETH0, Maps, POD, Sender, VETH};
 
@@ -482,6 +482,43 @@ fn a_flow_is_in_one_of_its_places_and_stays_there() {
         // Another pod's, though it be the same flow, is another.
         maps.witnesses = [(first, Witness { cgroup: POD + 1, ..half.entry(POD, maps.now).1 })].into();
         assert_eq!(remember(&mut maps, &half), Some(SECOND));
+    }
+}
+
+/// Netfilter in the pod leads it to the port of a sidecar, which is all that the accepted socket knows.
+#[test]
+fn a_connection_that_is_led_to_another_port_came_in_by_the_one_that_its_packets_have() {
+    const SIDECAR: u16 = 15006;
+    for ends in Ends::answers() {
+        let mut maps = Maps::new();
+        let accepted = Approval { source_port: SIDECAR, ..ends.kept(&maps) };
+        let answer = flow(&ends.tcp(SYN_ACK, 0));
+        let leads = |maps: &Maps, flow: &Flow, port| connection::leads_to(maps, flow, POD, port);
+        assert_eq!(leads(&maps, &answer, SIDECAR), None, "nobody asked");
+        let asked = connection::half(&ends.kept(&maps), WITNESS_CAME_IN);
+        maps.witnesses = [asked.entry(POD, maps.now)].into();
+        assert_eq!(connection::leads_to(&maps, &answer, POD + 1, SIDECAR), None, "another pod");
+        assert_eq!(leads(&maps, &answer, ends.from_port), None, "it is the same port");
+        for other in [ends.tcp(SYN, 0), ends.tcp(ACK, 0), ends.udp()] {
+            assert_eq!(leads(&maps, &flow(&other), SIDECAR), None, "{other:02x?}");
+        }
+        let led = leads(&maps, &answer, SIDECAR).unwrap();
+        let (key, seen) = led.entry(POD, maps.now);
+        let seen = Witness { wire_port: ends.from_port, ..seen };
+        assert_eq!(connection::came_in_to(&maps, &accepted), None);
+        maps.witnesses.insert(key, seen);
+        assert_eq!(connection::came_in_to(&maps, &accepted), Some((POD, ends.from_port)));
+        assert_eq!(connection::came_in_to(&maps, &Approval { source_port: 1, ..accepted }), None);
+        // It makes no reply of what the sidecar's port itself sends.
+        let own = Ends { from_port: SIDECAR, ..ends };
+        let reason = maps.reason_of(Hook::Socket, Socket::Listening, &own.tcp(SYN_ACK, 0));
+        assert_eq!(reason, Reason::NotAllowed);
+        // By another port a moment later it is written again; by the same it is not.
+        let again = |wire_port| place(&Witness { wire_port, seen: seen.seen + 1, ..seen }, Some(&seen), None);
+        assert_eq!((again(ends.from_port), again(1)), (None, Some(FIRST)));
+        maps.now += WITNESS_TTL + 1;
+        assert_eq!(connection::came_in_to(&maps, &accepted), None);
+        assert_eq!(leads(&maps, &answer, SIDECAR), None);
     }
 }
 

@@ -9,11 +9,11 @@ use aya_ebpf::btf_maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
-use egress_common::decide::{Said, look_up, read};
+use egress_common::decide::{Said, look_up};
 use egress_common::reason::COUNTER_SLOTS;
 use egress_common::wire::{
     Addr, Approval, Config, Counter, Denial, DenialKey, Device, Endpoint, FlowEvent, Keyed, Process, Row,
-    RowKey, Witness, WitnessKey,
+    RowKey, Witness, WitnessKey, read,
 };
 use egress_common::witness::{Found, Half, find};
 use egress_common::{Flow, View};
@@ -90,7 +90,7 @@ pub struct Kernel;
 /// Looks once more where nothing is found: an entry that is being replaced can be missed, when its memory is already another one's and
 /// still leads on through its own bucket. The new entry is there by then.
 #[inline(always)]
-pub fn again<T>(look: impl Fn() -> Option<T>) -> Option<T> {
+fn again<T>(look: impl Fn() -> Option<T>) -> Option<T> {
     match look() {
         None => look(),
         found => found,

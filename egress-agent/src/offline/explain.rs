@@ -239,7 +239,12 @@ fn text(explanation: &Explanation, reason: &str) -> String {
                 ));
             }
             let closes = |one: &ObjectRef| {
-                format!("  {one} cannot be read: its service may lead anywhere, which denies it")
+                let why = if one.name.contains(' ') {
+                    "is of a moment ago, and where it led cannot be told"
+                } else {
+                    "cannot be read"
+                };
+                format!("  {one} {why}: its service may lead anywhere, which denies it")
             };
             lines.extend(chain.unread.iter().map(closes));
             if verdict.reason == Reason::SidecarBypass.name() {

@@ -6,6 +6,8 @@
 //!
 //! Invariant: the all-zero value of every type denies.
 
+use core::ptr;
+
 mod kernel;
 
 pub use kernel::*;
@@ -133,6 +135,15 @@ pub struct Keyed<K, V> {
     pub key: K,
     /// What is said of it.
     pub value: V,
+}
+
+/// Reads a part of an entry here and now: a compiler keeps the order of such reads, and so do processors of the x86 kind. What becomes
+/// of the entry is found out by reading its key last.
+#[inline(always)]
+#[must_use]
+pub fn read<T: Copy>(part: &T) -> T {
+    // SAFETY: a reference can be read.
+    unsafe { ptr::read_volatile(part) }
 }
 
 /// [`Config::unknown`]: unknown pods reach nothing but loopback.

@@ -31,6 +31,10 @@ fn diagnostic(object: &ObjectRef, path: &str, reason: String, severity: Severity
 
 /// That a service is closed because it, or this slice of it, cannot be read; what of it, the source says.
 fn unread(index: &Index, object: &ObjectRef) -> Option<Diagnostic> {
+    // No object has such a name: it is one of a moment ago, and its author has nothing to mend.
+    if object.name.contains(' ') {
+        return None;
+    }
     let reason = match object.kind {
         Kind::Service => {
             index.service(object.namespace.as_deref()?, &object.name).filter(|service| service.unread)?;

@@ -168,8 +168,6 @@ pub struct Service {
     pub external: Box<[IpAddr]>,
     /// Its ports.
     pub ports: Box<[ServicePort]>,
-    /// Some of what is sent to it goes to backends of one node only (`internalTrafficPolicy` or `externalTrafficPolicy`).
-    pub local: bool,
     /// Some of it cannot be read: kube-proxy may have more ports and addresses of it. Nothing is allowed at those that can be read.
     pub unread: bool,
 }

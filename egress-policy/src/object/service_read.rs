@@ -202,8 +202,6 @@ fn service(from: &mut Reader<'_>, object: &ObjectRef, labels: &Labels) -> Servic
         let port = |protocol| ServicePort { name: raw.name.clone(), protocol, port, node_port };
         ports.extend(protocols.into_iter().map(port));
     }
-    let policies = ["spec.internalTrafficPolicy", "spec.externalTrafficPolicy"];
-    let policies = policies.map(|path| from.one::<String>(path));
     Service {
         namespace: object.namespace.clone().unwrap_or_default(),
         name: object.name.clone(),
@@ -211,7 +209,6 @@ fn service(from: &mut Reader<'_>, object: &ObjectRef, labels: &Labels) -> Servic
         vips: vips.into(),
         external: external.into(),
         ports: ports.into(),
-        local: policies.iter().flatten().any(|policy| policy == "Local"),
         unread: from.wrong.is_some(),
     }
 }

@@ -4,7 +4,7 @@
 //! Invariant: whatever takes one in, changes it or lets go of it keeps all four in step.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,21 +111,20 @@ impl Held {
         self.objects.len() < self.most && self.services.get(of).is_none_or(|all| all.len() < MOST_OF_ONE)
     }
 
-    /// Makes a slice that is held for a service, if there is one, close these ports as well.
-    pub(super) fn close_slice(&mut self, of: &Of, ports: &[ServicePort], now: Instant) -> Option<Event> {
+    /// Makes a slice that is held for a service, if there is one, close the service.
+    pub(super) fn close_slice(&mut self, of: &Of, now: Instant) -> Option<Event> {
         let number = *self.slices.get(of)?.first()?;
         let mut object = self.take(number)?.object;
         if let Object::EndpointSlice(slice) = &mut object {
-            slice.ports = closing(slice.ports.iter().chain(ports));
-            slice.endpoints = nobody();
+            fill(slice, None);
         }
         let event = Event::Upsert(object.clone());
         self.put_from(now, number, object);
         Some(event)
     }
 
-    /// Makes a service that is held under the name of this one, if there is one, stand for this one as well. Gives its name.
-    pub(super) fn close_service(&mut self, old: &Service, now: Instant) -> Option<(Arc<str>, Event)> {
+    /// Makes a service that is held under the name of this one, if there is one, stand for this one as well, and closes it.
+    pub(super) fn close_service(&mut self, old: &Service, now: Instant) -> Option<Event> {
         let number = *self.services.get(&(old.namespace.clone(), Some(old.name.clone())))?.last()?;
         let held = self.objects.get(&number).and_then(|one| service(&one.object))?;
         if held.vips.len() + old.vips.len() > MOST_CLOSED || held.ports.len() + old.ports.len() > MOST_CLOSED
@@ -139,10 +138,10 @@ impl Held {
         service.external = service.vips.clone();
         let new: Vec<_> = old.ports.iter().filter(|port| !service.ports.contains(port)).cloned().collect();
         service.ports = service.ports.iter().cloned().chain(new).collect();
-        let name = service.name.clone();
+        service.unread = true;
         let event = Event::Upsert(object.clone());
         self.put_from(now, number, object);
-        Some((name, event))
+        Some(event)
     }
 
     /// Holds an object under a name that none can have, made of the name it had. Gives that name, and what is to be taken in.
@@ -168,8 +167,8 @@ impl Held {
         let mut object = self.take(number)?.object;
         if let Object::EndpointSlice(slice) = &mut object {
             let room = MOST_BACKENDS.saturating_sub(self.backends.len());
-            slice.endpoints =
-                bounded(to.into_iter().chain(slice.endpoints.iter().map(|one| one.address)), room);
+            let to = bounded(to.into_iter().chain(slice.endpoints.iter().map(|one| one.address)), room);
+            fill(slice, to.filter(|_| !slice.unread));
         }
         let event = Event::Upsert(object.clone());
         self.put_from(now, number, object);
@@ -192,8 +191,8 @@ impl Held {
         out
     }
 
-    /// Each backend once, if there is room; else addresses that are nobody's stand for all.
-    pub(super) fn fit(&self, to: impl IntoIterator<Item = IpAddr>) -> Box<[Endpoint]> {
+    /// Each backend once, if there is room.
+    pub(super) fn fit(&self, to: impl IntoIterator<Item = IpAddr>) -> Option<Box<[Endpoint]>> {
         bounded(to, MOST_BACKENDS.saturating_sub(self.backends.len()))
     }
 
@@ -290,26 +289,14 @@ pub(super) fn slice(object: &Object) -> Option<&EndpointSlice> {
     if let Object::EndpointSlice(slice) = object { Some(slice) } else { None }
 }
 
-fn bounded(to: impl IntoIterator<Item = IpAddr>, room: usize) -> Box<[Endpoint]> {
+/// Gives a slice these backends; where there is no room for them its service may lead anywhere, which closes it.
+pub(super) fn fill(slice: &mut EndpointSlice, to: Option<Box<[Endpoint]>>) {
+    slice.unread = to.is_none();
+    slice.endpoints = to.unwrap_or_default();
+}
+
+fn bounded(to: impl IntoIterator<Item = IpAddr>, room: usize) -> Option<Box<[Endpoint]>> {
     let each: BTreeSet<IpAddr> = to.into_iter().collect();
-    if each.len() > room { nobody() } else { each.into_iter().map(ready).collect() }
+    let ready = |address| Endpoint { address, ready: true, last_resort: false };
+    (each.len() <= room).then(|| each.into_iter().map(ready).collect())
 }
-
-/// What closes.
-pub(super) fn nobody() -> Box<[Endpoint]> {
-    [NOBODY_V4, NOBODY_V6].map(ready).into()
-}
-
-fn ready(address: IpAddr) -> Endpoint {
-    Endpoint { address, ready: true, last_resort: false }
-}
-
-/// Ports of a slice that closes: each name and protocol once.
-pub(super) fn closing<'p>(ports: impl IntoIterator<Item = &'p ServicePort>) -> Box<[ServicePort]> {
-    let each = ports.into_iter().map(|port| ((port.name.clone(), port.protocol), port.clone()));
-    each.collect::<BTreeMap<_, _>>().into_values().collect()
-}
-
-/// Reserved (RFC 1112), and discarded (RFC 6666).
-const NOBODY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1));
-const NOBODY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));

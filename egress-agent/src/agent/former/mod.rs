@@ -17,7 +17,7 @@ use egress_policy::Index;
 use egress_policy::index::Event;
 use egress_policy::object::{Endpoint, EndpointSlice, Kind, Object, ObjectRef, Pod, Service, ServicePort};
 
-use held::{HOLD, Held, MOST_OF_ONE, Of, STOPPED, closing, nobody, slice};
+use held::{HOLD, Held, MOST_OF_ONE, Of, STOPPED, fill, slice};
 
 /// What services led to.
 #[derive(Debug, Default)]
@@ -42,8 +42,7 @@ impl Former {
         let (name, stops) = match event {
             Event::Upsert(Object::EndpointSlice(slice)) => {
                 // Those that it takes no backends from it does not look at.
-                let name = Object::EndpointSlice(slice.clone()).object_ref();
-                (name, slice.stops_proxy && slice.proxied && slice.service.is_some())
+                (slice.object_ref(), slice.stops_proxy && slice.proxied && slice.service.is_some())
             }
             Event::Delete(name) if name.kind == Kind::EndpointSlice => (name.clone(), false),
             _ => return,
@@ -137,6 +136,10 @@ impl Former {
         let service = old.service.as_ref().and_then(|name| index.service(&old.namespace, name));
         let Some(service) = service else { return Vec::new() };
         let same = new.filter(|new| new.proxied && new.service == old.service);
+        // It may have led anywhere.
+        if old.unread && same.is_none_or(|new| !new.unread) {
+            return self.close(&old.name, held::of(old), now);
+        }
         let mut left = &leads([old]) - &leads(same);
         if !left.is_empty() {
             let slices = index.slices_of(service);
@@ -157,71 +160,65 @@ impl Former {
             let endpoints = self.held.fit(left);
             return self.hold_slice(&old.name, of, (ports, endpoints), now);
         }
-        self.close(&old.name, of, &ports, now)
+        self.close(&old.name, of, now)
     }
 
-    /// A slice under another name.
+    /// A slice under another name; without backends where there is no room for them.
     fn hold_slice(
         &mut self,
         was: &str,
         (namespace, service): Of,
-        (ports, endpoints): (Box<[ServicePort]>, Box<[Endpoint]>),
+        (ports, backends): (Box<[ServicePort]>, Option<Box<[Endpoint]>>),
         now: Instant,
     ) -> Vec<Event> {
-        let (proxied, unread, stops_proxy, former) = (true, false, false, true);
         let slice = |name| {
-            Object::EndpointSlice(EndpointSlice {
+            let mut slice = EndpointSlice {
                 namespace,
                 name,
                 service,
                 ports,
-                endpoints,
-                proxied,
-                unread,
-                stops_proxy,
-                former,
-            })
+                endpoints: Box::default(),
+                proxied: true,
+                unread: false,
+                stops_proxy: false,
+                former: true,
+            };
+            fill(&mut slice, backends);
+            Object::EndpointSlice(slice)
         };
         self.held.add(slice, was, now).1
     }
 
-    /// Closes ports of a service, as there is no room for what is behind them.
-    fn close(&mut self, was: &str, of: Of, ports: &[ServicePort], now: Instant) -> Vec<Event> {
-        match self.held.close_slice(&of, ports, now) {
+    /// Closes a service: where it led cannot be told, or there is no room for it.
+    fn close(&mut self, was: &str, of: Of, now: Instant) -> Vec<Event> {
+        match self.held.close_slice(&of, now) {
             Some(event) => vec![event],
-            None => self.hold_slice(was, of, (closing(ports), nobody()), now),
+            None => self.hold_slice(was, of, (Box::default(), None), now),
         }
     }
 
-    /// A service under another name, with what was behind it.
+    /// A service under another name, with what was behind it; closed where that cannot be told, or there is no room for it.
     fn keep_service(&mut self, index: &Index, old: &Service, now: Instant) -> Vec<Event> {
         let behind: Vec<&EndpointSlice> = index.slices_of(old).filter(|slice| slice.proxied).collect();
+        let anywhere = old.unread || behind.iter().any(|slice| slice.unread);
         let mut there = leads(behind.iter().copied());
         there.retain(|(ip, ..)| !self.gone.contains_key(ip));
-        let Some(slice) = behind.first().filter(|_| !there.is_empty()) else { return Vec::new() };
+        if there.is_empty() && !anywhere {
+            return Vec::new();
+        }
         let namespace = &old.namespace;
         let has_room = self.held.has_room_for_service(&(namespace.clone(), Some(old.name.clone())));
-        let mut out = Vec::new();
-        let closed = if has_room { None } else { self.held.close_service(old, now) };
-        let service = if let Some((service, event)) = closed {
-            out.push(event);
-            service
-        } else {
-            let service = |name| Object::Service(Service { name, external: old.vips.clone(), ..old.clone() });
-            let (service, events) = self.held.add(service, &old.name, now);
-            out.extend(events);
-            service
-        };
-        let of = (namespace.clone(), Some(service));
+        if let Some(event) = if has_room { None } else { self.held.close_service(old, now) } {
+            return vec![event];
+        }
         let lists = lists(&there);
-        if has_room && lists.len() <= MOST_OF_ONE {
-            for (ports, left) in lists {
-                let endpoints = self.held.fit(left);
-                out.extend(self.hold_slice(&slice.name, of.clone(), (ports, endpoints), now));
-            }
-        } else {
-            let ports = closing(lists.iter().flat_map(|(ports, _)| ports));
-            out.extend(self.close(&slice.name, of, &ports, now));
+        let unread = anywhere || !has_room || lists.len() > MOST_OF_ONE;
+        let service =
+            |name| Object::Service(Service { name, external: old.vips.clone(), unread, ..old.clone() });
+        let (service, mut out) = self.held.add(service, &old.name, now);
+        for (ports, left) in if unread { Vec::new() } else { lists } {
+            let (of, backends) = ((namespace.clone(), Some(service.clone())), self.held.fit(left));
+            out.extend(self.hold_slice(&old.name, of, (ports, backends), now));
         }
         out
     }
@@ -287,7 +284,7 @@ fn lists(leads: &BTreeSet<Lead<'_>>) -> Vec<List> {
 
 /// Whether a service leads wherever it led before.
 fn leads_as(old: &Service, new: &Service) -> bool {
-    old.local == new.local
+    (!old.unread || new.unread)
         && old.vips.iter().all(|ip| new.vips.contains(ip))
         && old.ports.iter().all(|port| new.ports.contains(port))
 }

@@ -273,6 +273,67 @@ fn a_service_that_changes_too_often_closes_itself() {
     }
 }
 
+/// Also to whom every address but one is open: nothing stands for what is not known.
+#[test]
+fn what_closes_is_open_to_nobody() {
+    let mut node = Node::new();
+    let to = json!([{"cidr": "0.0.0.0/0", "except": [format!("{OUTSIDE}/32")]}]);
+    let spec = json!({"subjects": [{}], "allow": {"to": to}});
+    node.put(object("egress-enforcer.io/v1alpha1", "EgressGatewayPolicy", ("", "p"), &json!({"spec": spec})));
+    node.put(service(&json!({})));
+    for port in 1..=2 * super::held::MOST_OF_ONE {
+        let mut slice = slice(&[OUTSIDE]);
+        slice["ports"] = json!([{"port": port}]);
+        node.put(slice);
+    }
+    node.put(slice(&["10.1.0.2"]));
+    assert!(!node.allows(VIP));
+    node.wait(HOLD);
+    assert!(node.allows(VIP) && node.former.held.is_empty());
+    // As does a service that is gone, with too many lists of ports.
+    for port in 1..=2 * super::held::MOST_OF_ONE {
+        let mut slice = slice(&[OUTSIDE]);
+        slice["metadata"]["name"] = json!(format!("s-{port}"));
+        slice["ports"] = json!([{"port": port}]);
+        node.put(slice);
+    }
+    node.remove(service(&json!({})));
+    assert!(!node.allows(VIP));
+    node.wait(HOLD);
+    assert!(node.allows(VIP) && node.former.held.is_empty(), "by the prefix");
+}
+
+/// Where it led is not known, and kube-proxy may have known.
+#[test]
+fn what_could_not_be_read_closes_for_a_while_after_it_can_be() {
+    let mut node = Node::new();
+    let bad = |mut slice: Value| {
+        slice["endpoints"][0]["addresses"] = json!(["here"]);
+        slice
+    };
+    node.put(service(&json!({})));
+    node.put(bad(slice(&["10.1.0.2"])));
+    for number in 0..3 {
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT), "{number}");
+        match number {
+            0 => node.put(slice(&["10.1.0.2"])),
+            1 => node.put(service(&json!({}))),
+            _ => node.remove(bad(slice(&["10.1.0.2"]))),
+        }
+        assert!(!node.allows(VIP), "{number}");
+        if number == 2 {
+            node.put(slice(&["10.1.0.2"]));
+        }
+        assert!(!node.allows(VIP) && !node.allows(NODE_PORT), "{number}");
+        node.wait(HOLD);
+        assert!(node.allows(VIP) && node.allows(NODE_PORT) && node.former.held.is_empty(), "{number}");
+        match number {
+            0 => node.put(service(&json!({"sessionAffinity": "None", "externalIPs": ["here"]}))),
+            _ => node.put(bad(slice(&["10.1.0.2"]))),
+        }
+    }
+}
+
 /// Backends as they are written: address, whether ready, whether serving while terminating.
 fn slice_of(name: &str, backends: &[(&str, bool, bool)]) -> Value {
     let endpoint = |(ip, ready, last): &(&str, bool, bool)| json!({"addresses": [ip], "conditions": {"ready": ready, "serving": ready | last, "terminating": last}});

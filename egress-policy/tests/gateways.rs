@@ -115,6 +115,28 @@ fn a_gateways_single_address_is_the_gateways_alone() {
     assert!(policy("10.0.0.0/8", json!([]), json!(null)).allows("app/web", "10.0.1.2", "tcp/80"));
 }
 
+/// On a port that a service lacks nobody is at its address, a gateway's or not; where kube-proxy leaves that to routes, it leads out.
+#[test]
+fn a_gateways_address_that_is_a_services_has_the_services_ports_alone() {
+    let service = service("app/np", "10.96.0.77", json!([{"name": "x", "port": 80}]));
+    let world = |address: &str| {
+        let mut policy = lock(json!({}));
+        policy["spec"]["gateways"][0] =
+            json!({"addresses": [address, "203.0.113.7/32"], "destinations": [{"cidr": "10.96.0.0/16"}]});
+        mesh().with(service.clone()).with(policy)
+    };
+    let ready = slice("app/np", &["203.0.113.7"], json!([{"name": "x", "port": 8080}]));
+    let single = world("10.96.0.77/32");
+    let led = single.with(ready);
+    assert!(led.allows("app/web", "10.96.0.77", "tcp/80"));
+    for port in ["tcp/81", "udp/80", "icmp"] {
+        assert!(!led.allows("app/web", "10.96.0.77", port), "{port}");
+        assert!(led.allows("app/web", "203.0.113.7", port), "{port}");
+    }
+    assert!(!single.allows("app/web", "10.96.0.77", "tcp/80"), "nothing is behind it");
+    assert!(!world("10.96.0.78/32").allows("app/web", "10.96.0.77", "tcp/80"), "nor without it");
+}
+
 /// As with a gateway's pod: who may reach its node does not come by a port of the node.
 #[test]
 fn a_gateways_address_is_not_reached_by_ports_of_nodes() {

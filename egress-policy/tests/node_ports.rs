@@ -184,3 +184,23 @@ fn what_is_behind_a_node_is_followed() {
         assert_eq!(compiler.compiled().desired, world.compile().desired);
     }
 }
+
+/// kube-proxy looks at the addresses of services before it looks at ports of nodes.
+#[test]
+fn what_is_behind_a_node_port_does_not_stand_for_what_is_behind_a_service_at_that_port() {
+    let outside = slice("app/np", &["203.0.113.7"], ports(443));
+    let external = |backends: &[&str]| {
+        let external = service("app/ext", "10.96.0.78", json!([{"name": "https", "port": 30443}]));
+        let behind = slice("app/ext", backends, ports(443));
+        let to = json!([{"cidr": "203.0.113.0/24"}]);
+        by_node(json!([]), json!({"node": true, "to": to}))
+            .with(node_port("app/np", "10.96.0.77"))
+            .with(outside.clone())
+            .with(set(external, "/spec/externalIPs", json!([NODE])))
+            .with(behind)
+    };
+    assert!(external(&["203.0.113.8"]).allows("app/web", NODE, "tcp/30443"));
+    assert!(!external(&[]).allows("app/web", NODE, "tcp/30443"), "nothing is behind the service");
+    assert!(!external(&["198.51.100.1"]).allows("app/web", NODE, "tcp/30443"));
+    assert!(external(&[]).allows("app/web", NODE, "tcp/30444"));
+}

@@ -1,5 +1,6 @@
 //! The identity of one address, from the objects and the grants.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -91,14 +92,17 @@ impl Addresses<'_> {
             return self.identities.nowhere();
         }
         let in_front = in_front(self.index, addr);
-        // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is. A gateway's is the
-        // gateway's, whatever is behind it.
-        let itself = !self.index.is_vip(addr)
-            || self.index.owned(addr)
-            || self.index.is_external(addr)
-            || self.index.is_gateway_address(addr);
+        // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is.
+        let itself = !self.index.is_vip(addr) || self.index.owned(addr) || self.index.is_external(addr);
+        let mut ports = if in_front { self.backends(addr) } else { Backends::new() };
+        // A gateway's is the gateway's, whatever is behind it; on the service's ports, as nobody is at the others.
+        if !itself && self.index.is_gateway_address(addr) {
+            let gateway = self.bases(addr);
+            for ((_, port), behind) in ports.iter_mut().filter(|(_, behind)| !behind.is_empty()) {
+                behind.extend(gateway.iter().map(|identity| (*identity, *port)));
+            }
+        }
         let owners = if itself { self.bases(addr) } else { BTreeSet::new() };
-        let ports = if in_front { self.backends(addr) } else { Backends::new() };
         match owners.first() {
             Some(only) if owners.len() == 1 && !in_front => *only,
             _ => self.identities.composite(Composite { owners, ports }),
@@ -118,12 +122,32 @@ impl Addresses<'_> {
             }
         }
         if index.leads_out(front) {
-            for (port, behind) in self.behind_node_ports(front.is_v4(), &mut bases) {
-                out.entry(port).or_default().extend(behind);
+            for (port, behind) in self.behind_node(front, &mut bases) {
+                self.add(&mut out, port, behind);
             }
-            for (port, targets) in index.behind_host_ports(front) {
-                self.follow(port.0, targets, &mut bases, out.entry(port).or_default());
+        }
+        out
+    }
+
+    /// Adds what is behind a port of a node. A service may have that port as well: where nothing is behind one of the two, nothing makes up
+    /// for it that is behind the other.
+    fn add(&mut self, out: &mut Backends, port: (u8, u16), behind: BTreeSet<(u64, u16)>) {
+        match out.entry(port) {
+            Entry::Vacant(entry) => drop(entry.insert(behind)),
+            Entry::Occupied(mut entry) => {
+                if entry.get().is_empty() || behind.is_empty() {
+                    entry.get_mut().insert((self.identities.nowhere(), port.1));
+                }
+                entry.get_mut().extend(behind);
             }
+        }
+    }
+
+    /// What is behind the ports of a node that lead out.
+    fn behind_node(&mut self, node: &Addr, bases: &mut BTreeMap<Addr, BTreeSet<u64>>) -> Backends {
+        let mut out = self.behind_node_ports(node.is_v4(), bases);
+        for (port, targets) in self.index.behind_host_ports(node) {
+            self.follow(port.0, targets, bases, out.entry(port).or_default());
         }
         out
     }

@@ -18,7 +18,8 @@
 //!   it, or a host port of a gateway) passes where the node is allowed and everything that is behind that port, and so on where that is
 //!   such a port of a node again.
 //! - An external address of services, which whoever wrote them chose, is theirs and the outside's: both have to be allowed.
-//! - A gateway's single address is the gateway's alone, also where it is a service's, a pod's or a node's.
+//! - A gateway's single address is the gateway's alone, also where it is a service's, a pod's or a node's. On a port that the service
+//!   lacks it is nobody's.
 //! - An address with several owners is allowed where each of them is; a service counts on its own ports.
 //! - Of a gateway's pods, entries without `destinations` say nothing; those with some allow their union.
 //! - A pod on the host network is at its node's addresses, which are those that the Node object says.
@@ -200,21 +201,22 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
         return Err(format!("a service of {destination} cannot be read"));
     }
     let itself = is_itself(cluster, &services, destination);
-    let owned = itself || !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
+    let owned = !cluster.pods_at(destination).is_empty() || cluster.is_node(destination);
+    let answers = owned || is_external(&services, destination);
     let ports: Vec<_> = services
         .into_iter()
         .flat_map(|service| {
             cluster.ports_of(service, protocol, port).into_iter().map(move |port| (service, port))
         })
         .collect();
-    if ports.is_empty() && !owned {
+    if ports.is_empty() && !answers {
         return Err(format!("{destination} is a service's address without this port"));
     }
     let mut reasons = Vec::new();
     if !ports.is_empty() {
         reasons.push(each_backend(cluster, rules, probe, &ports)?);
     }
-    if owned {
+    if owned || itself {
         reasons.push(each_owner(cluster, rules, (destination, true), protocol, port)?);
     }
     if let Some(behind) = cluster.behind_node(destination, protocol, port) {
@@ -223,10 +225,14 @@ fn judge(cluster: &Cluster<'_>, pod: &Pod, rules: &Rules<'_>, probe: &Probe) -> 
     Ok(reasons.join("; "))
 }
 
-/// Whether an address of services has to be allowed by itself: every service which has it chose it itself (`externalIPs`), or it is a
-/// gateway's.
+/// Whether every service that has an address chose it itself (`externalIPs`).
+fn is_external(services: &[&Service], address: IpAddr) -> bool {
+    services.iter().all(|service| service.external.contains(&address))
+}
+
+/// Whether an address of services has to be allowed by itself: an external one, or a gateway's.
 fn is_itself(cluster: &Cluster<'_>, services: &[&Service], address: IpAddr) -> bool {
-    services.iter().all(|service| service.external.contains(&address)) || cluster.is_gateway_address(address)
+    is_external(services, address) || cluster.is_gateway_address(address)
 }
 
 /// Why the rules allow everything behind a port of a node, or why not.

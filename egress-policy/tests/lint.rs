@@ -425,6 +425,31 @@ fn what_is_written_and_counts_for_nothing() {
     );
 }
 
+/// A list that is longer than a row denies what it seems to allow, whoever sends where.
+#[test]
+fn more_ports_than_there_is_room_for() {
+    let ports = |count: u16| (0..count).map(|i| json!({"port": 1000 + 2 * i})).collect::<Vec<_>>();
+    let touching =
+        (0..100).map(|i| json!({"port": 1000 + 2 * i, "endPort": 1001 + 2 * i})).collect::<Vec<_>>();
+    let to = |ports| policy(json!({"allow": {"to": [{"cidr": "10.0.0.0/8", "ports": ports}]}}));
+    let out = |ports| entry(json!({"ports": ports}));
+    let bound = |ports| entry(json!({"destinations": [{"cidr": "203.0.113.0/24", "ports": ports}]}));
+    let other = |ports| np("other/p", json!({"podSelector": {}, "egress": [{"ports": ports}]}));
+    let why = "65 ranges of ports: to one destination a pod has at most 64, and the narrowest are denied";
+    let mesh = |path: &str| format!("likely-mistake EgressGatewayPolicy mesh: {path}: {why}");
+    lawful(to(ports(64)));
+    lawful(to(touching.clone()));
+    finds(to(ports(65)), &[&mesh("spec.allow.to[0]")]);
+    lawful(other(touching));
+    finds(other(ports(65)), &[&format!("likely-mistake NetworkPolicy other/p: spec.egress: {why}")]);
+    let has = |policy: Value, wanted: String| {
+        let found = findings(&clean().with(policy));
+        assert!(found.contains(&wanted), "{wanted}: {found:#?}");
+    };
+    has(out(ports(65)), mesh("spec.gateways[0].ports"));
+    has(bound(ports(65)), mesh("spec.gateways[0].destinations[0]"));
+}
+
 /// Who asks for no proxy is told so, with a lock and without; and where there is no mesh, nobody has one.
 #[test]
 fn who_has_no_proxy() {

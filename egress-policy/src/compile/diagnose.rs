@@ -1,9 +1,12 @@
 //! What is wrong with objects as they are written, whether or not they mean a pod of this node.
 
+use egress_common::wire::ROW_ENTRIES;
+
 use super::report::{Diagnostic, Severity};
 use crate::index::Index;
 use crate::object::{
-    EgressGatewayPolicy, Kind, NetworkPolicy, Object, ObjectError, ObjectRef, Peer, Pod, Port, Ports, Set,
+    Destinations, EgressGatewayPolicy, Kind, NetworkPolicy, Object, ObjectError, ObjectRef, Peer, Pod, Port,
+    Ports, Set,
 };
 
 /// What is wrong with one object; of a pod on the host network, with the lock-downs that mean it as a gateway.
@@ -71,6 +74,16 @@ fn gateway_policy(policy: &EgressGatewayPolicy) -> Vec<Diagnostic> {
         if gateway.ports == nothing {
             warn(path.clone(), "ports is empty: nothing is allowed".to_owned());
         }
+        if let Some(reason) = crowded(&gateway.ports) {
+            warn(format!("{path}.ports"), reason);
+        }
+        if let Destinations::Only(destinations) = &gateway.destinations {
+            for (i, (_, ports)) in destinations.iter().enumerate() {
+                crowded(ports)
+                    .into_iter()
+                    .for_each(|reason| warn(format!("{path}.destinations[{i}]"), reason));
+            }
+        }
         if gateway.clients.as_ref().is_some_and(Vec::is_empty) {
             warn(path.clone(), "clients is empty: nobody may use it".to_owned());
         }
@@ -79,8 +92,11 @@ fn gateway_policy(policy: &EgressGatewayPolicy) -> Vec<Diagnostic> {
             warn(path, format!("has the name of spec.gateways[{}], {:?}", other.index, gateway.name));
         }
     }
-    for (i, _) in policy.allow.to.iter().enumerate().filter(|(_, to)| to.ports == nothing) {
-        warn(format!("spec.allow.to[{i}]"), "ports is empty: nothing is allowed".to_owned());
+    for (i, to) in policy.allow.to.iter().enumerate() {
+        if to.ports == nothing {
+            warn(format!("spec.allow.to[{i}]"), "ports is empty: nothing is allowed".to_owned());
+        }
+        crowded(&to.ports).into_iter().for_each(|reason| warn(format!("spec.allow.to[{i}]"), reason));
     }
     found
 }
@@ -116,11 +132,38 @@ fn network_policy(policy: &NetworkPolicy) -> Vec<Diagnostic> {
             let reason = "a port's name means nothing outside of pods".to_owned();
             found.push(diagnostic(&object, "spec.egress", reason, Severity::Warning));
         }
+        let crowded = crowded(&rule.ports);
+        found.extend(crowded.map(|reason| diagnostic(&object, "spec.egress", reason, Severity::Warning)));
     }
     let remark = |one: &ObjectError| diagnostic(&object, &one.path, one.reason.clone(), Severity::Warning);
     found.extend(policy.remarks.iter().map(remark));
     found.extend(enforcement(&object, policy.enforcement.as_deref()));
     found
+}
+
+/// That a list has more ports than the maps have room for at one destination, whichever that is.
+fn crowded(ports: &Ports) -> Option<String> {
+    let Ports::Listed(ports) = ports else { return None };
+    let ranges = ports.iter().filter_map(|port| match port {
+        Port::Range(range) => Some(range),
+        Port::Named(..) => None,
+    });
+    let mut ranges: Vec<_> = ranges.map(|range| (range.protocol, range.low, range.high)).collect();
+    ranges.sort_unstable();
+    // Those that overlap or touch are one.
+    ranges.dedup_by(|next, last| {
+        let joins = next.0 == last.0 && next.1 <= last.2.saturating_add(1);
+        if joins {
+            last.2 = last.2.max(next.2);
+        }
+        joins
+    });
+    let count = ranges.len();
+    (count > ROW_ENTRIES).then(|| {
+        let room =
+            format!("to one destination a pod has at most {ROW_ENTRIES}, and the narrowest are denied");
+        format!("{count} ranges of ports: {room}")
+    })
 }
 
 fn enforcement(object: &ObjectRef, value: Option<&str>) -> Option<Diagnostic> {

@@ -1,11 +1,10 @@
-//! `raw`: an IPv4 UDP packet with a header of our own making, by a raw socket.
+//! `raw`: a UDP packet with a header of our own making, by a raw socket.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use egress_probe::packet::Packet;
-use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{During as _, Failure, Success};
+use super::{Failure, Success, inject};
 
 /// The source port of everything that is forged here.
 pub(crate) const SOURCE_PORT: u16 = 40_000;
@@ -19,12 +18,9 @@ pub(crate) fn udp_packet(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) ->
 }
 
 /// Sends one packet that claims to come from `from`.
-pub(crate) fn send(to: Ipv4Addr, from: Ipv4Addr, port: u16, payload: &str) -> Result<Success, Failure> {
-    let packet = udp_packet(from.into(), to.into(), port, payload.as_bytes())?;
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
-        .during("open raw socket")?;
-    socket.set_header_included_v4(true).during("IP_HDRINCL")?;
-    socket.send_to(&packet, &SocketAddr::new(to.into(), 0).into()).during("send")?;
+pub(crate) fn send(to: IpAddr, from: IpAddr, port: u16, payload: &str) -> Result<Success, Failure> {
+    let packet = udp_packet(from, to, port, payload.as_bytes())?;
+    inject::raw(&packet)?;
     Ok(Success {
         detail: format!("sent {} bytes from {from} to {to}", packet.len()),
         status: None,

@@ -77,7 +77,8 @@ fn raw_socket(to: IpAddr, protocol: libc::c_int) -> Result<Socket, Failure> {
     Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))).during("open raw socket")
 }
 
-fn raw(packet: &[u8]) -> Result<(), Failure> {
+/// Sends a packet, its header with it, by a raw socket of its family.
+pub(super) fn raw(packet: &[u8]) -> Result<(), Failure> {
     let (to, ..) = read(packet).ok_or_else(|| Failure::other("no IP header"))?;
     // The header is included with this protocol, for both families.
     let socket = raw_socket(to, libc::IPPROTO_RAW)?;

@@ -151,12 +151,12 @@ pub(crate) enum AttemptCommand {
         #[arg(long, default_value = "probe")]
         payload: String,
     },
-    /// Send an IPv4 UDP packet with a header of our own making (IP_HDRINCL); nothing is awaited.
+    /// Send a UDP packet with an IP header of our own making by a raw socket; nothing is awaited.
     Raw {
-        target: std::net::Ipv4Addr,
-        /// The source address to claim.
+        target: IpAddr,
+        /// The source address to claim, of the target's family.
         #[arg(long)]
-        from: std::net::Ipv4Addr,
+        from: IpAddr,
         #[arg(long, default_value_t = 9999)]
         port: u16,
         #[arg(long, default_value = "probe")]

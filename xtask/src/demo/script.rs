@@ -95,7 +95,7 @@ fn enforced(stage: &Stage) -> Vec<Try> {
 /// Every way past the sidecar, for both applications.
 fn direct(stage: &Stage, expect: Expect) -> Vec<Try> {
     let [http, debug] = OUTSIDE_HTTP;
-    let outside = Outside { v4: OUTSIDE_V4.into(), v6: OUTSIDE_V6.into(), http, debug, udp: OUTSIDE_UDP };
+    let outside = Outside { first: OUTSIDE_V4.into(), v6: OUTSIDE_V6.into(), http, debug, udp: OUTSIDE_UDP };
     let apps = [&stage.bookinfo.productpage, &stage.bookinfo.reviews];
     apps.into_iter().flat_map(|app| around(&app.app, &app.debug, &outside, expect)).collect()
 }

@@ -126,7 +126,8 @@ pub(crate) fn patience(expect: Expect) -> &'static str {
 /// What answers outside.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outside {
-    pub(crate) v4: IpAddr,
+    /// Where all that is tried once goes.
+    pub(crate) first: IpAddr,
     pub(crate) v6: IpAddr,
     /// Answers HTTP to the application.
     pub(crate) http: u16,
@@ -138,27 +139,29 @@ pub(crate) struct Outside {
 
 /// Every plain way past a sidecar: by the application, and by a container that somebody added for debugging.
 pub(crate) fn around<C: Clone>(app: &C, debug: &C, to: &Outside, expect: Expect) -> Vec<Try<C>> {
-    let (v4, v6) = (to.v4, to.v6);
+    let (first, v6) = (to.first, to.v6);
     let limit = patience(expect);
     let url = |address: IpAddr, port| format!("http://{}/", SocketAddr::new(address, port));
-    let echo = SocketAddr::new(v4, to.udp).to_string();
+    let echo = SocketAddr::new(first, to.udp).to_string();
     let ping = |how, address: IpAddr| {
-        Try::new(app.clone(), how, &["ping", &address.to_string(), "--timeout-ms", limit], expect)
+        let protocol = if address.is_ipv4() { "ICMP" } else { "ICMPv6" };
+        let words = ["ping", &address.to_string(), "--timeout-ms", limit];
+        Try::new(app.clone(), how, &words, expect).to(address, protocol, 0)
     };
     vec![
-        Try::get(app.clone(), "direct, as UID 1337", &url(v4, to.http), expect)
+        Try::get(app.clone(), "direct, as UID 1337", &url(first, to.http), expect)
             .user(SIDECAR_USER)
-            .to(v4, "TCP", to.http),
+            .to(first, "TCP", to.http),
         Try::get(app.clone(), "direct by IPv6, as UID 1337", &url(v6, to.http), expect)
             .user(SIDECAR_USER)
             .to(v6, "TCP", to.http),
-        Try::get(debug.clone(), "direct, from a debug container", &url(v4, to.debug), expect)
+        Try::get(debug.clone(), "direct, from a debug container", &url(first, to.debug), expect)
             .user(SIDECAR_USER)
-            .to(v4, "TCP", to.debug),
+            .to(first, "TCP", to.debug),
         Try::new(app.clone(), "direct by UDP", &["udp", &echo, "--timeout-ms", limit], expect)
-            .to(v4, "UDP", to.udp),
-        ping("direct by ICMP", v4).to(v4, "ICMP", 0),
-        ping("direct by ICMPv6", v6).to(v6, "ICMPv6", 0),
+            .to(first, "UDP", to.udp),
+        ping("direct by ICMP", first),
+        ping("direct by ICMPv6", v6),
     ]
 }
 

@@ -60,7 +60,10 @@ impl Live {
             pods.insert(place.pod(), ready(&client, &run, node, place, patience).await?);
         }
         let debugger = debugger(&client, &run, patience).await;
-        let node_at = cluster::addresses(node).into_iter().next().zip(cluster::kubelet_port(node));
+        let page = pods.get(Place::Productpage.pod()).map_or(&[][..], Vec::as_slice);
+        let outside = outside.seen_from(page);
+        let node_at = cluster::addresses(node).into_iter().find(|ip| ip.is_ipv6() == outside.is_v6());
+        let node_at = node_at.zip(cluster::kubelet_port(node));
         let scene = Scene {
             namespaces: run.namespaces(),
             pods,
@@ -69,9 +72,9 @@ impl Live {
             outside,
             dns: cluster::dns(&client).await.map(|ip| (ip, format!("kubernetes.default.svc.{domain}"))),
             api: cluster::api_server(&client).await,
-            node: node_at
-                .map(|(ip, port)| SocketAddr::new(ip, port))
-                .ok_or_else(|| "the node does not say where its kubelet listens".to_owned()),
+            node: node_at.map(|(ip, port)| SocketAddr::new(ip, port)).ok_or_else(|| {
+                "the node does not say where its kubelet listens, or not for the pods' IP family".to_owned()
+            }),
             debugger,
         };
         let live = Self { client, agent, run, scene, patience, killed: RefCell::default() };

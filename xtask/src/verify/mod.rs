@@ -108,7 +108,7 @@ impl Args {
     fn outside(&self, random: u64, v6: Result<(), String>) -> anyhow::Result<Outside> {
         let Some(first) = self.outside.first() else {
             let (v4, six) = stand_in(random);
-            return Ok(Outside::StandIn { v4, v6: v6.map(|()| six) });
+            return Ok(Outside::StandIn { v4, v6: v6.map(|()| six), only_v6: false });
         };
         let v6 = self.outside.iter().copied().find(SocketAddr::is_ipv6);
         let v4 = self.outside.iter().copied().find(SocketAddr::is_ipv4);

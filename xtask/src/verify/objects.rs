@@ -169,7 +169,7 @@ impl Run {
             ),
             labelled(Place::Free, &[app(Place::Free)]),
         ];
-        if let Outside::StandIn { v4, v6 } = outside {
+        if let Outside::StandIn { v4, v6, .. } = outside {
             let mut words = vec![
                 "outside".to_owned(),
                 format!("--address={v4}"),
@@ -289,6 +289,7 @@ mod tests {
         Outside::StandIn {
             v4: Ipv4Addr::new(198, 51, 100, 200),
             v6: Ok(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+            only_v6: false,
         }
     }
 

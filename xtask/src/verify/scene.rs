@@ -142,29 +142,52 @@ pub(crate) const GATEWAY_SERVICE: u16 = 443;
 /// What is outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outside {
-    /// Our own stand-in: it answers on every port, and remembers what arrives.
-    StandIn { v4: Ipv4Addr, v6: Result<Ipv6Addr, String> },
+    /// Our own stand-in: it answers on every port, and remembers what arrives. `only_v6`: pods have no IPv4 address to reach the other
+    /// one from.
+    StandIn { v4: Ipv4Addr, v6: Result<Ipv6Addr, String>, only_v6: bool },
     /// Servers that somebody named, which answer HTTP.
     Named { first: SocketAddr, v6: Option<SocketAddr> },
 }
 
 impl Outside {
-    /// The address and port of an IPv4 try; of a named server, whatever it is.
+    /// Where tries go that are there once: by IPv4, but where pods have IPv6 alone; of a named server, whatever it is.
     pub(crate) fn at(&self, port: Port) -> SocketAddr {
         match self {
-            Self::StandIn { v4, .. } => SocketAddr::new((*v4).into(), FIRST_PORT + port as u16),
+            Self::StandIn { v6: Ok(v6), only_v6: true, .. } => numbered((*v6).into(), port),
+            Self::StandIn { v4, .. } => numbered((*v4).into(), port),
             Self::Named { first, .. } => *first,
         }
     }
 
-    /// The same by IPv6, or why there is none.
+    /// The same by IPv6 besides, or why there is none.
     pub(crate) fn at_v6(&self, port: Port) -> Result<SocketAddr, String> {
         match self {
-            Self::StandIn { v6, .. } => {
-                v6.clone().map(|v6| SocketAddr::new(v6.into(), FIRST_PORT + port as u16))
-            }
+            Self::StandIn { only_v6: true, .. } => Err("all that is tried once is tried by IPv6".to_owned()),
+            Self::StandIn { v6, .. } => v6.clone().map(|v6| numbered(v6.into(), port)),
             Self::Named { v6, .. } => (*v6).ok_or_else(|| "no IPv6 server is named by --outside".to_owned()),
         }
+    }
+
+    /// The stand-in's address of a family, `None` where it is somebody else's.
+    pub(crate) fn own(&self, of_v6: bool) -> Option<Result<IpAddr, String>> {
+        match self {
+            Self::StandIn { v6, .. } if of_v6 => Some(v6.clone().map(IpAddr::from)),
+            Self::StandIn { v4, .. } => Some(Ok((*v4).into())),
+            Self::Named { .. } => None,
+        }
+    }
+
+    /// For pods that have these addresses.
+    pub(crate) fn seen_from(mut self, pod: &[IpAddr]) -> Self {
+        if let Self::StandIn { v6: Ok(_), only_v6, .. } = &mut self {
+            *only_v6 = !pod.is_empty() && pod.iter().all(IpAddr::is_ipv6);
+        }
+        self
+    }
+
+    /// Whether tries that are there once go by IPv6.
+    pub(crate) fn is_v6(&self) -> bool {
+        self.at(Port::Http).is_ipv6()
     }
 
     /// Whether somebody looks what arrives.
@@ -176,7 +199,7 @@ impl Outside {
     pub(crate) fn plain(&self) -> tries::Outside {
         let unspecified = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
         tries::Outside {
-            v4: self.at(Port::Http).ip(),
+            first: self.at(Port::Http).ip(),
             v6: self.at_v6(Port::Http).unwrap_or(unspecified).ip(),
             http: self.at(Port::Http).port(),
             debug: self.at(Port::Debug).port(),
@@ -222,12 +245,22 @@ impl Scene {
         self.pods.get(place.pod()).map_or(&[], Vec::as_slice)
     }
 
+    /// The address of a place's pod by which it reaches [`Outside::at`], or why there is none.
+    pub(crate) fn first(&self, place: Place) -> Result<IpAddr, String> {
+        self.address(place, self.outside.is_v6())
+    }
+
     /// An address of a place's pod, or why there is none.
     pub(crate) fn address(&self, place: Place, v6: bool) -> Result<IpAddr, String> {
         let family = if v6 { "IPv6" } else { "IPv4" };
         let found = self.addresses(place).iter().find(|address| address.is_ipv6() == v6);
         found.copied().ok_or_else(|| format!("the cluster gives pods no {family} address"))
     }
+}
+
+/// A stand-in's port at an address of it.
+fn numbered(address: IpAddr, port: Port) -> SocketAddr {
+    SocketAddr::new(address, FIRST_PORT + port as u16)
 }
 
 /// The labels, names and addresses of a run, from its random suffix.
@@ -246,8 +279,8 @@ mod tests {
 
     #[test]
     fn every_port_outside_is_another() {
-        let outside =
-            Outside::StandIn { v4: Ipv4Addr::new(198, 51, 100, 200), v6: Err("no IPv6 here".to_owned()) };
+        let v4 = Ipv4Addr::new(198, 51, 100, 200);
+        let outside = Outside::StandIn { v4, v6: Err("no IPv6 here".to_owned()), only_v6: false };
         assert_eq!(outside.at(Port::Http).to_string(), "198.51.100.200:18000");
         assert_eq!(outside.at(Port::ForgedAck).port(), FIRST_PORT + Port::Number as u16 - 1);
         assert_eq!(outside.at_v6(Port::Http), Err("no IPv6 here".to_owned()));

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use egress_probe::packet::{ACK, PSH, Packet, SYN, to_hex};
 
-use super::scene::{ECHO, GATEWAY, GATEWAY_SERVICE, HTTP, Outside, Place, Port, Scene};
+use super::scene::{ECHO, GATEWAY, GATEWAY_SERVICE, HTTP, Place, Port, Scene};
 use crate::tries::{Expect, Try, around, patience};
 
 /// A try, and what it means if it cannot be made.
@@ -83,15 +83,16 @@ pub(crate) fn direct(scene: &Scene, expect: Expect) -> Vec<Item> {
     items
 }
 
-/// A way of the demonstration: by IPv4 it is core, the rest depends on the cluster.
+/// A way of the demonstration: core where all goes that is tried once, the rest depends on the cluster.
 fn plain(scene: &Scene, one: Try<Place>) -> Item {
-    let v6 = one.target.as_ref().is_some_and(|target| target.address.is_ipv6());
+    let first = scene.outside.at(Port::Http).ip();
+    let besides = one.target.as_ref().is_some_and(|target| target.address != first);
     let tcp = one.target.as_ref().is_some_and(|target| target.protocol == "TCP");
-    let mut item = Item { core: !v6 && one.who != Place::Debugger, skip: None, one };
+    let mut item = Item { core: !besides && one.who != Place::Debugger, skip: None, one };
     if item.one.who == Place::Debugger {
         item.skip = scene.debugger.clone().err();
     }
-    if v6 {
+    if besides {
         let there = scene.outside.at_v6(Port::Http);
         item.skip = there.and_then(|_| scene.address(Place::Productpage, true)).err();
     }
@@ -108,7 +109,7 @@ fn frames(scene: &Scene, expect: Expect) -> Vec<Item> {
     let (raw, frame) = (outside.at(Port::Raw), outside.at(Port::Frame));
     let v6 = outside.at_v6(Port::Frame6).and_then(|at| scene.address(app, true).map(|_| at));
     vec![
-        Item::with(scene.address(app, false), app, "by a raw IP socket", |from| {
+        Item::with(scene.first(app), app, "by a raw IP socket", |from| {
             let words = [
                 "raw",
                 &raw.ip().to_string(),
@@ -250,10 +251,9 @@ fn answers(scene: &Scene) -> Vec<Item> {
         let ms = patience(Expect::Works);
         for who in [Place::Free, Place::Outside] {
             // Whose answers go outside is asked from there, by the address that is not the node's.
-            let from = match (who, &scene.outside, v6) {
-                (Place::Outside, Outside::StandIn { v4, .. }, false) => Ok(Some(IpAddr::from(*v4))),
-                (Place::Outside, Outside::StandIn { v6, .. }, true) => v6.clone().map(|v6| Some(v6.into())),
-                (Place::Outside, Outside::Named { .. }, _) => continue,
+            let from = match (who, scene.outside.own(v6)) {
+                (Place::Outside, Some(own)) => own.map(Some),
+                (Place::Outside, None) => continue,
                 _ => Ok(None),
             };
             let both = page.clone().and_then(|page| from.map(|from| (page, from)));
@@ -269,7 +269,7 @@ fn answers(scene: &Scene) -> Vec<Item> {
             let by_http =
                 Item::with(both.clone(), who, to_http, |to| words(to, to_http, &["get", "http://{}/"], HTTP));
             let by_udp = Item::with(both, who, to_udp, |to| words(to, to_udp, &["udp", "{}"], ECHO));
-            items.extend([by_http, by_udp].map(|item| Item { core: !v6, ..item }));
+            items.extend([by_http, by_udp].map(|item| Item { core: v6 == scene.outside.is_v6(), ..item }));
         }
         items.push(Item::with(page, Place::Free, to_ping, |page| {
             Try::new(Place::Free, to_ping, &["ping", &page.to_string(), "--timeout-ms", ms], Expect::Works)
@@ -281,8 +281,7 @@ fn answers(scene: &Scene) -> Vec<Item> {
 /// Packets that are unlawful by themselves: in another pod's name, or as answers to what nobody asked.
 fn forged(scene: &Scene) -> Vec<Item> {
     let app = Place::Productpage;
-    let addresses =
-        scene.address(app, false).and_then(|own| Ok((own, scene.address(Place::Reviews, false)?)));
+    let addresses = scene.first(app).and_then(|own| Ok((own, scene.first(Place::Reviews)?)));
     let at = |port| scene.outside.at(port);
     let blind = |how, words: &[&str], protocol, to: SocketAddr| {
         Try::new(app, how, words, Expect::Denied).to(to.ip(), protocol, to.port()).blind()
@@ -389,3 +388,6 @@ pub(crate) fn locked(scene: &Scene) -> Vec<Item> {
     items.extend(in_cluster(scene, Expect::Denied));
     items
 }
+
+#[cfg(test)]
+mod tests;

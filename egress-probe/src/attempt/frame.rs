@@ -1,13 +1,12 @@
 //! `packet`: a UDP packet as an Ethernet frame, by an `AF_PACKET` socket, past the socket layer of IP.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{During as _, Failure, Success, forged};
+use super::{During as _, Failure, Success, forged, next_hop};
 
-const BROADCAST: [u8; 6] = [0xff; 6];
 /// From `linux/if_packet.h`; the `libc` crate does not have it for every C library.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 /// Likewise.
@@ -211,68 +210,6 @@ pub(crate) fn own_addresses(interface: &str) -> io::Result<([u8; 6], Vec<IpAddr>
     Ok((hardware, addresses))
 }
 
-/// The IPv4 default gateway on an interface.
-fn gateway(interface: &str) -> io::Result<Option<Ipv4Addr>> {
-    let table = std::fs::read_to_string("/proc/thread-self/net/route")?;
-    Ok(table.lines().skip(1).find_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        match columns.as_slice() {
-            // The kernel prints the address as a number of the machine's byte order.
-            [name, "00000000", gateway, ..] if *name == interface && *gateway != "00000000" => {
-                u32::from_str_radix(gateway, 16).ok().map(|number| Ipv4Addr::from(number.to_ne_bytes()))
-            }
-            _ => None,
-        }
-    }))
-}
-
-/// What the kernel knows of the hardware address of `wanted`, from packets that it has sent there itself.
-fn known_hardware_address(interface: &str, wanted: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
-    let table = std::fs::read_to_string("/proc/thread-self/net/arp")?;
-    Ok(table.lines().skip(1).find_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let [address, _, _, hardware, .., device] = columns.as_slice() else { return None };
-        if *device != interface || address.parse() != Ok(wanted) {
-            return None;
-        }
-        let bytes: Option<Vec<u8>> =
-            hardware.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
-        // An address that was asked for, without an answer yet, is all zeros.
-        bytes?.try_into().ok().filter(|bytes| *bytes != [0; 6])
-    }))
-}
-
-/// Asks by ARP who has `wanted`.
-fn ask_hardware_address(
-    interface: &str,
-    hardware: [u8; 6],
-    own: Ipv4Addr,
-    wanted: Ipv4Addr,
-) -> io::Result<[u8; 6]> {
-    let socket = PacketSocket::open(interface, libc::ETH_P_ARP)?;
-    let mut request = ethernet(BROADCAST, hardware, libc::ETH_P_ARP);
-    request.extend_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
-    request.extend_from_slice(&hardware);
-    request.extend_from_slice(&own.octets());
-    request.extend_from_slice(&[0; 6]);
-    request.extend_from_slice(&wanted.octets());
-    socket.send(&request)?;
-    let end = Instant::now() + Duration::from_secs(1);
-    let mut buffer = [0_u8; 256];
-    while Instant::now() < end {
-        let Some(count) = socket.receive(&mut buffer, end.saturating_duration_since(Instant::now()))? else {
-            continue;
-        };
-        // Operation 2 (reply) by the wanted address: its hardware address stands before it.
-        if let Some([0, 2, a, b, c, d, e, f, rest @ ..]) = buffer[..count].get(20..)
-            && rest.get(..4) == Some(&wanted.octets()[..])
-        {
-            return Ok([*a, *b, *c, *d, *e, *f]);
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::TimedOut, format!("no ARP answer by {wanted}")))
-}
-
 pub(crate) fn ethernet(destination: [u8; 6], source: [u8; 6], ethertype: i32) -> Vec<u8> {
     let mut frame = Vec::with_capacity(128);
     frame.extend_from_slice(&destination);
@@ -293,21 +230,9 @@ pub(crate) fn send(
         .from
         .or_else(|| own(flow.target.is_ipv4()))
         .ok_or_else(|| Failure::other(format!("{interface} has no address of the target's family")))?;
-    let destination = match (destination, own(true)) {
-        (Some(given), _) => given,
-        (None, Some(IpAddr::V4(own))) => {
-            let gateway = gateway(interface).during("read routes")?.ok_or_else(|| {
-                Failure::other(format!("no IPv4 gateway on {interface}; give --destination-mac"))
-            })?;
-            // Asking is a frame itself, which may be denied.
-            match known_hardware_address(interface, gateway).during("read neighbours")? {
-                Some(known) => known,
-                None => ask_hardware_address(interface, hardware, own, gateway).during("ask by ARP")?,
-            }
-        }
-        (None, _) => {
-            return Err(Failure::other(format!("no IPv4 address on {interface}; give --destination-mac")));
-        }
+    let destination = match destination {
+        Some(given) => given,
+        None => next_hop::find(interface, hardware, own(true))?,
     };
     let ethertype = if flow.target.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
     let mut frame = ethernet(destination, hardware, ethertype);

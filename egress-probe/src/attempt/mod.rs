@@ -9,6 +9,7 @@ pub(crate) mod frame;
 pub(crate) mod hold;
 pub(crate) mod http;
 pub(crate) mod inject;
+mod next_hop;
 pub(crate) mod ping;
 pub(crate) mod repeat;
 pub(crate) mod socket;

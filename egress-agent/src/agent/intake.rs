@@ -94,7 +94,7 @@ impl Agent {
     fn succeeds(&self, old: &Pod, new: &Pod, cgroup: &str) -> bool {
         let was = old.name.split_once(BEFORE).map_or(&*old.name, |(name, _)| name);
         let same = (&*old.namespace, was) == (&*new.namespace, &*new.name);
-        *new.uid == *cgroup || (same && *old.uid != *cgroup && self.claims(new, cgroup))
+        new.uid == *cgroup || (same && old.uid != *cgroup && self.claims(new, cgroup))
     }
 
     /// Lets go of the pods whose cgroup has gone since their object went.
@@ -132,6 +132,6 @@ impl Agent {
     /// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod of this node) is its own.
     fn claims(&self, pod: &Pod, name: &str) -> bool {
         let is_here = pod.node.as_deref() == Some(&self.node);
-        !name.is_empty() && (*pod.uid == *name || (is_here && pod.static_hash.as_deref() == Some(name)))
+        !name.is_empty() && (pod.uid == *name || (is_here && pod.static_hash.as_deref() == Some(name)))
     }
 }

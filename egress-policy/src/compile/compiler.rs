@@ -101,6 +101,7 @@ impl Compiler {
     pub fn update(&mut self, index: &Index, node: &Node<'_>, dirty: Dirty) -> Keys {
         let mut keys = Keys::default();
         let (dirty, every_pod) = self.begin(index, node, dirty);
+        let uids: BTreeSet<String> = dirty.uids.iter().map(ToString::to_string).collect();
         let here: BTreeMap<u64, &LocalPod> =
             node.pods.iter().filter(|pod| !pod.uid.is_empty()).map(|pod| (pod.cgroup, pod)).collect();
         let gone = self.found.iter().filter(|(cgroup, found)| here.get(cgroup) != Some(&&found.local));
@@ -112,11 +113,10 @@ impl Compiler {
             }
         }
         for (cgroup, local) in here {
-            let uid = local.uid.as_str();
             let found = self.found.get(&cgroup);
             let in_namespace =
                 || found.is_some_and(|one| one.namespaces.iter().any(|name| dirty.namespaces.contains(name)));
-            if found.is_some() && !every_pod && !dirty.uids.contains(uid) && !in_namespace() {
+            if found.is_some() && !every_pod && !uids.contains(&local.uid) && !in_namespace() {
                 continue;
             }
             let before = self.compiled.desired.endpoints.get(&cgroup);

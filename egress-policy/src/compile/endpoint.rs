@@ -62,7 +62,7 @@ fn claims<'i>(index: &'i Index, node: &str, uid: &str) -> Vec<&'i Arc<Pod>> {
     // Anybody may write the annotation; it counts for pods of this node only, and after the UID.
     let by_hash = || index.by_hash(uid).iter().filter(|pod| pod.node.as_deref() == Some(node)).collect();
     let by_uid = index.by_uid(uid);
-    if by_uid.is_empty() { by_hash() } else { by_uid.iter().collect() }
+    if by_uid.is_empty() { by_hash() } else { by_uid }
 }
 
 /// Whether a pod says by an annotation alone that a cgroup is its own which an earlier agent locked down, whose name is a UID as the API server
@@ -77,7 +77,7 @@ fn is_another(pod: &Pod, found: &LocalPod) -> bool {
         let has = |addr: Addr| addr == Addr::default() || pod.addresses.iter().any(|ip| address(*ip) == addr);
         (left.v4, left.v6) != Default::default() && has(left.v4) && has(left.v6)
     };
-    *pod.uid != *found.uid && is_uid() && found.left.as_ref().is_some_and(|left| !is_own(left))
+    pod.uid != *found.uid && is_uid() && found.left.as_ref().is_some_and(|left| !is_own(left))
 }
 
 /// Several pods claim a cgroup: it is nobody's. Where policies lock one of them down it is closed, else it stays unknown.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use egress_common::wire::Addr;
 
-use crate::object::ObjectRef;
+use crate::object::{ObjectRef, Uid};
 
 /// What has to be looked at again after events. Never less than what they changed; empty where they changed nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Dirty {
     /// Addresses that may lead elsewhere.
     pub(crate) addresses: BTreeSet<Addr>,
     /// Pods, by UID or the hash of a static pod, that policies may say something else about.
-    pub(crate) uids: BTreeSet<Arc<str>>,
+    pub(crate) uids: BTreeSet<Uid>,
     /// Namespaces for all pods of which that is so.
     pub(crate) namespaces: BTreeSet<Arc<str>>,
     /// It is so for every pod.

@@ -19,7 +19,7 @@ impl Index {
 
     /// The pods that are a gateway of some lock-down.
     pub(crate) fn gateways(&self) -> impl Iterator<Item = &Pod> {
-        self.gateways.iter().filter_map(|name| self.pods.get(name)).map(|pod| &**pod)
+        self.gateways.iter().filter_map(|(namespace, name)| self.pod(namespace, name))
     }
 
     /// Whether an address is by itself a gateway of some lock-down.
@@ -127,7 +127,7 @@ impl Index {
                 changed.iter().any(|peer| peer.matches_labels(pod, labels))
             });
             dirty.objects.extend(host.map(Pod::object_ref));
-            let pods: Vec<Arc<Pod>> = self.pods.values().filter(|pod| meant(pod)).cloned().collect();
+            let pods: Vec<Arc<Pod>> = self.pods.iter().filter(|pod| meant(pod)).cloned().collect();
             for pod in pods {
                 if self.judge_gateway(&pod) {
                     dirty.addresses.extend(owned(&pod));

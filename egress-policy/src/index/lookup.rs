@@ -6,10 +6,11 @@ use std::sync::Arc;
 use egress_common::wire::{Addr, Cidr};
 use smallvec::SmallVec;
 
-use super::{Index, Name, of_namespace};
+use super::Index;
+use super::sorted::ByUid;
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node, Object,
-    ObjectRef, Pod, Service, address,
+    ObjectRef, Pod, Service, Uid, address,
 };
 
 /// Whose an address is.
@@ -33,19 +34,12 @@ impl Index {
     /// The names of all objects, in order.
     pub fn objects(&self) -> impl Iterator<Item = ObjectRef> + '_ {
         let of = |kind| move |name: &Arc<str>| ObjectRef { kind, namespace: None, name: name.clone() };
-        let named = |kind| {
-            move |(namespace, name): &Name| ObjectRef {
-                kind,
-                namespace: Some(namespace.clone()),
-                name: name.clone(),
-            }
-        };
-        let pods = self.pods.keys().map(named(Kind::Pod));
+        let pods = self.pods().map(Pod::object_ref);
         let namespaces = self.namespaces.keys().map(of(Kind::Namespace));
-        let services = self.services.keys().map(named(Kind::Service));
-        let slices = self.endpoint_slices.keys().map(named(Kind::EndpointSlice));
+        let services = self.services().map(Service::object_ref);
+        let slices = self.endpoint_slices().map(EndpointSlice::object_ref);
         let nodes = self.nodes.keys().map(of(Kind::Node));
-        let network_policies = self.network_policies.keys().map(named(Kind::NetworkPolicy));
+        let network_policies = self.network_policies().map(NetworkPolicy::object_ref);
         let gateway_policies = self.gateway_policies.keys().map(of(Kind::EgressGatewayPolicy));
         let cluster = pods.chain(namespaces).chain(services).chain(slices).chain(nodes);
         cluster.chain(network_policies).chain(gateway_policies)
@@ -80,18 +74,16 @@ impl Index {
     /// One object.
     #[must_use]
     pub fn get(&self, object: &ObjectRef) -> Option<Object> {
-        let name = &object.name;
-        let full = (object.namespace.clone().unwrap_or_default(), name.clone());
+        let (namespace, name) = (object.namespace.as_deref().unwrap_or_default(), &*object.name);
         match object.kind {
-            Kind::Pod => self.pods.get(&full).map(|pod| Object::Pod(Pod::clone(pod))),
+            Kind::Pod => self.pod(namespace, name).cloned().map(Object::Pod),
             Kind::Namespace => self.namespaces.get(name).cloned().map(Object::Namespace),
-            Kind::Service => self.services.get(&full).cloned().map(Object::Service),
-            Kind::EndpointSlice => self
-                .endpoint_slices
-                .get(&full)
-                .map(|slice| Object::EndpointSlice(EndpointSlice::clone(slice))),
+            Kind::Service => self.service(namespace, name).cloned().map(Object::Service),
+            Kind::EndpointSlice => self.slice(namespace, name).cloned().map(Object::EndpointSlice),
             Kind::Node => self.nodes.get(name).cloned().map(Object::Node),
-            Kind::NetworkPolicy => self.network_policies.get(&full).cloned().map(Object::NetworkPolicy),
+            Kind::NetworkPolicy => {
+                self.network_policies.get(namespace, name).cloned().map(Object::NetworkPolicy)
+            }
             Kind::EgressGatewayPolicy => {
                 self.gateway_policies.get(name).cloned().map(Object::EgressGatewayPolicy)
             }
@@ -100,7 +92,7 @@ impl Index {
 
     /// Pods, by namespace and name.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
-        self.pods.values().map(|pod| &**pod)
+        self.pods.iter().map(|pod| &**pod)
     }
 
     /// Namespaces, by name.
@@ -110,12 +102,12 @@ impl Index {
 
     /// Services, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.iter()
     }
 
     /// Endpoint slices, by namespace and name.
     pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
-        self.endpoint_slices.values().map(|slice| &**slice)
+        self.endpoint_slices.iter().map(|slice| &**slice)
     }
 
     /// Nodes, by name.
@@ -125,7 +117,7 @@ impl Index {
 
     /// Network policies, by namespace and name.
     pub fn network_policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
-        self.network_policies.values()
+        self.network_policies.iter()
     }
 
     /// Lock-downs, by name.
@@ -141,40 +133,43 @@ impl Index {
 
     /// A pod by namespace and name.
     pub(crate) fn shared_pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
-        self.pods.get(&(Arc::from(namespace), Arc::from(name)))
+        self.pods.get(namespace, name)
     }
 
     /// Pods, by namespace and name.
     pub(crate) fn shared_pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
-        self.pods.values()
+        self.pods.iter()
     }
 
     /// Endpoint slices, by namespace and name.
     pub(crate) fn shared_slices(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
-        self.endpoint_slices.values()
+        self.endpoint_slices.iter()
     }
 
     /// The pods of a namespace, by name.
-    pub(crate) fn pods_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
-        of_namespace(&self.pods, namespace).map(|pod| &**pod)
+    pub(crate) fn pods_of<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Pod> {
+        self.pods.of(namespace).map(|pod| &**pod)
     }
 
     /// The names of all namespaces that have an object or a pod.
     pub(crate) fn namespace_names(&self) -> BTreeSet<Arc<str>> {
         let mut names: BTreeSet<Arc<str>> = self.namespaces.keys().cloned().collect();
-        let mut next = self.pods.keys().next();
-        while let Some((namespace, _)) = next {
+        let mut next = self.pods().next();
+        while let Some(Pod { namespace, .. }) = next {
             names.insert(namespace.clone());
             // No name comes after this one.
-            let last = (namespace.clone(), Arc::from("\u{10ffff}"));
-            next = self.pods.range(last..).map(|(name, _)| name).find(|(of, _)| of != namespace);
+            let mut behind = self.pods.from((None, namespace, "\u{10ffff}"));
+            next = behind.find(|pod| pod.namespace != *namespace).map(|pod| &**pod);
         }
         names
     }
 
     /// The network policies of a namespace, by name.
-    pub(crate) fn network_policies_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &NetworkPolicy> {
-        of_namespace(&self.network_policies, namespace)
+    pub(crate) fn network_policies_of<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a NetworkPolicy> {
+        self.network_policies.of(namespace)
     }
 
     /// The labels of a namespace, whether or not there is an object of it.
@@ -222,8 +217,13 @@ impl Index {
     }
 
     /// The pods that say they have this UID.
-    pub(crate) fn by_uid(&self, uid: &str) -> &[Arc<Pod>] {
-        self.by_uid.get(uid).map_or(&[], SmallVec::as_slice)
+    pub(crate) fn by_uid(&self, uid: &str) -> Vec<&Arc<Pod>> {
+        let uid = Uid::from(uid);
+        self.by_uid
+            .from((Some(&uid), "", ""))
+            .map(|ByUid(pod)| pod)
+            .take_while(|pod| pod.uid == uid)
+            .collect()
     }
 
     /// The name of a container of this node, by the UID of its pod (or the hash of a static pod) and its own id.
@@ -244,7 +244,8 @@ impl Index {
     /// The one pod that says it has this UID, or hash.
     fn claimed(&self, uid: &str) -> Option<&Arc<Pod>> {
         let by_uid = self.by_uid(uid);
-        let [pod] = (if by_uid.is_empty() { self.by_hash(uid) } else { by_uid }) else { return None };
+        let claims = if by_uid.is_empty() { self.by_hash(uid).iter().collect() } else { by_uid };
+        let [pod] = claims[..] else { return None };
         Some(pod)
     }
 

@@ -10,6 +10,7 @@ mod intern;
 mod lookup;
 mod node_ports;
 mod services;
+mod sorted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,10 +22,11 @@ pub use dirty::Dirty;
 use intern::Interner;
 pub use lookup::AddressNames;
 pub(crate) use services::{ANYWHERE, API_SERVER, Targets};
+use sorted::{ByUid, Sorted};
 
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
-    Service, address,
+    Service, Uid, address,
 };
 use crate::pack::pack;
 
@@ -46,12 +48,12 @@ pub struct Index {
     /// The node whose pods' containers are told apart.
     node: Option<Arc<str>>,
     interner: Interner,
-    pods: BTreeMap<Name, Arc<Pod>>,
+    pods: Sorted<Arc<Pod>>,
     namespaces: BTreeMap<Arc<str>, Namespace>,
-    services: BTreeMap<Name, Service>,
-    endpoint_slices: BTreeMap<Name, Arc<EndpointSlice>>,
+    services: Sorted<Service>,
+    endpoint_slices: Sorted<Arc<EndpointSlice>>,
     nodes: BTreeMap<Arc<str>, Node>,
-    network_policies: BTreeMap<Name, NetworkPolicy>,
+    network_policies: Sorted<NetworkPolicy>,
     gateway_policies: BTreeMap<Arc<str>, EgressGatewayPolicy>,
     /// Pods that own an address.
     owners: BTreeMap<Addr, SmallVec<[Arc<Pod>; 2]>>,
@@ -60,7 +62,7 @@ pub struct Index {
     /// Names of nodes, by address at which their ports are: those and further ones.
     answering: BTreeMap<Addr, SmallVec<[Arc<str>; 2]>>,
     /// Pods by UID, and by the hash of a static pod.
-    by_uid: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
+    by_uid: Sorted<ByUid>,
     by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
     /// Pods that are a gateway of some lock-down.
     gateways: BTreeSet<Name>,
@@ -84,16 +86,6 @@ impl PartialEq for Index {
 }
 
 impl Eq for Index {}
-
-/// What a map holds of one namespace, by name.
-fn of_namespace<'a, T>(
-    map: &'a BTreeMap<Name, T>,
-    namespace: &Arc<str>,
-) -> impl Iterator<Item = &'a T> + use<'a, T> {
-    let namespace = namespace.clone();
-    let first = (namespace.clone(), Arc::default());
-    map.range(first..).take_while(move |((of, _), _)| *of == namespace).map(|(_, value)| value)
-}
 
 /// Removes a value from a list under a key, and the key with the last one.
 fn unlist<K: Ord, T, const N: usize>(
@@ -130,15 +122,15 @@ impl Index {
 
     /// Takes less memory for the same, after many events. Looks at everything.
     pub fn pack(&mut self) {
-        pack(&mut self.pods);
-        pack(&mut self.services);
-        pack(&mut self.endpoint_slices);
+        self.pods.pack();
+        self.services.pack();
+        self.endpoint_slices.pack();
         pack(&mut self.nodes);
-        pack(&mut self.network_policies);
+        self.network_policies.pack();
         pack(&mut self.owners);
         pack(&mut self.node_names);
         pack(&mut self.answering);
-        pack(&mut self.by_uid);
+        self.by_uid.pack();
         self.lookups.pack();
     }
 
@@ -198,7 +190,7 @@ impl Index {
             self.interner.pod(&mut pod);
             Arc::new(pod)
         });
-        let old = self.pods.get(name).cloned();
+        let old = self.pods.get(&name.0, &name.1).cloned();
         let was_gateway = self.gateways.contains(name);
         let mut dirty = Dirty::default();
         if old == pod {
@@ -210,9 +202,9 @@ impl Index {
                 unlist(&mut self.owners, &addr, this);
                 dirty.addresses.insert(addr);
             }
-            unlist(&mut self.by_uid, &old.uid, this);
+            self.by_uid.take(&ByUid(old.clone()));
             old.static_hash.iter().for_each(|hash| unlist(&mut self.by_hash, hash, this));
-            self.pods.remove(name);
+            self.pods.take(old);
             self.gateways.remove(name);
         }
         if let Some(pod) = &pod {
@@ -221,7 +213,7 @@ impl Index {
                 dirty.addresses.insert(addr);
             }
             if !pod.uid.is_empty() {
-                self.by_uid.entry(pod.uid.clone()).or_default().push(pod.clone());
+                self.by_uid.put(ByUid(pod.clone()));
             }
             if let Some(hash) = &pod.static_hash {
                 self.by_hash.entry(hash.clone()).or_default().push(pod.clone());
@@ -229,10 +221,10 @@ impl Index {
             if self.means_gateway(pod) {
                 self.gateways.insert(name.clone());
             }
-            self.pods.insert((pod.namespace.clone(), pod.name.clone()), pod.clone());
+            self.pods.put(pod.clone());
         }
         for pod in [&old, &pod].into_iter().flatten() {
-            dirty.uids.extend([pod.uid.clone()].into_iter().chain(pod.static_hash.clone()));
+            dirty.uids.extend(pod.static_hash.as_deref().map(Uid::from).into_iter().chain([pod.uid.clone()]));
             // Only these have something said about them as objects.
             if pod.host_network {
                 dirty.objects.insert(pod.object_ref());
@@ -258,7 +250,7 @@ impl Index {
             Some(namespace) => drop(self.namespaces.insert(name.clone(), namespace)),
             None => drop(self.namespaces.remove(&name)),
         }
-        let pods: Vec<Arc<Pod>> = of_namespace(&self.pods, &name).cloned().collect();
+        let pods: Vec<Arc<Pod>> = self.pods.of(&name).cloned().collect();
         for pod in pods {
             dirty.addresses.extend(owned(&pod));
             if self.judge_gateway(&pod) {
@@ -275,10 +267,10 @@ impl Index {
 
     fn put_service(&mut self, name: &Name, service: Option<Service>) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.services.get(name) == service.as_ref() {
+        if self.services.get(&name.0, &name.1) == service.as_ref() {
             return dirty;
         }
-        let old = self.services.remove(name);
+        let old = self.services.take(&(None, &*name.0, &*name.1));
         if let Some(old) = &old {
             self.lookups.remove_service(name, old);
         }
@@ -287,7 +279,7 @@ impl Index {
             self.interner.service(&mut service);
             let name = (service.namespace.clone(), service.name.clone());
             self.lookups.add_service(&name, &service);
-            self.services.insert(name, service);
+            self.services.put(service);
         }
         for service in [old, service].into_iter().flatten() {
             if service.unread {
@@ -296,34 +288,35 @@ impl Index {
             dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
             dirty.addresses.extend(self.addresses_behind(&service));
         }
-        let behind = self.services.get(name).map(|service| self.takers(service).collect::<Vec<_>>());
+        let behind =
+            self.services.get(&name.0, &name.1).map(|service| self.takers(service).collect::<Vec<_>>());
         self.judge_service(name, behind.unwrap_or_default(), true, &mut dirty);
         dirty
     }
 
     fn put_slice(&mut self, name: &Name, slice: Option<EndpointSlice>) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.endpoint_slices.get(name).map(|slice| &**slice) == slice.as_ref() {
+        if self.endpoint_slices.get(&name.0, &name.1).map(|slice| &**slice) == slice.as_ref() {
             return dirty;
         }
         let slice = slice.map(|mut slice| {
             self.interner.slice(&mut slice);
             Arc::new(slice)
         });
-        let old = self.endpoint_slices.remove(name);
+        let old = self.endpoint_slices.take(&(None, &*name.0, &*name.1));
         if let Some(old) = &old {
             self.lookups.remove_slice(old);
         }
         if let Some(slice) = &slice {
             self.lookups.add_slice(slice);
-            self.endpoint_slices.insert((slice.namespace.clone(), slice.name.clone()), slice.clone());
+            self.endpoint_slices.put(slice.clone());
         }
         for slice in [old, slice].into_iter().flatten() {
             if slice.unread {
                 dirty.objects.insert(slice.object_ref());
             }
             dirty.addresses.extend(slice.endpoints.iter().map(|endpoint| address(endpoint.address)));
-            let service = services::service_of(&slice).and_then(|name| self.services.get(&name));
+            let service = self.service_of(&slice);
             let vips = service.into_iter().flat_map(|service| &service.vips);
             dirty.addresses.extend(vips.map(|vip| address(*vip)));
             // Whether this one is there tells what others are.
@@ -364,18 +357,17 @@ impl Index {
         dirty
     }
 
-    fn put_network_policy(&mut self, name: Name, policy: Option<NetworkPolicy>) -> Dirty {
+    fn put_network_policy(&mut self, (namespace, name): Name, policy: Option<NetworkPolicy>) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.network_policies.get(&name) == policy.as_ref() {
+        if self.network_policies.get(&namespace, &name) == policy.as_ref() {
             return dirty;
         }
-        let (namespace, own) = name.clone();
         match policy {
-            Some(policy) => drop(self.network_policies.insert(name, policy)),
-            None => drop(self.network_policies.remove(&name)),
+            Some(policy) => self.network_policies.put(policy),
+            None => drop(self.network_policies.take(&(None, &*namespace, &*name))),
         }
         let kind = Kind::NetworkPolicy;
-        dirty.objects.insert(ObjectRef { kind, namespace: Some(namespace.clone()), name: own });
+        dirty.objects.insert(ObjectRef { kind, namespace: Some(namespace.clone()), name });
         dirty.namespaces.insert(namespace);
         dirty
     }

@@ -36,10 +36,16 @@ impl Index {
             && (!out.services.is_empty() || nodes.iter().any(|node| out.gateways.contains_key(node)))
     }
 
+    /// The services with node ports that lead out.
+    fn services_out(&self) -> impl Iterator<Item = &Service> {
+        let names = self.leading_out.services.iter();
+        names.filter_map(|(namespace, name)| self.services.get(namespace, name))
+    }
+
     /// What is behind node ports that lead out, of one family, by protocol and port; the same on every node.
     pub(crate) fn behind_node_ports(&self, v4: bool) -> BTreeMap<(u8, u16), Targets> {
         let mut out: BTreeMap<_, Targets> = BTreeMap::new();
-        for service in self.leading_out.services.iter().filter_map(|name| self.services.get(name)) {
+        for service in self.services_out() {
             for port in service.ports.iter().filter(|port| port.node_port != 0) {
                 let chosen = self.chosen(service, port, v4);
                 out.entry((port.protocol, port.node_port)).or_default().extend(chosen);
@@ -53,7 +59,7 @@ impl Index {
         let mut out: BTreeMap<_, Targets> = BTreeMap::new();
         let nodes = self.answering_at(addr).iter();
         let gateways = nodes.filter_map(|node| self.leading_out.gateways.get(node)).flatten();
-        for pod in gateways.filter_map(|name| self.pods.get(name)) {
+        for pod in gateways.filter_map(|(namespace, name)| self.pods.get(namespace, name)) {
             for port in &pod.spec.host_ports {
                 let behind = owned(pod).filter(|own| own.is_v4() == addr.is_v4()).map(|own| (own, port.port));
                 out.entry((port.protocol, port.host)).or_default().extend(behind);
@@ -80,10 +86,10 @@ impl Index {
         port: (u8, u16),
     ) -> impl Iterator<Item = &'a Service> + use<'a> {
         let answers = port.1 != 0 && !self.answering_at(addr).is_empty();
-        let services = self.leading_out.services.iter().filter(move |_| answers);
+        let services = self.services_out().filter(move |_| answers);
         let has =
             move |service: &&Service| service.ports.iter().any(|one| (one.protocol, one.node_port) == port);
-        services.filter_map(|name| self.services.get(name)).filter(has)
+        services.filter(has)
     }
 
     /// Whether a connection to this address and port, by protocol, that the node sends on to a backend is judged by that: to a service, and
@@ -158,7 +164,7 @@ impl Index {
     /// Looks again at the service of a slice, which is as it was or as it is.
     pub(super) fn judge_slice(&mut self, slice: &Arc<EndpointSlice>, dirty: &mut Dirty) {
         let Some(service) = service_of(slice) else { return };
-        let held = self.endpoint_slices.get(&(slice.namespace.clone(), slice.name.clone()));
+        let held = self.endpoint_slices.get(&slice.namespace, &slice.name);
         let is = held.is_some_and(|held| Arc::ptr_eq(held, slice));
         let behind =
             slice.endpoints.iter().filter(|one| is && one.may_take()).map(|one| address(one.address));
@@ -176,7 +182,7 @@ impl Index {
     ) {
         let leads_out = |addr: Addr| self.is_more_than_a_pod(&addr);
         let was = self.leading_out.services.contains(name);
-        let service = self.services.get(name).filter(|service| has_node_ports(service));
+        let service = self.services.get(&name.0, &name.1).filter(|service| has_node_ports(service));
         let is = service.is_some_and(|service| {
             self.leads_anywhere(service)
                 || changed.into_iter().any(leads_out)
@@ -199,8 +205,10 @@ impl Index {
             return;
         }
         let name = (pod.namespace.clone(), pod.name.clone());
-        let here =
-            self.pods.get(&name).filter(|pod| pod.node.as_ref() == Some(node) && self.holds_gateway(pod));
+        let here = self
+            .pods
+            .get(&name.0, &name.1)
+            .filter(|pod| pod.node.as_ref() == Some(node) && self.holds_gateway(pod));
         let is = here.is_some_and(|pod| !pod.spec.host_ports.is_empty() && owned(pod).next().is_some());
         let held = &mut self.leading_out.gateways;
         let was = held.get(node).is_some_and(|names| names.contains(&name));

@@ -109,7 +109,12 @@ impl Index {
 
     /// The services that an address stands for.
     pub(crate) fn services_at(&self, addr: &Addr) -> impl Iterator<Item = &Service> {
-        self.lookups.vips.get(addr).into_iter().flatten().filter_map(|name| self.services.get(name))
+        self.lookups
+            .vips
+            .get(addr)
+            .into_iter()
+            .flatten()
+            .filter_map(|(namespace, name)| self.services.get(namespace, name))
     }
 
     /// Whether a service may lead anywhere, as something of it, or of a slice that kube-proxy takes backends from, cannot be read.
@@ -132,7 +137,7 @@ impl Index {
     /// The addresses that stand for services which an address is behind, in whatever condition and on whatever port.
     pub(crate) fn vips_before(&self, addr: &Addr) -> impl Iterator<Item = Addr> {
         let slices = self.lookups.behind.get(addr).into_iter().flatten();
-        let services = slices.filter_map(|slice| self.services.get(&service_of(slice)?));
+        let services = slices.filter_map(|slice| self.service_of(slice));
         services.flat_map(|service| &service.vips).map(|vip| address(*vip))
     }
 
@@ -141,7 +146,7 @@ impl Index {
     pub(crate) fn fronts(&self, addr: &Addr) -> impl Iterator<Item = Front<'_>> {
         let slices = self.lookups.behind.get(addr).into_iter().flatten();
         let slices = slices.filter(|slice| !slice.former && !slice.unread);
-        let fronts = slices.filter_map(|slice| Some((slice, self.services.get(&service_of(slice)?)?)));
+        let fronts = slices.filter_map(|slice| Some((slice, self.service_of(slice)?)));
         fronts.filter(|(_, service)| !service.unread).flat_map(|(slice, service)| {
             service
                 .ports
@@ -177,18 +182,22 @@ impl Index {
     /// A service by namespace and name.
     #[must_use]
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
-        self.services.get(&(Arc::from(namespace), Arc::from(name)))
+        self.services.get(namespace, name)
+    }
+
+    /// The service that a slice is a part of.
+    pub(super) fn service_of(&self, slice: &EndpointSlice) -> Option<&Service> {
+        self.services.get(&slice.namespace, slice.service.as_deref()?)
     }
 
     /// An endpoint slice by namespace and name.
     pub(crate) fn slice(&self, namespace: &str, name: &str) -> Option<&EndpointSlice> {
-        self.endpoint_slices.get(&(Arc::from(namespace), Arc::from(name))).map(|slice| &**slice)
+        self.endpoint_slices.get(namespace, name).map(|slice| &**slice)
     }
 
     /// The services that are the cluster's DNS.
     pub(crate) fn dns(&self) -> impl Iterator<Item = &Service> {
-        let system: Arc<str> = Arc::from(SYSTEM);
-        super::of_namespace(&self.services, &system).filter(|service| is_dns(service))
+        self.services.of(SYSTEM).filter(|service| is_dns(service))
     }
 
     /// The slices of a service.
@@ -230,7 +239,7 @@ fn is_dns(service: &Service) -> bool {
     *service.namespace == *SYSTEM && (label || matches!(&*service.name, "kube-dns" | "coredns"))
 }
 
-/// The service that a slice is a part of.
+/// The name of the service that a slice is a part of.
 pub(super) fn service_of(slice: &EndpointSlice) -> Option<Name> {
     Some((slice.namespace.clone(), slice.service.clone()?))
 }

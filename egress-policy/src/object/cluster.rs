@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Kind, Labels, ObjectRef};
+use super::{Kind, Labels, ObjectRef, Uid};
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Pod {
     /// Its name.
     pub name: Arc<str>,
     /// `metadata.uid`, empty where there is none.
-    pub uid: Arc<str>,
+    pub uid: Uid,
     /// The hash in the cgroup's name, for a static pod.
     pub static_hash: Option<Arc<str>>,
     /// Its labels.

@@ -9,7 +9,7 @@ use super::cluster::{
     Container, ContainerKind, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod, PodSpec,
 };
 use super::net::{read_address, read_port, read_protocol};
-use super::{Kind, Labels, Metadata, Object, ObjectError, parse};
+use super::{Kind, Labels, Metadata, Object, ObjectError, Uid, parse};
 
 /// Annotations with the hash by which a static pod's cgroup is named.
 const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
@@ -142,7 +142,7 @@ pub(super) fn read(
                 .filter_map(|key| Some((Arc::from(*key), Arc::from(annotations.get(*key)?.as_str()))))
                 .collect();
             let mut pod = pod(raw, spec, namespace, name, labels)?;
-            pod.uid = Arc::from(metadata.uid.unwrap_or_default());
+            pod.uid = metadata.uid.as_deref().map(Uid::from).unwrap_or_default();
             let hash = annotations.get(CONFIG_HASH_ANNOTATION).filter(|hash| !hash.is_empty());
             // Kubelet writes both, and names the node as the owner; see `pkg/kubelet/pod/mirror_client.go`.
             let mirrors = hash.is_some() && annotations.get(CONFIG_MIRROR_ANNOTATION) == hash;
@@ -228,7 +228,7 @@ fn pod(
     Ok(Pod {
         namespace,
         name,
-        uid: Arc::default(),
+        uid: Uid::default(),
         static_hash: None,
         labels,
         spec: Arc::new(pod_spec),

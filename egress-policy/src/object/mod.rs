@@ -18,6 +18,7 @@ mod overlap;
 mod selector;
 mod service_read;
 mod set;
+mod uid;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -45,6 +46,7 @@ pub(crate) use net::{SINGLE, is_single};
 pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
 pub use selector::{NamespaceLabels, Requirement, Selector};
 pub use set::Set;
+pub use uid::Uid;
 
 /// `matchLabels` key of a namespace's name (`kubernetes.io/metadata.name`), on every namespace by definition.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";

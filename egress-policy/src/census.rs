@@ -88,7 +88,7 @@ impl Census {
     /// The addresses that slices speak of, and whether any says that they are ready.
     fn readiness(&self) -> BTreeMap<IpAddr, bool> {
         let mut found = BTreeMap::new();
-        for endpoint in self.slices.iter().flat_map(|slice| &slice.endpoints) {
+        for endpoint in self.slices.iter().flat_map(|slice| slice.endpoints.iter()) {
             *found.entry(endpoint.address).or_insert(false) |= endpoint.ready;
         }
         found

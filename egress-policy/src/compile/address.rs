@@ -65,7 +65,7 @@ pub(super) fn add_fronts(index: &Index, mut behind: Vec<Addr>, found: &mut BTree
         let done = every_node.get_mut(usize::from(addr.is_v4())).filter(|done| !**done);
         if let Some(done) = done.filter(|_| index.behind_every_node(&addr)) {
             *done = true;
-            let nodes = index.node_addresses().copied().filter(of_family);
+            let nodes = index.node_addresses().filter(of_family);
             behind.extend(nodes.filter(|node| found.insert(*node)));
         }
     }

@@ -102,7 +102,7 @@ impl Index {
 
     /// Services, by namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.iter()
+        self.services.iter().map(|service| &**service)
     }
 
     /// Endpoint slices, by namespace and name.
@@ -184,24 +184,24 @@ impl Index {
 
     /// The pods whose address this is.
     pub(crate) fn owners(&self, addr: &Addr) -> &[Arc<Pod>] {
-        self.owners.get(addr).map_or(&[], SmallVec::as_slice)
+        self.owners.get(addr)
     }
 
     /// The names of the nodes whose address this is.
     pub(crate) fn nodes_at(&self, addr: &Addr) -> &[Arc<str>] {
-        self.node_names.get(addr).map_or(&[], SmallVec::as_slice)
+        self.node_names.get(addr)
     }
 
     /// The names of the nodes that answer at this address.
     pub(crate) fn answering_at(&self, addr: &Addr) -> &[Arc<str>] {
-        self.answering.get(addr).map_or(&[], SmallVec::as_slice)
+        self.answering.get(addr)
     }
 
     /// Every address that the objects know, within a prefix.
     pub(crate) fn known_within(&self, cidr: &Cidr) -> impl Iterator<Item = Addr> {
         let range = cidr.addr..=last_of(cidr);
-        let owned = self.owners.range(range.clone()).map(|(addr, _)| *addr);
-        let nodes = self.answering.range(range.clone()).map(|(addr, _)| *addr);
+        let owned = self.owners.within(range.clone());
+        let nodes = self.answering.within(range.clone());
         let gateways = self.gateway_addresses.range(range.clone()).map(|(addr, _)| *addr);
         owned.chain(nodes).chain(gateways).chain(self.lookups.within(range))
     }
@@ -213,7 +213,7 @@ impl Index {
 
     /// Whether an address is a pod's or a node's.
     pub(crate) fn owned(&self, addr: &Addr) -> bool {
-        self.owners.contains_key(addr) || self.node_names.contains_key(addr)
+        self.owners.contains(addr) || self.node_names.contains(addr)
     }
 
     /// The pods that say they have this UID.
@@ -230,7 +230,7 @@ impl Index {
     #[must_use]
     pub fn container_name(&self, uid: &str, id: &str) -> Option<&str> {
         let pod = self.claimed(uid)?;
-        pod.container_ids.iter().find(|(known, _)| **known == *id).map(|(_, name)| &**name)
+        pod.container_ids().iter().find(|(known, _)| **known == *id).map(|(_, name)| &**name)
     }
 
     /// Whether a pod, by its UID (or the hash of a static pod), has a container of this name that is there from its start to its end:

@@ -4,6 +4,7 @@
 //! every lookup says what going through all objects would say. What an event costs depends on what it changes, not on
 //! the size of the cluster. Tested by `tests/incremental.rs` and `tests/identities.rs`.
 
+mod by_addr;
 mod dirty;
 mod gateways;
 mod intern;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use egress_common::wire::Addr;
 use smallvec::SmallVec;
 
+use by_addr::ByAddr;
 pub use dirty::Dirty;
 use intern::Interner;
 pub use lookup::AddressNames;
@@ -50,17 +52,17 @@ pub struct Index {
     interner: Interner,
     pods: Sorted<Arc<Pod>>,
     namespaces: BTreeMap<Arc<str>, Namespace>,
-    services: Sorted<Service>,
+    services: Sorted<Arc<Service>>,
     endpoint_slices: Sorted<Arc<EndpointSlice>>,
     nodes: BTreeMap<Arc<str>, Node>,
     network_policies: Sorted<NetworkPolicy>,
     gateway_policies: BTreeMap<Arc<str>, EgressGatewayPolicy>,
     /// Pods that own an address.
-    owners: BTreeMap<Addr, SmallVec<[Arc<Pod>; 2]>>,
+    owners: ByAddr<Arc<Pod>>,
     /// Names of nodes, by address.
-    node_names: BTreeMap<Addr, SmallVec<[Arc<str>; 2]>>,
+    node_names: ByAddr<Arc<str>>,
     /// Names of nodes, by address at which their ports are: those and further ones.
-    answering: BTreeMap<Addr, SmallVec<[Arc<str>; 2]>>,
+    answering: ByAddr<Arc<str>>,
     /// Pods by UID, and by the hash of a static pod.
     by_uid: Sorted<ByUid>,
     by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
@@ -127,9 +129,9 @@ impl Index {
         self.endpoint_slices.pack();
         pack(&mut self.nodes);
         self.network_policies.pack();
-        pack(&mut self.owners);
-        pack(&mut self.node_names);
-        pack(&mut self.answering);
+        self.owners.pack();
+        self.node_names.pack();
+        self.answering.pack();
         self.by_uid.pack();
         self.lookups.pack();
     }
@@ -173,7 +175,7 @@ impl Index {
     /// All there is to look at.
     pub(crate) fn everything(&self) -> Dirty {
         let mut dirty = Dirty { every_pod: true, ..Dirty::default() };
-        dirty.addresses.extend(self.owners.keys().chain(self.answering.keys()));
+        dirty.addresses.extend(self.owners.addresses().chain(self.answering.addresses()));
         dirty.addresses.extend(self.gateway_addresses.keys());
         dirty.addresses.extend(self.lookups.within(Addr([0; 16])..=Addr([255; 16])));
         let host = self.pods().filter(|pod| pod.host_network).map(Pod::object_ref);
@@ -185,7 +187,7 @@ impl Index {
     fn put_pod(&mut self, name: &Name, pod: Option<Pod>) -> Dirty {
         let pod = pod.map(|mut pod| {
             if self.node.is_none() || self.node != pod.node {
-                pod.container_ids = Box::default();
+                pod.forget_containers();
             }
             self.interner.pod(&mut pod);
             Arc::new(pod)
@@ -199,23 +201,23 @@ impl Index {
         if let Some(old) = &old {
             let this = |one: &Arc<Pod>| Arc::ptr_eq(one, old);
             for addr in owned(old) {
-                unlist(&mut self.owners, &addr, this);
+                self.owners.remove(&addr, this);
                 dirty.addresses.insert(addr);
             }
             self.by_uid.take(&ByUid(old.clone()));
-            old.static_hash.iter().for_each(|hash| unlist(&mut self.by_hash, hash, this));
+            old.static_hash().into_iter().for_each(|hash| unlist(&mut self.by_hash, hash, this));
             self.pods.take(old);
             self.gateways.remove(name);
         }
         if let Some(pod) = &pod {
             for addr in owned(pod) {
-                self.owners.entry(addr).or_default().push(pod.clone());
+                self.owners.add(addr, pod.clone());
                 dirty.addresses.insert(addr);
             }
             if !pod.uid.is_empty() {
                 self.by_uid.put(ByUid(pod.clone()));
             }
-            if let Some(hash) = &pod.static_hash {
+            if let Some(hash) = pod.static_hash() {
                 self.by_hash.entry(hash.clone()).or_default().push(pod.clone());
             }
             if self.means_gateway(pod) {
@@ -224,7 +226,9 @@ impl Index {
             self.pods.put(pod.clone());
         }
         for pod in [&old, &pod].into_iter().flatten() {
-            dirty.uids.extend(pod.static_hash.as_deref().map(Uid::from).into_iter().chain([pod.uid.clone()]));
+            dirty.uids.extend(
+                pod.static_hash().map(|hash| Uid::from(&**hash)).into_iter().chain([pod.uid.clone()]),
+            );
             // Only these have something said about them as objects.
             if pod.host_network {
                 dirty.objects.insert(pod.object_ref());
@@ -267,19 +271,20 @@ impl Index {
 
     fn put_service(&mut self, name: &Name, service: Option<Service>) -> Dirty {
         let mut dirty = Dirty::default();
-        if self.services.get(&name.0, &name.1) == service.as_ref() {
+        if self.service(&name.0, &name.1) == service.as_ref() {
             return dirty;
         }
+        let service = service.map(|mut service| {
+            self.interner.service(&mut service);
+            Arc::new(service)
+        });
         let old = self.services.take(&(None, &*name.0, &*name.1));
         if let Some(old) = &old {
-            self.lookups.remove_service(name, old);
+            self.lookups.remove_service(old);
         }
         if let Some(service) = &service {
-            let mut service = service.clone();
-            self.interner.service(&mut service);
-            let name = (service.namespace.clone(), service.name.clone());
-            self.lookups.add_service(&name, &service);
-            self.services.put(service);
+            self.lookups.add_service(service);
+            self.services.put(service.clone());
         }
         for service in [old, service].into_iter().flatten() {
             if service.unread {
@@ -288,8 +293,7 @@ impl Index {
             dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
             dirty.addresses.extend(self.addresses_behind(&service));
         }
-        let behind =
-            self.services.get(&name.0, &name.1).map(|service| self.takers(service).collect::<Vec<_>>());
+        let behind = self.service(&name.0, &name.1).map(|service| self.takers(service).collect::<Vec<_>>());
         self.judge_service(name, behind.unwrap_or_default(), true, &mut dirty);
         dirty
     }
@@ -334,19 +338,19 @@ impl Index {
         }
         let old = self.nodes.remove(&name);
         for ip in old.iter().flat_map(|node| &node.addresses) {
-            unlist(&mut self.node_names, &address(*ip), |one| *one == name);
+            self.node_names.remove(&address(*ip), |one| *one == name);
         }
         for addr in old.iter().flat_map(doors) {
-            unlist(&mut self.answering, &addr, |one| *one == name);
+            self.answering.remove(&addr, |one| *one == name);
             dirty.addresses.insert(addr);
         }
         if let Some(node) = node {
             let addresses: BTreeSet<Addr> = node.addresses.iter().map(|ip| address(*ip)).collect();
             for addr in addresses {
-                self.node_names.entry(addr).or_default().push(name.clone());
+                self.node_names.add(addr, name.clone());
             }
             for addr in doors(&node) {
-                self.answering.entry(addr).or_default().push(name.clone());
+                self.answering.add(addr, name.clone());
                 dirty.addresses.insert(addr);
             }
             self.nodes.insert(name, node);

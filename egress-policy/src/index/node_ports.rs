@@ -39,7 +39,7 @@ impl Index {
     /// The services with node ports that lead out.
     fn services_out(&self) -> impl Iterator<Item = &Service> {
         let names = self.leading_out.services.iter();
-        names.filter_map(|(namespace, name)| self.services.get(namespace, name))
+        names.filter_map(|(namespace, name)| self.service(namespace, name))
     }
 
     /// What is behind node ports that lead out, of one family, by protocol and port; the same on every node.
@@ -126,8 +126,8 @@ impl Index {
     }
 
     /// The addresses at which nodes answer.
-    pub(crate) fn node_addresses(&self) -> impl Iterator<Item = &Addr> {
-        self.answering.keys()
+    pub(crate) fn node_addresses(&self) -> impl Iterator<Item = Addr> {
+        self.answering.addresses()
     }
 
     /// The addresses of nodes that lead to this one by a host port of a gateway.
@@ -182,7 +182,7 @@ impl Index {
     ) {
         let leads_out = |addr: Addr| self.is_more_than_a_pod(&addr);
         let was = self.leading_out.services.contains(name);
-        let service = self.services.get(&name.0, &name.1).filter(|service| has_node_ports(service));
+        let service = self.service(&name.0, &name.1).filter(|service| has_node_ports(service));
         let is = service.is_some_and(|service| {
             self.leads_anywhere(service)
                 || changed.into_iter().any(leads_out)
@@ -194,7 +194,7 @@ impl Index {
             self.leading_out.services.remove(name);
         }
         if is != was || (is && moved) {
-            dirty.addresses.extend(self.answering.keys());
+            dirty.addresses.extend(self.answering.addresses());
         }
     }
 

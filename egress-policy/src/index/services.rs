@@ -8,8 +8,9 @@ use egress_common::packet::protocol;
 use egress_common::wire::Addr;
 use smallvec::SmallVec;
 
+use super::by_addr::ByAddr;
 use super::{Index, Name, unlist};
-use crate::object::{EndpointSlice, ObjectRef, PortRange, Ports, Service, ServicePort, address};
+use crate::object::{Endpoint, EndpointSlice, ObjectRef, PortRange, Ports, Service, ServicePort, address};
 use crate::pack::pack;
 
 /// Backends of one service port in one address family: (address, target port).
@@ -36,17 +37,17 @@ pub(super) struct Lookups {
     /// The slices of a service, by the service's name.
     slices: BTreeMap<Name, SmallVec<[Arc<EndpointSlice>; 2]>>,
     /// The slices that an address is in.
-    behind: BTreeMap<Addr, SmallVec<[Arc<EndpointSlice>; 2]>>,
+    behind: ByAddr<Arc<EndpointSlice>>,
     /// The services that an address stands for.
-    vips: BTreeMap<Addr, SmallVec<[Name; 1]>>,
+    vips: ByAddr<Arc<Service>>,
 }
 
 impl Lookups {
     /// See [`Index::pack`].
     pub(super) fn pack(&mut self) {
         pack(&mut self.slices);
-        pack(&mut self.behind);
-        pack(&mut self.vips);
+        self.behind.pack();
+        self.vips.pack();
     }
 
     pub(super) fn add_slice(&mut self, slice: &Arc<EndpointSlice>) {
@@ -56,7 +57,7 @@ impl Lookups {
         }
         let addresses: BTreeSet<Addr> = slice.endpoints.iter().map(|one| address(one.address)).collect();
         for addr in addresses {
-            self.behind.entry(addr).or_default().push(slice.clone());
+            self.behind.add(addr, slice.clone());
         }
     }
 
@@ -65,39 +66,38 @@ impl Lookups {
             let service = (slice.namespace.clone(), service.clone());
             unlist(&mut self.slices, &service, |one| Arc::ptr_eq(one, slice));
         }
-        for endpoint in &slice.endpoints {
-            unlist(&mut self.behind, &address(endpoint.address), |one| Arc::ptr_eq(one, slice));
+        for endpoint in slice.endpoints.iter() {
+            self.behind.remove(&address(endpoint.address), |one| Arc::ptr_eq(one, slice));
         }
     }
 
     /// The addresses in a range that stand for services or are behind them.
     pub(super) fn within(&self, range: RangeInclusive<Addr>) -> impl Iterator<Item = Addr> {
-        let behind = self.behind.range(range.clone()).map(|(addr, _)| *addr);
-        behind.chain(self.vips.range(range).map(|(addr, _)| *addr))
+        self.behind.within(range.clone()).chain(self.vips.within(range))
     }
 
-    pub(super) fn add_service(&mut self, name: &Name, service: &Service) {
+    pub(super) fn add_service(&mut self, service: &Arc<Service>) {
         for vip in &service.vips {
-            self.vips.entry(address(*vip)).or_default().push(name.clone());
+            self.vips.add(address(*vip), service.clone());
         }
     }
 
-    pub(super) fn remove_service(&mut self, name: &Name, service: &Service) {
+    pub(super) fn remove_service(&mut self, service: &Arc<Service>) {
         for vip in &service.vips {
-            unlist(&mut self.vips, &address(*vip), |one| one == name);
+            self.vips.remove(&address(*vip), |one| Arc::ptr_eq(one, service));
         }
     }
 }
 
 impl Index {
     /// The addresses that stand for services.
-    pub(crate) fn vips(&self) -> impl Iterator<Item = &Addr> {
-        self.lookups.vips.keys()
+    pub(crate) fn vips(&self) -> impl Iterator<Item = Addr> {
+        self.lookups.vips.addresses()
     }
 
     /// Whether an address stands for a service.
     pub(crate) fn is_vip(&self, addr: &Addr) -> bool {
-        self.lookups.vips.contains_key(addr)
+        self.lookups.vips.contains(addr)
     }
 
     /// Whether an address stands for services that chose it themselves, and for no other.
@@ -109,12 +109,7 @@ impl Index {
 
     /// The services that an address stands for.
     pub(crate) fn services_at(&self, addr: &Addr) -> impl Iterator<Item = &Service> {
-        self.lookups
-            .vips
-            .get(addr)
-            .into_iter()
-            .flatten()
-            .filter_map(|(namespace, name)| self.services.get(namespace, name))
+        self.lookups.vips.get(addr).iter().map(|service| &**service)
     }
 
     /// Whether a service may lead anywhere, as something of it, or of a slice that kube-proxy takes backends from, cannot be read.
@@ -136,7 +131,7 @@ impl Index {
 
     /// The addresses that stand for services which an address is behind, in whatever condition and on whatever port.
     pub(crate) fn vips_before(&self, addr: &Addr) -> impl Iterator<Item = Addr> {
-        let slices = self.lookups.behind.get(addr).into_iter().flatten();
+        let slices = self.lookups.behind.get(addr).iter();
         let services = slices.filter_map(|slice| self.service_of(slice));
         services.flat_map(|service| &service.vips).map(|vip| address(*vip))
     }
@@ -144,7 +139,7 @@ impl Index {
     /// The service ports that an address is behind, in whatever condition: who translates at connect time goes on with a
     /// backend that takes no new connections.
     pub(crate) fn fronts(&self, addr: &Addr) -> impl Iterator<Item = Front<'_>> {
-        let slices = self.lookups.behind.get(addr).into_iter().flatten();
+        let slices = self.lookups.behind.get(addr).iter();
         let slices = slices.filter(|slice| !slice.former && !slice.unread);
         let fronts = slices.filter_map(|slice| Some((slice, self.service_of(slice)?)));
         fronts.filter(|(_, service)| !service.unread).flat_map(|(slice, service)| {
@@ -166,7 +161,7 @@ impl Index {
 
     /// The names of the services that may send new connections to an address.
     pub(super) fn services_before(&self, addr: &Addr) -> BTreeSet<Name> {
-        let slices = self.lookups.behind.get(addr).into_iter().flatten();
+        let slices = self.lookups.behind.get(addr).iter();
         let takes = |slice: &&Arc<EndpointSlice>| {
             slice.endpoints.iter().any(|one| one.may_take() && address(one.address) == *addr)
         };
@@ -175,19 +170,19 @@ impl Index {
 
     /// The addresses to which a service may send new connections.
     pub(super) fn takers<'a>(&'a self, service: &Service) -> impl Iterator<Item = Addr> + use<'a> {
-        let endpoints = self.slices_of(service).flat_map(|slice| &slice.endpoints);
-        endpoints.filter(|endpoint| endpoint.may_take()).map(|endpoint| address(endpoint.address))
+        let endpoints = self.slices_of(service).flat_map(|slice| slice.endpoints.iter());
+        endpoints.filter(Endpoint::may_take).map(|endpoint| address(endpoint.address))
     }
 
     /// A service by namespace and name.
     #[must_use]
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
-        self.services.get(namespace, name)
+        self.services.get(namespace, name).map(|service| &**service)
     }
 
     /// The service that a slice is a part of.
     pub(super) fn service_of(&self, slice: &EndpointSlice) -> Option<&Service> {
-        self.services.get(&slice.namespace, slice.service.as_deref()?)
+        self.service(&slice.namespace, slice.service.as_deref()?)
     }
 
     /// An endpoint slice by namespace and name.
@@ -197,7 +192,7 @@ impl Index {
 
     /// The services that are the cluster's DNS.
     pub(crate) fn dns(&self) -> impl Iterator<Item = &Service> {
-        self.services.of(SYSTEM).filter(|service| is_dns(service))
+        self.services.of(SYSTEM).map(|service| &**service).filter(|service| is_dns(service))
     }
 
     /// The slices of a service.
@@ -208,7 +203,9 @@ impl Index {
 
     /// Every address behind a service, in whatever condition.
     pub(crate) fn addresses_behind<'a>(&'a self, service: &Service) -> impl Iterator<Item = Addr> + use<'a> {
-        self.slices_of(service).flat_map(|slice| &slice.endpoints).map(|endpoint| address(endpoint.address))
+        self.slices_of(service)
+            .flat_map(|slice| slice.endpoints.iter())
+            .map(|endpoint| address(endpoint.address))
     }
 
     /// The backends that a service port may choose for a VIP of one family: the ready ones, and those serving while terminating, also

@@ -33,7 +33,7 @@ macro_rules! keyed {
         }
     )*};
 }
-keyed!(Arc<Pod>, Service, Arc<EndpointSlice>, NetworkPolicy);
+keyed!(Arc<Pod>, Arc<Service>, Arc<EndpointSlice>, NetworkPolicy);
 
 /// A pod that is found by its UID.
 #[derive(Clone, Debug)]

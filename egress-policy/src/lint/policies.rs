@@ -236,7 +236,7 @@ fn is_restricted(index: &Index, member: Member<'_>) -> bool {
 
 /// Addresses that services have as backends, and none of them as a ready one.
 fn unready(index: &Index) -> BTreeSet<IpAddr> {
-    let endpoints = || index.endpoint_slices().flat_map(|slice| &slice.endpoints);
+    let endpoints = || index.endpoint_slices().flat_map(|slice| slice.endpoints.iter());
     let ready: BTreeSet<IpAddr> = endpoints().filter(|e| e.ready).map(|e| e.address).collect();
     endpoints().map(|e| e.address).filter(|address| !ready.contains(address)).collect()
 }

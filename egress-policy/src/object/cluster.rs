@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Kind, Labels, ObjectRef, Uid};
+use super::{Addresses, Endpoints, Kind, Labels, ObjectRef, Uid};
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +14,6 @@ pub struct Pod {
     pub name: Arc<str>,
     /// `metadata.uid`, empty where there is none.
     pub uid: Uid,
-    /// The hash in the cgroup's name, for a static pod.
-    pub static_hash: Option<Arc<str>>,
     /// Its labels.
     pub labels: Labels,
     /// What its replicas have in common with it.
@@ -25,15 +23,44 @@ pub struct Pod {
     /// Whether it shares the node's network namespace.
     pub host_network: bool,
     /// Its addresses, in the order of `status.podIPs`.
-    pub addresses: Box<[IpAddr]>,
-    /// Ids and names of its containers that were started (`status.containerStatuses` and the like). An [`Index`](crate::Index)
-    /// keeps them for pods of its own node only.
-    pub container_ids: Box<[(Arc<str>, Arc<str>)]>,
+    pub addresses: Addresses,
+    /// `None` where there is nothing in it.
+    pub(super) cgroups: Option<Box<Cgroups>>,
     /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
     pub finished: bool,
 }
 
+/// What names cgroups of a pod, beside its UID.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cgroups {
+    pub(super) static_hash: Option<Arc<str>>,
+    pub(super) container_ids: Box<[(Arc<str>, Arc<str>)]>,
+}
+
 impl Pod {
+    /// The hash in the cgroup's name, for a static pod.
+    #[must_use]
+    pub fn static_hash(&self) -> Option<&Arc<str>> {
+        self.cgroups.as_ref()?.static_hash.as_ref()
+    }
+
+    /// Ids and names of its containers that were started (`status.containerStatuses` and the like). An [`Index`](crate::Index)
+    /// keeps them for pods of its own node only.
+    #[must_use]
+    pub fn container_ids(&self) -> &[(Arc<str>, Arc<str>)] {
+        self.cgroups.as_ref().map_or(&[], |cgroups| &cgroups.container_ids)
+    }
+
+    /// Forgets the ids of its containers.
+    pub(crate) fn forget_containers(&mut self) {
+        let static_hash = self.static_hash().cloned();
+        self.set_cgroups(Cgroups { static_hash, ..Cgroups::default() });
+    }
+
+    pub(super) fn set_cgroups(&mut self, cgroups: Cgroups) {
+        self.cgroups = (cgroups != Cgroups::default()).then(|| cgroups.into());
+    }
+
     /// Whether its addresses are its alone. Not of one that is finished, that has its node's, or that is on no node: nothing runs of it, and
     /// who may write its status may have made up any address.
     #[must_use]
@@ -215,7 +242,7 @@ pub struct EndpointSlice {
     /// Ports of the backends, by name and protocol; of several with the same ones the first that was written.
     pub ports: Box<[ServicePort]>,
     /// The backends.
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: Endpoints,
     /// Whether kube-proxy takes backends from it.
     pub proxied: bool,
     /// Whether it is of a moment ago: no object has it any more, and kube-proxy may not have followed yet. Its backends may be chosen

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::cluster::{
-    Container, ContainerKind, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod, PodSpec,
+    Cgroups, Container, ContainerKind, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod, PodSpec,
 };
 use super::net::{read_address, read_port, read_protocol};
 use super::{Kind, Labels, Metadata, Object, ObjectError, Uid, parse};
@@ -141,13 +141,15 @@ pub(super) fn read(
                 .iter()
                 .filter_map(|key| Some((Arc::from(*key), Arc::from(annotations.get(*key)?.as_str()))))
                 .collect();
+            let container_ids = container_ids(raw.status.as_ref());
             let mut pod = pod(raw, spec, namespace, name, labels)?;
             pod.uid = metadata.uid.as_deref().map(Uid::from).unwrap_or_default();
             let hash = annotations.get(CONFIG_HASH_ANNOTATION).filter(|hash| !hash.is_empty());
             // Kubelet writes both, and names the node as the owner; see `pkg/kubelet/pod/mirror_client.go`.
             let mirrors = hash.is_some() && annotations.get(CONFIG_MIRROR_ANNOTATION) == hash;
             let of_node = metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node");
-            pod.static_hash = hash.filter(|_| mirrors && of_node).map(|hash| Arc::from(hash.as_str()));
+            let static_hash = hash.filter(|_| mirrors && of_node).map(|hash| Arc::from(hash.as_str()));
+            pod.set_cgroups(Cgroups { static_hash, container_ids });
             Ok(Object::Pod(pod))
         }
     }
@@ -201,6 +203,15 @@ fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
     Ok(spec)
 }
 
+/// Ids and names of containers that were started.
+fn container_ids(status: Option<&RawPodStatus>) -> Box<[(Arc<str>, Arc<str>)]> {
+    let lists = status.map(|of| [&of.containers, &of.init_containers, &of.ephemeral_containers]);
+    let statuses = lists.into_iter().flatten().flatten().flatten();
+    // As in `containerd://0123...`.
+    let id = |one: &RawContainerStatus| Some(Arc::from(one.id.as_ref()?.split_once("://")?.1));
+    statuses.filter_map(|one| Some((id(one)?, Arc::from(one.name.as_str())))).collect()
+}
+
 fn pod(
     raw: RawPod,
     pod_spec: PodSpec,
@@ -210,11 +221,6 @@ fn pod(
 ) -> Result<Pod, ObjectError> {
     let spec = raw.spec.unwrap_or_default();
     let status = raw.status.unwrap_or_default();
-    let statuses = [&status.containers, &status.init_containers, &status.ephemeral_containers];
-    let statuses = statuses.into_iter().flatten().flatten();
-    // As in `containerd://0123...`.
-    let id = |one: &RawContainerStatus| Some(Arc::from(one.id.as_ref()?.split_once("://")?.1));
-    let container_ids = statuses.filter_map(|one| Some((id(one)?, Arc::from(one.name.as_str())))).collect();
     let mut addresses = Vec::new();
     let listed = status.pod_ips.unwrap_or_default().into_iter().filter_map(|entry| entry.ip);
     for text in listed.chain(status.pod_ip) {
@@ -229,13 +235,12 @@ fn pod(
         namespace,
         name,
         uid: Uid::default(),
-        static_hash: None,
         labels,
         spec: Arc::new(pod_spec),
         node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),
         host_network: spec.host_network.unwrap_or(false),
         addresses: addresses.into(),
-        container_ids,
+        cgroups: None,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     })
 }

@@ -5,6 +5,7 @@
 //!
 //! Tested by `tests/invalid.rs` and by every other test, all of which start from JSON.
 
+mod addresses;
 mod cluster;
 mod cluster_read;
 mod gateway_policy;
@@ -28,6 +29,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
+pub use addresses::{Addresses, Endpoints};
 pub use cluster::{
     Container, ContainerKind, Endpoint, EndpointSlice, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace,
     Node, Pod, PodSpec, Service, ServicePort,

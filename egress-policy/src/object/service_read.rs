@@ -251,7 +251,7 @@ fn slice(from: &mut Reader<'_>, object: &ObjectRef, labels: &Labels) -> Endpoint
         name: object.name.clone(),
         service: labels.get(SERVICE_NAME_LABEL).map(Arc::from),
         ports: ports.into(),
-        endpoints: endpoints.into(),
+        endpoints: endpoints.into_iter().collect(),
         proxied: is_proxied(labels),
         former: false,
         unread: from.wrong.is_some(),

@@ -202,7 +202,7 @@ fn addresses(world: &World, to: &Destination) -> Vec<IpAddr> {
         Destination::Address(ip) => vec![*ip],
         Destination::Pod(name) => {
             let pods = world.index.pods().filter(|pod| format!("{}/{}", pod.namespace, pod.name) == *name);
-            pods.flat_map(|pod| pod.addresses.clone()).collect()
+            pods.flat_map(|pod| pod.addresses.to_vec()).collect()
         }
         Destination::Service(name) => {
             let services = world.index.services();

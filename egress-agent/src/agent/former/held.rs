@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use egress_policy::index::Event;
-use egress_policy::object::{Endpoint, EndpointSlice, Object, ObjectRef, Service, ServicePort};
+use egress_policy::object::{Endpoint, EndpointSlice, Endpoints, Object, ObjectRef, Service, ServicePort};
 
 /// How long kube-proxy may take to follow.
 pub(super) const HOLD: Duration = Duration::from_secs(10);
@@ -183,7 +183,7 @@ impl Held {
         for number in numbers {
             let Some(mut one) = self.take(number) else { continue };
             if let Object::EndpointSlice(slice) = &mut one.object {
-                slice.endpoints = slice.endpoints.iter().filter(|one| one.address != ip).copied().collect();
+                slice.endpoints = slice.endpoints.iter().filter(|one| one.address != ip).collect();
             }
             out.push(Event::Upsert(one.object.clone()));
             self.put(number, one);
@@ -192,7 +192,7 @@ impl Held {
     }
 
     /// Each backend once, if there is room.
-    pub(super) fn fit(&self, to: impl IntoIterator<Item = IpAddr>) -> Option<Box<[Endpoint]>> {
+    pub(super) fn fit(&self, to: impl IntoIterator<Item = IpAddr>) -> Option<Endpoints> {
         bounded(to, MOST_BACKENDS.saturating_sub(self.backends.len()))
     }
 
@@ -257,7 +257,7 @@ impl Held {
         }
         if let Some(slice) = slice(&one.object) {
             unlist(&mut self.slices, &of(slice), number);
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.iter() {
                 self.backends.remove(&(endpoint.address, number));
             }
         }
@@ -290,12 +290,12 @@ pub(super) fn slice(object: &Object) -> Option<&EndpointSlice> {
 }
 
 /// Gives a slice these backends; where there is no room for them its service may lead anywhere, which closes it.
-pub(super) fn fill(slice: &mut EndpointSlice, to: Option<Box<[Endpoint]>>) {
+pub(super) fn fill(slice: &mut EndpointSlice, to: Option<Endpoints>) {
     slice.unread = to.is_none();
     slice.endpoints = to.unwrap_or_default();
 }
 
-fn bounded(to: impl IntoIterator<Item = IpAddr>, room: usize) -> Option<Box<[Endpoint]>> {
+fn bounded(to: impl IntoIterator<Item = IpAddr>, room: usize) -> Option<Endpoints> {
     let each: BTreeSet<IpAddr> = to.into_iter().collect();
     let ready = |address| Endpoint { address, ready: true, last_resort: false };
     (each.len() <= room).then(|| each.into_iter().map(ready).collect())

@@ -15,7 +15,9 @@ use std::time::Instant;
 
 use egress_policy::Index;
 use egress_policy::index::Event;
-use egress_policy::object::{Endpoint, EndpointSlice, Kind, Object, ObjectRef, Pod, Service, ServicePort};
+use egress_policy::object::{
+    Endpoint, EndpointSlice, Endpoints, Kind, Object, ObjectRef, Pod, Service, ServicePort,
+};
 
 use held::{HOLD, Held, MOST_OF_ONE, Of, STOPPED, fill, slice};
 
@@ -168,7 +170,7 @@ impl Former {
         &mut self,
         was: &str,
         (namespace, service): Of,
-        (ports, backends): (Box<[ServicePort]>, Option<Box<[Endpoint]>>),
+        (ports, backends): (Box<[ServicePort]>, Option<Endpoints>),
         now: Instant,
     ) -> Vec<Event> {
         let slice = |name| {
@@ -177,7 +179,7 @@ impl Former {
                 name,
                 service,
                 ports,
-                endpoints: Box::default(),
+                endpoints: Endpoints::default(),
                 proxied: true,
                 unread: false,
                 stops_proxy: false,
@@ -245,9 +247,9 @@ type List = (Box<[ServicePort]>, Vec<IpAddr>);
 /// others that have the same port in any slice of the service, on what a node has itself, and on which slice of several it believes.
 fn leads<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>) -> BTreeSet<Lead<'s>> {
     let of = |slice: &'s EndpointSlice| {
-        let takers = slice.endpoints.iter().filter(|one| one.may_take());
+        let takers = slice.endpoints.iter().filter(Endpoint::may_take);
         takers.flat_map(|one| {
-            slice.ports.iter().map(|port| (one.address, &*port.name, port.protocol, port.port))
+            slice.ports.iter().map(move |port| (one.address, &*port.name, port.protocol, port.port))
         })
     };
     slices.into_iter().flat_map(of).collect()

@@ -14,6 +14,7 @@ mod cluster;
 
 use std::alloc::System;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cap::Cap;
@@ -70,8 +71,9 @@ impl Followed {
 fn moved(number: usize) -> [Object; 2] {
     let (own, other) = (pod(number, "a"), pod(number + 20, "a"));
     let moved = match (own.clone(), other) {
-        (Object::Pod(own), Object::Pod(other)) => {
-            Object::Pod(egress_policy::object::Pod { labels: other.labels, ..own })
+        (Object::Pod(mut own), Object::Pod(other)) => {
+            Arc::make_mut(&mut own.template).labels = other.labels.clone();
+            Object::Pod(own)
         }
         other => panic!("{other:?}"),
     };

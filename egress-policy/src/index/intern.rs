@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::object::{EndpointSlice, Labels, Pod, PodSpec, Service};
+use crate::object::{EndpointSlice, Labels, Pod, PodSpec, Service, Template};
 
 /// Held at least before anything is let go of.
 const KEPT: usize = 1024;
@@ -37,12 +37,13 @@ impl<T: Clone + Ord> Pool<T> {
     }
 }
 
-/// Texts, labels and pod specs by their value.
+/// Texts, labels, and what pods have in common, by their value.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Interner {
     texts: Pool<Arc<str>>,
     labels: Pool<Labels>,
     specs: Pool<Arc<PodSpec>>,
+    templates: Pool<Arc<Template>>,
 }
 
 impl Interner {
@@ -52,19 +53,30 @@ impl Interner {
 
     /// Makes a pod share all that it has in common with others. Its name, UID and addresses are its own.
     pub(super) fn pod(&mut self, pod: &mut Pod) {
-        pod.namespace = self.text(&pod.namespace);
         pod.node = pod.node.as_ref().map(|node| self.text(node));
-        pod.labels = self.labels(&pod.labels);
-        if !self.specs.held.contains(&pod.spec) {
-            let mut spec = PodSpec::clone(&pod.spec);
+        if !self.templates.held.contains(&pod.template) {
+            pod.template = Arc::new(Template {
+                namespace: self.text(&pod.namespace),
+                labels: self.labels(&pod.labels),
+                spec: self.spec(&pod.spec),
+                host_network: pod.host_network,
+            });
+        }
+        pod.template = self.templates.share(&pod.template, |template| Arc::strong_count(template) == 1);
+    }
+
+    fn spec(&mut self, spec: &Arc<PodSpec>) -> Arc<PodSpec> {
+        let mut shared = spec.clone();
+        if !self.specs.held.contains(spec) {
+            let mut spec = PodSpec::clone(spec);
             let texts = spec.named_ports.iter_mut().map(|port| &mut port.name);
             let texts = texts.chain(spec.containers.iter_mut().map(|container| &mut container.name));
             for text in texts.chain([&mut spec.service_account]) {
                 *text = self.texts.share(text, |text| Arc::strong_count(text) == 1);
             }
-            pod.spec = Arc::new(spec);
+            shared = Arc::new(spec);
         }
-        pod.spec = self.specs.share(&pod.spec, |spec| Arc::strong_count(spec) == 1);
+        self.specs.share(&shared, |spec| Arc::strong_count(spec) == 1)
     }
 
     pub(super) fn service(&mut self, service: &mut Service) {
@@ -93,7 +105,31 @@ impl Interner {
 mod tests {
     use std::sync::Arc;
 
+    use serde_json::json;
+
     use super::{Interner, KEPT};
+    use crate::object::{Kind, Object, Pod, Read, read_as};
+
+    fn pod(name: &str, labels: &serde_json::Value) -> Pod {
+        let metadata = json!({"namespace": "app", "name": name, "labels": labels});
+        match read_as(Kind::Pod, &json!({"metadata": metadata, "spec": {"nodeName": "a"}})) {
+            Ok(Read::Object(Object::Pod(pod))) => pod,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn replicas_share_what_they_have_in_common_and_stay_what_they_are() {
+        let mut interner = Interner::default();
+        let (web, db) = (json!({"app": "web"}), json!({"app": "db"}));
+        let read = [pod("web-1", &web), pod("web-2", &web), pod("db-1", &db)];
+        let mut held = read.clone();
+        held.iter_mut().for_each(|pod| interner.pod(pod));
+        assert_eq!(held, read);
+        let [one, two, other] = &held;
+        assert!(Arc::ptr_eq(&one.template, &two.template) && !Arc::ptr_eq(&one.template, &other.template));
+        assert!(Arc::ptr_eq(&one.spec, &other.spec) && Arc::ptr_eq(&one.namespace, &other.namespace));
+    }
 
     #[test]
     fn what_nobody_holds_goes_and_what_is_held_stays() {

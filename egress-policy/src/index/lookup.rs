@@ -155,7 +155,8 @@ impl Index {
     pub(crate) fn namespace_names(&self) -> BTreeSet<Arc<str>> {
         let mut names: BTreeSet<Arc<str>> = self.namespaces.keys().cloned().collect();
         let mut next = self.pods().next();
-        while let Some(Pod { namespace, .. }) = next {
+        while let Some(pod) = next {
+            let namespace = &pod.namespace;
             names.insert(namespace.clone());
             // No name comes after this one.
             let mut behind = self.pods.from((None, namespace, "\u{10ffff}"));

@@ -1,33 +1,49 @@
 //! Pods, namespaces, services, endpoint slices and nodes: what policies talk about.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::{Addresses, Endpoints, Kind, Labels, ObjectRef, Uid};
 
-/// A pod.
+/// A pod. What its replicas have in common with it is read as if it were the pod's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Its namespace.
-    pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
     /// `metadata.uid`, empty where there is none.
     pub uid: Uid,
-    /// Its labels.
-    pub labels: Labels,
     /// What its replicas have in common with it.
-    pub spec: Arc<PodSpec>,
+    pub template: Arc<Template>,
     /// `spec.nodeName`.
     pub node: Option<Arc<str>>,
-    /// Whether it shares the node's network namespace.
-    pub host_network: bool,
     /// Its addresses, in the order of `status.podIPs`.
     pub addresses: Addresses,
     /// `None` where there is nothing in it.
     pub(super) cgroups: Option<Box<Cgroups>>,
     /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
     pub finished: bool,
+}
+
+impl Deref for Pod {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
+}
+
+/// What the replicas of a workload have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Template {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The labels.
+    pub labels: Labels,
+    /// What counts of `spec`.
+    pub spec: Arc<PodSpec>,
+    /// Whether they share the node's network namespace.
+    pub host_network: bool,
 }
 
 /// What names cgroups of a pod, beside its UID.
@@ -75,7 +91,7 @@ impl Pod {
     }
 }
 
-/// What the replicas of a workload have in common.
+/// What counts of a pod's `spec`, for all replicas alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodSpec {
     /// `spec.serviceAccountName`, `default` where absent.

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::cluster::{
     Cgroups, Container, ContainerKind, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace, Node, Pod, PodSpec,
+    Template,
 };
 use super::net::{read_address, read_port, read_protocol};
 use super::{Kind, Labels, Metadata, Object, ObjectError, Uid, parse};
@@ -231,14 +232,12 @@ fn pod(
             addresses.push(ip);
         }
     }
+    let host_network = spec.host_network.unwrap_or(false);
     Ok(Pod {
-        namespace,
         name,
         uid: Uid::default(),
-        labels,
-        spec: Arc::new(pod_spec),
+        template: Arc::new(Template { namespace, labels, spec: Arc::new(pod_spec), host_network }),
         node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),
-        host_network: spec.host_network.unwrap_or(false),
         addresses: addresses.into(),
         cgroups: None,
         finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),

@@ -32,7 +32,7 @@ use serde_json::Value;
 pub use addresses::{Addresses, Endpoints};
 pub use cluster::{
     Container, ContainerKind, Endpoint, EndpointSlice, HostPort, MESH_ANNOTATIONS, NamedPort, Namespace,
-    Node, Pod, PodSpec, Service, ServicePort,
+    Node, Pod, PodSpec, Service, ServicePort, Template,
 };
 pub use gateway_policy::{
     Allow, Destinations, EgressGatewayPolicy, Gateway, Grantee, LIFELINE_NAMESPACES, PodPeer, Proxy, Scope,

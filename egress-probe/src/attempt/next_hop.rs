@@ -35,7 +35,9 @@ pub(super) fn find(interface: &str, hardware: [u8; 6], own: Option<IpAddr>) -> R
             return Ok(known);
         }
         if Instant::now() > end {
-            return Err(Failure::other(format!("{gateway} on {interface} has no hardware address that is known")));
+            return Err(Failure::other(format!(
+                "{gateway} on {interface} has no hardware address that is known"
+            )));
         }
         // The kernel asks for who is sent something.
         let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).during("open socket")?;
@@ -76,12 +78,7 @@ fn known_v4(interface: &str, wanted: Ipv4Addr) -> io::Result<Option<[u8; 6]>> {
 }
 
 /// Asks by ARP who has `wanted`.
-fn ask(
-    interface: &str,
-    hardware: [u8; 6],
-    own: Ipv4Addr,
-    wanted: Ipv4Addr,
-) -> io::Result<[u8; 6]> {
+fn ask(interface: &str, hardware: [u8; 6], own: Ipv4Addr, wanted: Ipv4Addr) -> io::Result<[u8; 6]> {
     let socket = PacketSocket::open(interface, libc::ETH_P_ARP)?;
     let mut request = ethernet(BROADCAST, hardware, libc::ETH_P_ARP);
     request.extend_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
@@ -136,7 +133,9 @@ fn known_v6(interface: &str, wanted: Ipv6Addr) -> io::Result<Option<[u8; 6]>> {
     let broken = |error| io::Error::new(io::ErrorKind::InvalidData, format!("netlink: {error}"));
     let found = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(broken)?.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(found)) => found,
-        NetlinkPayload::Error(error) if error.to_io().raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        NetlinkPayload::Error(error) if error.to_io().raw_os_error() == Some(libc::ENOENT) => {
+            return Ok(None);
+        }
         NetlinkPayload::Error(error) => return Err(error.to_io()),
         _ => return Ok(None),
     };

@@ -104,6 +104,12 @@ pub fn plainly(bytes: &[u8], ethertype: u16) -> Option<Flow> {
                     flow.fragment = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
                     flow.parted = header[3] & 1 == 1;
                     place += 8;
+                    // Behind it the transport's header alone, as far as ports and flags are, within what the packet says is its end.
+                    let end = 40 + usize::from(word(4)?);
+                    let least = if header[0] == 6 { 20 } else { 8 };
+                    if [0, 44, 60].contains(&header[0]) || place + least > end {
+                        return None;
+                    }
                 } else {
                     place += 8 + 8 * usize::from(header[1]);
                 }

@@ -197,6 +197,8 @@ pub(super) fn random() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::{Deed, Duration, Pace, Refusal, Report, WITHOUT_RIGHT, jittered};
 
     #[test]
@@ -211,7 +213,8 @@ mod tests {
         let told = Refusal::Later(String::new(), Some(Duration::from_secs(30)));
         assert!(pace.after(&told) >= Duration::from_secs(30));
         assert!(pace.after(&Refusal::NotAllowed) >= WITHOUT_RIGHT);
-        assert_ne!(jittered(Duration::from_hours(10)), jittered(Duration::from_hours(10)));
+        let hours: BTreeSet<Duration> = (0..10).map(|_| jittered(Duration::from_hours(10))).collect();
+        assert!(hours.len() > 1);
     }
 
     #[test]

@@ -5,16 +5,17 @@
 
 mod file;
 pub(crate) mod kube;
+mod listed;
 mod named;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::kube::Client;
 use anyhow::Context as _;
 use egress_policy::index::Event;
-use egress_policy::object::{Kind, ObjectRef};
+use egress_policy::object::Kind;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -24,6 +25,7 @@ use crate::watch::{Interest, Watcher};
 
 pub(crate) use file::is_single;
 pub use file::{FileSource, read_file, read_text};
+pub use listed::Listed;
 pub use named::Source;
 
 /// Changes of a directory come in bursts: it is read once nothing has changed for this long,
@@ -60,7 +62,7 @@ pub struct Changes {
     pub events: Vec<Event>,
     /// Kinds of which everything was listed since the last look, with what there is: after the events, what else is known of
     /// them is gone.
-    pub listed: Vec<(Kind, BTreeSet<ObjectRef>)>,
+    pub listed: Vec<(Kind, Listed)>,
     /// What cannot be read now.
     pub errors: Vec<SourceError>,
     /// Kinds that are none of ours, with their number.

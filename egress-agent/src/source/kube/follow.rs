@@ -7,12 +7,11 @@
 //! kube's own watcher is not used: it takes a stream of garbage for one without events, asks for streaming lists of any age
 //! (`resourceVersion=0`), and does not tell a kind that is not installed from an error.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use egress_policy::object::{Kind, ObjectRef};
+use egress_policy::object::Kind;
 use futures::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 use kube::Client;
 use kube::api::{ListParams, Request, WatchParams};
@@ -22,6 +21,7 @@ use super::connect::Connector;
 use super::inbox::{Inbox, State};
 use super::stop::{DEFINITION, Stop, meaning, path, resource, silent};
 use super::wire::{self, Event};
+use crate::source::Listed;
 
 /// Objects of a page: those of a tenant may have more than a MiB each, and a page is held as a whole.
 const PAGE: u32 = 100;
@@ -182,7 +182,7 @@ impl Follower {
                 // Nothing that is older than what is known, unless the cluster stays older.
                 let older = self.older.is_some_and(|since| since.elapsed() >= self.timing.older);
                 let least = if self.newest == 0 || older { String::new() } else { self.newest.to_string() };
-                let stop = self.watch(client, &least, Some(BTreeSet::new())).await;
+                let stop = self.watch(client, &least, Some(Listed::default())).await;
                 // A server may be unable to stream what it can list: the next but one is asked for pages.
                 if self.version.is_none()
                     && matches!(stop, Err(Stop::Failed(_) | Stop::Busy(..) | Stop::Garbage(_)))
@@ -208,7 +208,7 @@ impl Follower {
             return self.inbox.state(self.kind, State::Failing, Some(reason));
         }
         (self.version, self.newest) = (None, 0);
-        self.inbox.listed(self.kind, BTreeSet::new());
+        self.inbox.listed(self.kind, Listed::default());
         let reason = format!(
             "the cluster has no {}: only NetworkPolicies count until deploy/crd is applied",
             resource(self.kind).0
@@ -219,7 +219,7 @@ impl Follower {
     /// Takes in everything, page by page.
     async fn pages(&mut self, client: &Client) -> Result<(), Stop> {
         let request = Request::new(path(self.kind));
-        let mut listed = BTreeSet::new();
+        let mut listed = Listed::default();
         let mut next = None;
         loop {
             let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
@@ -236,7 +236,7 @@ impl Follower {
             self.not_older(page.metadata.resource_version.as_deref().unwrap_or_default())?;
             for item in page.items.into_iter().flatten() {
                 let arrived = wire::arrived(self.kind, item)?;
-                listed.insert(arrived.name.clone());
+                listed.insert(&arrived.name);
                 self.inbox.upsert(arrived.name, arrived.object, arrived.error);
             }
             next = page.metadata.r#continue.filter(|token| !token.is_empty());
@@ -248,7 +248,7 @@ impl Follower {
     }
 
     /// A list is complete.
-    fn listed(&mut self, listed: BTreeSet<ObjectRef>, version: String) -> Result<(), Stop> {
+    fn listed(&mut self, listed: Listed, version: String) -> Result<(), Stop> {
         if version.is_empty() || version == "0" {
             return Err(Stop::Failed(format!("the list of {}s has no version", self.kind)));
         }
@@ -282,7 +282,7 @@ impl Follower {
         &mut self,
         client: &Client,
         version: &str,
-        mut listing: Option<BTreeSet<ObjectRef>>,
+        mut listing: Option<Listed>,
     ) -> Result<(), Stop> {
         let params = WatchParams {
             send_initial_events: listing.is_some(),
@@ -314,7 +314,7 @@ impl Follower {
                         return Err(Stop::Failed(format!("{} has no version", arrived.name)));
                     };
                     if let Some(listed) = &mut listing {
-                        listed.insert(arrived.name.clone());
+                        listed.insert(&arrived.name);
                     }
                     self.inbox.upsert(arrived.name, arrived.object, arrived.error);
                     self.reached(listing.as_ref(), version)?;
@@ -348,7 +348,7 @@ impl Follower {
     }
 
     /// Everything up to a version was taken in, where it was not a part of a list. Versions that go back are those of another history.
-    fn reached(&mut self, listing: Option<&BTreeSet<ObjectRef>>, version: String) -> Result<(), Stop> {
+    fn reached(&mut self, listing: Option<&Listed>, version: String) -> Result<(), Stop> {
         if listing.is_some() || version.is_empty() {
             return Ok(());
         }

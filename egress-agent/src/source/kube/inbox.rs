@@ -11,7 +11,7 @@ use egress_policy::index::Event;
 use egress_policy::object::{Kind, Object, ObjectRef};
 use tokio::sync::Notify;
 
-use crate::source::{Changes, SourceError};
+use crate::source::{Changes, Listed, SourceError};
 use crate::status::WatchStatus;
 
 /// Objects that cannot be read, of which the status tells.
@@ -57,7 +57,7 @@ struct Watch {
 struct Contents {
     /// `None` for what is gone.
     pending: BTreeMap<ObjectRef, Option<Box<Object>>>,
-    listed: BTreeMap<Kind, BTreeSet<ObjectRef>>,
+    listed: BTreeMap<Kind, Listed>,
     watches: BTreeMap<Kind, Watch>,
     /// Why an object cannot be read.
     unread: BTreeMap<ObjectRef, String>,
@@ -88,7 +88,7 @@ impl Inbox {
             None => drop(contents.unread.remove(&name)),
         }
         if let Some(listed) = contents.listed.get_mut(&name.kind) {
-            listed.insert(name.clone());
+            listed.insert(&name);
         }
         if let Some(object) = object {
             contents.pending.insert(name, Some(Box::new(object)));
@@ -109,7 +109,7 @@ impl Inbox {
     }
 
     /// Everything of a kind was told: what is not `listed` is gone.
-    pub(super) fn listed(&self, kind: Kind, listed: BTreeSet<ObjectRef>) {
+    pub(super) fn listed(&self, kind: Kind, listed: Listed) {
         let mut contents = self.lock();
         contents.unread.retain(|name, _| name.kind != kind || listed.contains(name));
         contents.pending.retain(|name, _| name.kind != kind || listed.contains(name));
@@ -208,7 +208,8 @@ mod tests {
     use super::{Inbox, State};
     use egress_policy::index::Event;
     use egress_policy::object::{Kind, Object, ObjectRef, Read, read};
-    use std::collections::BTreeSet;
+
+    use crate::source::Listed;
 
     fn namespace(name: &str) -> (ObjectRef, Option<Object>) {
         let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
@@ -235,11 +236,14 @@ mod tests {
         let inbox = Inbox::default();
         let ((old, object), (new, later)) = (namespace("old"), namespace("new"));
         inbox.upsert(old.clone(), object, None);
-        inbox.listed(Kind::Namespace, BTreeSet::from([old.clone()]));
+        let mut listed = Listed::default();
+        listed.insert(&old);
+        inbox.listed(Kind::Namespace, listed);
         inbox.upsert(new.clone(), later, None);
-        inbox.delete(old);
+        inbox.delete(old.clone());
         let changes = inbox.take();
-        assert_eq!(changes.listed, [(Kind::Namespace, BTreeSet::from([new]))]);
+        let [(Kind::Namespace, listed)] = &changes.listed[..] else { panic!("{changes:?}") };
+        assert!(listed.contains(&new) && !listed.contains(&old));
     }
 
     #[test]
@@ -260,7 +264,7 @@ mod tests {
         let inbox = Inbox::default();
         for kind in Kind::ALL {
             assert!(inbox.take().incomplete);
-            inbox.listed(kind, BTreeSet::new());
+            inbox.listed(kind, Listed::default());
         }
         assert!(!inbox.take().incomplete && inbox.missing().is_empty());
         inbox.state(Kind::Pod, State::Failing, Some("no answer".to_owned()));

@@ -124,7 +124,7 @@ pub fn enrich(
         container: sender.container.map(str::to_owned),
         source: SocketAddr::new(ip(&event.source), event.source_port),
         destination: SocketAddr::new(destination, event.destination_port),
-        destination_name: index.address_name(destination),
+        destination_name: index.address_name(destination, (event.protocol, event.destination_port)),
         destination_pod: names.pod,
         destination_service: names.service,
         destination_node: names.node,

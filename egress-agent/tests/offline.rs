@@ -282,6 +282,65 @@ fn simulate_looks_at_every_address_of_a_destination() {
     );
 }
 
+/// Addresses are read alike by both, and what has a name is asked where the sender can send to.
+#[test]
+fn explain_and_simulate_give_the_same_verdict() {
+    let dir = objects();
+    let both = |address: &str, to: &str| {
+        let flow = json!({"from": "shop/web", "to": address, "port": 443, "protocol": "TCP"}).to_string();
+        let simulated =
+            lines(&agent(&dir, &["simulate", "--flows", "-", "--output", "json"], &flow)).remove(0);
+        let words = ["explain", "--from", "shop/web", "--to", to, "--output", "json"];
+        let explained: Value = serde_json::from_slice(&agent(&dir, &words, "").stdout).unwrap();
+        let verdict = |value: &Value| ["action", "reason"].map(|key| value[key].as_str().unwrap().to_owned());
+        assert_eq!(verdict(&simulated), verdict(&explained), "{address}");
+        verdict(&simulated).join(" ")
+    };
+    assert_eq!(both("198.51.100.7", "198.51.100.7:443/TCP"), "allow Allowed");
+    assert_eq!(both("::ffff:198.51.100.7", "[::ffff:198.51.100.7]:443/TCP"), "allow Allowed");
+    assert_eq!(both("::ffff:192.0.2.7", "[::ffff:192.0.2.7]:443/TCP"), "deny NotAllowed");
+    assert_eq!(both("0.0.0.0", "0.0.0.0:443/TCP"), "allow Loopback");
+    assert_eq!(both("[::]", "[::]:443/TCP"), "allow Loopback");
+    assert_eq!(both("[2001:db8::1]", "[2001:db8::1]:443/TCP"), both("2001:db8::1", "[2001:db8::1]:443/TCP"));
+
+    let second = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "data", "name": "two"}, "spec": {"nodeName": "n1"},
+        "status": {"phase": "Running", "podIP": "10.1.0.8", "podIPs": [{"ip": "10.1.0.8"}, {"ip": "fd00::8"}]},
+    });
+    fs::write(dir.path().join("two.json"), second.to_string()).unwrap();
+    let flows = "from,to,port,protocol\nshop/web,data/two,80,TCP\nshop/web,fd00::8,80,TCP\n";
+    let [named, address] = &lines(&agent(&dir, &["simulate", "--flows", "-", "--output", "json"], flows))[..]
+    else {
+        panic!()
+    };
+    assert_eq!((&named["action"], &named["address"]), (&json!("allow"), &json!("10.1.0.8")));
+    assert_eq!(address["action"], "deny");
+    let output = agent(&dir, &["explain", "--from", "shop/web", "--to", "[fd00::8]:80/TCP"], "");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("shop/web has no IPv6 address to send from"), "{output:?}");
+    let flows = "from,to,port,protocol\nsvc:data/db,data/two,80,TCP\n";
+    assert_eq!(agent(&dir, &["simulate", "--flows", "-"], flows).status.code(), Some(2), "no sender");
+}
+
+/// Of a service's address that leads nowhere no rule is the reason.
+#[test]
+fn explain_says_what_a_service_lacks() {
+    let dir = objects();
+    let said = |to: &str| {
+        let output = agent(&dir, &["explain", "--from", "shop/web", "--to", to], "");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(said("10.96.0.7:5432/TCP"), "");
+    assert!(said("10.96.0.7:80/TCP").contains("service data/db has no port 80/TCP"));
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "data", "name": "void"},
+        "spec": {"clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.8"], "ports": [{"port": 80}]},
+    });
+    fs::write(dir.path().join("void.json"), service.to_string()).unwrap();
+    assert!(said("10.96.0.8:80/TCP").contains("service data/void has no backend that may be chosen"));
+    assert!(said("192.0.2.8:80/TCP").contains("192.0.2.8 is an external address of service data/void"));
+}
+
 #[test]
 fn explain_says_that_behind_a_service_a_pod_is_no_other_than_any() {
     let dir = objects();

@@ -236,7 +236,7 @@ impl<'a> Judge<'a> {
             reason: decision.verdict.reason,
             endpoint,
             rule: self.compiled.provenance.rule(decision.policy, decision.verdict.rule),
-            destination: self.index.address_name(target.address),
+            destination: self.index.address_name(target.address, (target.protocol, target.port)),
         }
     }
 }

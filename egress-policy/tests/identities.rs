@@ -103,7 +103,7 @@ fn the_index_tells_what_changed() {
 #[test]
 fn names_of_addresses() {
     let index = full().index;
-    let name = |ip: &str| index.address_name(ip.parse().unwrap());
+    let name = |ip: &str| index.address_name(ip.parse().unwrap(), (6, 443));
     assert_eq!(name("10.0.1.1").as_deref(), Some("pod app/web"));
     assert_eq!(name("10.96.0.9").as_deref(), Some("service gw/gate"));
     assert_eq!(name("192.168.0.1").as_deref(), Some("node node-a"));

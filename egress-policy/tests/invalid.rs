@@ -226,6 +226,10 @@ fn lists_are_flattened_and_what_does_not_count_is_ignored() {
     );
     let other = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "s"}});
     assert!(matches!(read(other).unwrap()[0], Read::Ignored { .. }));
+    let nameless = json!({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"});
+    assert!(matches!(read(nameless).unwrap()[0], Read::Ignored { .. }));
+    assert!(read(json!({"apiVersion": "v1", "kind": "Pod"})).is_err());
+    assert_eq!(read(json!({"apiVersion": "v1", "kind": "List", "items": null})).unwrap(), []);
 }
 
 #[test]

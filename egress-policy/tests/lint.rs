@@ -217,6 +217,24 @@ fn containers_that_can_change_the_redirect_or_own_the_node() {
     finds(with(&["all"]), &[&owner("has ALL")]);
     finds(with(&["CAP_SYS_ADMIN"]), &[&owner("has SYS_ADMIN")]);
     lawful(app(json!({"privileged": false})));
+    finds(with(&["SYS_MODULE"]), &[&owner("has SYS_MODULE")]);
+    lawful(with(&["SYS_PTRACE"]));
+    let sees_all = set(with(&["SYS_PTRACE"]), "/spec/hostPID", json!(true));
+    finds(sees_all, &[&owner("has SYS_PTRACE, and hostPID is true")]);
+    let mounts = |path: &str| set(web(), "/spec/volumes", json!([{"name": "v", "hostPath": {"path": path}}]));
+    for path in
+        ["/", "/sys/fs/bpf", "/var/run/docker.sock", "/run//containerd/", "/etc", "/var/lib/kubelet/pods"]
+    {
+        finds(mounts(path), &[&format!("node-capability Pod app/web: it mounts {path} of its node")]);
+    }
+    for path in ["/var/log", "/system", "/srv/data", "/var/run/secrets"] {
+        lawful(mounts(path));
+    }
+    lawful(set(
+        web(),
+        "/spec/volumes",
+        json!([{"name": "v", "emptyDir": {}}, {"name": "w", "hostPath": null}]),
+    ));
 
     let both = json!({"privileged": true, "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]}});
     let init =
@@ -288,6 +306,8 @@ fn gateways_without_destinations() {
     assert_eq!(findings(&clean().with(entry(json!({"destinations": null})))), of("mesh"));
     // Nothing is allowed, which is a restriction.
     lawful(entry(json!({"destinations": []})));
+    let wide = "gateway-unrestricted EgressGatewayPolicy mesh: spec.gateways[0] (out) has destinations[1] wider than any private network";
+    finds(entry(json!({"destinations": [{"cidr": "192.0.2.0/24"}, {"cidr": "0.0.0.0/0"}]})), &[wide]);
     // The first policy's destinations restrict the pods for both.
     lawful(egp(
         "second",
@@ -523,6 +543,18 @@ fn exits_that_are_open() {
         lawful(to(json!({"cidr": cidr})));
         lawful(entry(json!({"addresses": [cidr]})));
     }
+    // In a prefix that one entry has are pods of another one, or its address.
+    let second = |gateways: Value| egp("second", spec(json!({"gateways": gateways})));
+    let holds = |what: &str| {
+        format!(
+            "open-exit EgressGatewayPolicy second: spec.gateways[0].addresses[0] holds {what}: whom that entry's clients and ports keep out gets there all the same"
+        )
+    };
+    finds(second(json!([{"addresses": ["10.0.2.0/24"]}])), &[&holds("spec.gateways[0] (out) of mesh")]);
+    lawful(second(json!([{"addresses": ["10.0.2.1/32"]}])));
+    lawful(second(json!([{"addresses": ["10.0.9.0/24"]}])));
+    let far = json!([{"addresses": ["192.0.2.0/24"]}, {"name": "far", "addresses": ["192.0.2.7/32"]}]);
+    finds(second(far), &[&holds("spec.gateways[1] (far) of second")]);
     let db = || to(json!({"service": {"namespace": "other", "name": "db"}}));
     finds(
         db(),
@@ -555,6 +587,10 @@ fn policies_that_are_invalid_or_audit_or_select_nothing() {
         &["policy-without-subjects EgressGatewayPolicy second: spec.subjects select no pod"],
     );
     lawful(second(json!({"subjects": [{"pods": labels("app", "web")}]})));
+    let found =
+        findings(&clean().with(second(json!({"subjects": [{"pods": labels("istio", "egressgateway")}]}))));
+    let none = "policy-without-subjects EgressGatewayPolicy second: spec.subjects select pods of gateways alone, which are no subjects";
+    assert!(found.contains(&none.to_owned()), "{found:#?}");
     // What has finished was a subject.
     let job = set(pod("other/job", "10.0.1.4", json!({"app": "job"})), "/status/phase", json!("Succeeded"));
     let of_job = second(json!({"subjects": [{"pods": labels("app", "job")}]}));

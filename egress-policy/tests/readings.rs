@@ -139,3 +139,38 @@ fn which_service_is_the_clusters_dns() {
     assert!(!allows(with("app/kube-dns", json!({"k8s-app": "kube-dns"}), 53), "udp/53"), "another namespace");
     assert!(!allows(with("kube-system/coredns", json!({}), 5300), "udp/5300"), "another port");
 }
+
+/// The cluster's DNS is pods, or nodes: what else a slice names is outside, and who writes it would choose it.
+#[test]
+fn dns_outside_is_not_the_clusters() {
+    let at = |address: &str| {
+        let dns = service(
+            "kube-system/coredns",
+            "10.96.7.7",
+            json!([{"name": "dns", "port": 53, "protocol": "UDP"}]),
+        );
+        let backends =
+            slice("kube-system/coredns", &[address], json!([{"name": "dns", "port": 53, "protocol": "UDP"}]));
+        let world = mesh().with(namespace("kube-system", json!({}))).with(node("node-b", "192.168.0.2"));
+        let world = world.with(dns).with(backends).with(lock(json!({"allow": {"inCluster": false}})));
+        [address, "10.96.7.7"].map(|to| world.allows("app/web", to, "udp/53"))
+    };
+    assert_eq!(at("10.0.1.3"), [true; 2]);
+    assert_eq!(at("192.168.0.2"), [true; 2], "a pod of the node's network");
+    assert_eq!(at("203.0.113.53"), [false; 2]);
+}
+
+/// The old name of a pod's account is its account.
+#[test]
+fn an_account_may_have_its_old_name() {
+    let of = |account: common::Value| {
+        let mut old = pod("app/old", "10.0.1.9", json!({}));
+        old["spec"] = json!({"nodeName": "node-a"});
+        account.as_object().unwrap().iter().for_each(|(key, value)| old["spec"][key] = value.clone());
+        let policy = egp("old", json!({"subjects": [{"serviceAccounts": ["old"]}], "gateways": []}));
+        mesh().with(old).with(policy).allows("app/old", "198.51.100.1", "tcp/443")
+    };
+    assert!(!of(json!({"serviceAccount": "old"})));
+    assert!(!of(json!({"serviceAccount": "old", "serviceAccountName": ""})));
+    assert!(of(json!({"serviceAccount": "old", "serviceAccountName": "new"})));
+}

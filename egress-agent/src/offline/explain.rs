@@ -154,6 +154,18 @@ pub(crate) fn tell(
                 .to_owned(),
         );
     }
+    let addresses =
+        index.pod(&from.namespace, &from.pod).map(|pod| pod.addresses.to_vec()).unwrap_or_default();
+    if !addresses.is_empty() && !addresses.iter().any(|own| own.is_ipv4() == to.address.is_ipv4()) {
+        let family = if to.address.is_ipv4() { 4 } else { 6 };
+        notes.push(format!("{from} has no IPv{family} address to send from"));
+    }
+    if first.action == Action::Deny && index.address_names(to.address, (to.protocol, to.port)).pod.is_none() {
+        notes.extend(index.service_says(to.address, (to.protocol, to.port)).or_else(|| {
+            let service = index.address_names(to.address, (to.protocol, to.port)).service?;
+            chain.backends.is_empty().then(|| format!("service {service} has no backend that may be chosen"))
+        }));
+    }
     let unknown = first.endpoint.is_none().then(|| why_unknown(index, pod, known.is_some(), &place));
     let (kernel, not_here) = match place {
         Place::Objects => (None, None),
@@ -258,10 +270,10 @@ fn text(explanation: &Explanation, reason: &str) -> String {
         }
     }
     for (backend, verdict) in chain.backends.iter().zip(backend_verdicts) {
-        let name = verdict.destination.clone().unwrap_or_default();
+        let name = verdict.destination.as_ref().map_or_else(String::new, |name| format!(" {name}"));
         let address = std::net::SocketAddr::new(backend.address, backend.port);
         let closes = if verdict.action == "deny" { ", which denies the service's port" } else { "" };
-        lines.push(format!("  backend {address} {name}: {}{closes}", verdict.action));
+        lines.push(format!("  backend {address}{name}: {}{closes}", verdict.action));
     }
     lines.extend(kernel.iter().flat_map(kernel_text));
     lines.extend(not_here.iter().map(|why| format!("  judged from the objects: {why}")));

@@ -13,6 +13,8 @@ use super::{Told, load};
 use crate::cli::{Asked, LintArgs, Output, SourceArgs};
 use crate::table::table;
 
+/// The name of what is found of them.
+const UNREAD: &str = "unreadable";
 /// What to do about what could not be read.
 const UNREADABLE: &str = "what cannot be read is not looked at, or not as a whole: put it right";
 
@@ -23,7 +25,10 @@ pub fn checks() -> String {
         let (name, severity) = (check.name(), check.severity().name());
         format!("\n  {name:24}  {severity:7}  {}", check.describe())
     };
-    format!("Checks:{}", Check::ALL.into_iter().map(line).collect::<String>())
+    let unreadable = format!(
+        "\n  {UNREAD:24}  error    an object cannot be read: it is looked at as far as it can be, and cannot be skipped"
+    );
+    format!("Checks:{}{unreadable}", Check::ALL.into_iter().map(line).collect::<String>())
 }
 
 /// What weakens the exit; it is fine that nothing does.
@@ -46,7 +51,7 @@ pub(crate) fn tell(index: &Index, unread: &[String], asked: &Asked, output: Outp
     let out = match output {
         Output::Json => {
             let unread = unread.iter().map(|detail| {
-                json!({"check": "unreadable", "severity": "error", "object": null, "detail": detail, "advice": UNREADABLE})
+                json!({"check": UNREAD, "severity": "error", "object": null, "detail": detail, "advice": UNREADABLE})
             });
             let unread = unread.map(|line| line.to_string() + "\n");
             let lines = found.iter().map(|finding| Ok(serde_json::to_string(finding)? + "\n"));

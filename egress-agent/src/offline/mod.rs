@@ -90,7 +90,8 @@ impl FromStr for Sender {
             [namespace, pod, container] => (namespace, pod, Some(container)),
             _ => return Err(format!("{text:?} is not NS/POD or NS/POD/CONTAINER")),
         };
-        if namespace.is_empty() || pod.is_empty() || container == Some("") {
+        // A destination of `simulate` is no sender.
+        if namespace.is_empty() || namespace.contains(':') || pod.is_empty() || container == Some("") {
             return Err(format!("{text:?} is not NS/POD or NS/POD/CONTAINER"));
         }
         Ok(Self {
@@ -121,22 +122,32 @@ pub fn target(text: &str) -> Result<Target, String> {
     let (address, port) = match address.parse::<SocketAddr>() {
         Ok(socket) => (socket.ip(), socket.port()),
         Err(_) => {
-            let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-            (bare.parse::<IpAddr>().map_err(|_| format!("{address:?} is not ADDR:PORT"))?, 0)
+            let no = || format!("{address:?} is not ADDR:PORT, as 198.51.100.7:443 or [2001:db8::7]:443");
+            (destination(address).ok_or_else(no)?, 0)
         }
     };
-    // Who connects to these is sent to the loopback address (RFC 1122, section 3.2.1.3), or by IPv4 (RFC 4291, section 2.5.5.2).
-    let address = match address.to_canonical() {
-        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        address => address,
-    };
+    let address = sent_to(address);
     let protocol = protocol_number(name, address.is_ipv4())?;
     if matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) && port == 0 {
         let how = if address.is_ipv6() { "; an IPv6 address with a port is [ADDR]:PORT" } else { "" };
         return Err(format!("{text:?} has no port{how}"));
     }
     Ok(Target { address, protocol, port, behind: false })
+}
+
+/// Reads an address, with or without brackets, as where a packet to it goes.
+fn destination(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().map(sent_to)
+}
+
+/// Who connects to these is sent to the loopback address (RFC 1122, section 3.2.1.3), or by IPv4 (RFC 4291, section 2.5.5.2).
+fn sent_to(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    }
 }
 
 /// How long a cluster may take to tell everything.

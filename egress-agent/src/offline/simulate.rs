@@ -119,7 +119,7 @@ impl<'a> Line<'a> {
         before: &[(IpAddr, Verdict)],
     ) -> anyhow::Result<Self> {
         let (address, verdict) = strictest(verdicts).context("a flow was not judged")?;
-        let named = flow.to.parse::<IpAddr>().is_err();
+        let named = super::destination(&flow.to).is_none();
         Ok(Self { flow, address: named.then_some(*address), verdict, was: Some(action_at(before, *address)) })
     }
 }
@@ -158,7 +158,15 @@ fn verdicts(
     for (number, flow) in flows.iter().enumerate() {
         let place = || format!("flow {}", number + 1);
         let sender: Sender = flow.from.parse().map_err(anyhow::Error::msg).with_context(place)?;
-        let targets = targets(index, flow).map_err(anyhow::Error::msg).with_context(place)?;
+        let mut targets = targets(index, flow).map_err(anyhow::Error::msg).with_context(place)?;
+        // What has a name is asked at the addresses that the sender can send to.
+        let families = index.pod(&sender.namespace, &sender.pod).map(|pod| pod.addresses.clone());
+        let can = |target: &Target| {
+            families.iter().any(|own| own.iter().any(|ip| ip.is_ipv4() == target.address.is_ipv4()))
+        };
+        if super::destination(&flow.to).is_none() && targets.iter().any(can) {
+            targets.retain(can);
+        }
         by_sender.entry(sender).or_default().extend(targets.into_iter().map(|target| (number, target)));
     }
     let senders = by_sender.keys();
@@ -181,7 +189,7 @@ fn targets(index: &Index, flow: &SimulatedFlow) -> Result<Vec<Target>, String> {
     let to = &flow.to;
     let name =
         |text: &str| text.split_once('/').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
-    let addresses = if let Ok(address) = to.parse() {
+    let addresses = if let Some(address) = super::destination(to) {
         vec![address]
     } else if let Some((namespace, name)) = to.strip_prefix("svc:").and_then(name) {
         let service = index.service(&namespace, &name);

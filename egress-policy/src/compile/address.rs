@@ -240,9 +240,10 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>, work: 
     *work += fronts(index, grants, addr, &mut found);
     let mut add = |peer: &Peer| found.extend(grants.of_peer(peer).map(|id| (id, BTreeSet::new())));
     match owner {
-        // Nor does a service lead there that is allowed: who may write its slices would choose what is outside.
+        // Nor does a service lead there that is allowed, or the cluster's DNS: who may write its slices would choose what is outside.
         Owner::Nobody => found.retain(|id, _| {
-            grants.get(*id).is_some_and(|grant| !grant.inside && !matches!(grant.peer, Peer::Service(..)))
+            let by_service = |peer: &Peer| matches!(peer, Peer::Service(..) | Peer::Dns);
+            grants.get(*id).is_some_and(|grant| !grant.inside && !by_service(&grant.peer))
         }),
         Owner::Node => {
             add(&Peer::Cluster);

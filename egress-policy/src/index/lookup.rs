@@ -10,7 +10,7 @@ use super::Index;
 use super::sorted::ByUid;
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node, Object,
-    ObjectRef, Pod, Service, Uid, address,
+    ObjectRef, Pod, Service, Uid, address, protocol_name,
 };
 
 /// Whose an address is.
@@ -257,15 +257,11 @@ impl Index {
 
     /// Whose address this is, with the node of a pod, and the service that has this protocol and port there, or else the first one.
     #[must_use]
-    pub fn address_names(&self, ip: std::net::IpAddr, (protocol, port): (u8, u16)) -> AddressNames {
+    pub fn address_names(&self, ip: std::net::IpAddr, port: (u8, u16)) -> AddressNames {
         let addr = address(ip.to_canonical());
         let pod = self.owners(&addr).iter().min_by_key(|pod| (&pod.namespace, &pod.name));
         let node = self.nodes_at(&addr).iter().min().or_else(|| pod.and_then(|pod| pod.node.as_ref()));
-        let other = |service: &&Service| {
-            !service.ports.iter().any(|one| (one.protocol, one.port) == (protocol, port))
-        };
-        let service =
-            self.services_at(&addr).min_by_key(|one| (other(one), one.namespace.clone(), one.name.clone()));
+        let service = self.service_at(&addr, port);
         AddressNames {
             pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             node: node.map(ToString::to_string),
@@ -273,17 +269,39 @@ impl Index {
         }
     }
 
-    /// Whose address this is: `pod ns/name`, `node name` or `service ns/name`, in this order.
+    /// Whose address this is: `pod ns/name`, `node name` or `service ns/name`, in this order; of services as in
+    /// [`Self::address_names`].
     #[must_use]
-    pub fn address_name(&self, ip: std::net::IpAddr) -> Option<String> {
+    pub fn address_name(&self, ip: std::net::IpAddr, port: (u8, u16)) -> Option<String> {
         let addr = address(ip.to_canonical());
         let pod = || self.owners(&addr).iter().min_by_key(|pod| (&pod.namespace, &pod.name));
         let pod = pod().map(|pod| format!("pod {}/{}", pod.namespace, pod.name));
         let node = || self.nodes_at(&addr).iter().min().map(|node| format!("node {node}"));
-        let service = || {
-            let services = self.services_at(&addr).map(|one| (&one.namespace, &one.name)).min();
-            services.map(|(namespace, name)| format!("service {namespace}/{name}"))
-        };
+        let service =
+            || self.service_at(&addr, port).map(|one| format!("service {}/{}", one.namespace, one.name));
         pod.or_else(node).or_else(service)
+    }
+
+    /// The service of an address that has a protocol and port there, or else the first one.
+    fn service_at(&self, addr: &Addr, port: (u8, u16)) -> Option<&Service> {
+        let other = |service: &&Service| !service.has(port);
+        self.services_at(addr).min_by_key(|one| (other(one), one.namespace.clone(), one.name.clone()))
+    }
+
+    /// Why a service's address leads nowhere, or not by a rule about what is behind it alone; in a sentence.
+    #[must_use]
+    pub fn service_says(&self, ip: std::net::IpAddr, port: (u8, u16)) -> Option<String> {
+        let addr = address(ip.to_canonical());
+        let service = self.service_at(&addr, port)?;
+        let name = format!("service {}/{}", service.namespace, service.name);
+        if !service.has(port) {
+            let (protocol, number) = port;
+            let protocol = protocol_name(protocol);
+            return Some(format!("{name} has no port {number}/{protocol}"));
+        }
+        let external = service.external.iter().any(|one| address(*one) == addr);
+        external.then(|| {
+            format!("{ip} is an external address of {name}: it has to be allowed as one outside, too")
+        })
     }
 }

@@ -77,6 +77,9 @@ fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
             None => found.add(Check::NoProxy, pod.object_ref(), detail),
         }
     }
+    for path in pod.spec.host_paths.iter().filter(|path| owns_node(path)) {
+        found.add(Check::NodeCapability, pod.object_ref(), format!("it mounts {path} of its node"));
+    }
     let proxy = |one: &Container| is_proxy(one) || member.lock().contains(&&*one.name);
     if pod.spec.shared_processes && pod.spec.containers.iter().any(proxy) {
         found.add(Check::SharedProcesses, pod.object_ref(), "shareProcessNamespace is true");
@@ -90,6 +93,38 @@ fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
         }
         self::container(pod, container, found);
     }
+}
+
+/// Capabilities with which a process is the node's: its programs can be taken off, its kernel be changed.
+const NODE_CAPABILITIES: [&str; 4] = ["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO"];
+/// What is written there runs as the node: pins, programs and the agent's socket; runtimes' and kubelet's sockets, static pods and
+/// credentials; the kernel's own files, and devices.
+const NODE_PATHS: [&str; 15] = [
+    "/dev",
+    "/etc/cni",
+    "/etc/cron.d",
+    "/etc/kubernetes",
+    "/etc/systemd",
+    "/opt/cni",
+    "/proc",
+    "/root",
+    "/run/containerd",
+    "/run/crio",
+    "/run/docker.sock",
+    "/run/egress-enforcer",
+    "/sys",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+];
+
+/// Whether who may write at a path of the node owns the node: it is above one of [`NODE_PATHS`], or below.
+fn owns_node(path: &str) -> bool {
+    let path = path.strip_prefix("/var/run").map_or_else(|| path.to_owned(), |rest| format!("/run{rest}"));
+    let parts = |path: &str| {
+        path.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect::<Vec<_>>()
+    };
+    let written = parts(&path);
+    NODE_PATHS.iter().any(|one| parts(one).iter().zip(&written).all(|(a, b)| a == b))
 }
 
 /// Whether an annotation takes traffic out of the sidecar's hands.
@@ -141,8 +176,10 @@ fn container(pod: &Pod, container: &Container, found: &mut Found) {
     let has = |wanted: &str| capabilities.iter().any(|capability| capability == wanted);
     if container.privileged {
         add(Check::NodeCapability, format!("container {name} is privileged"));
-    } else if let Some(capability) = ["ALL", "SYS_ADMIN"].into_iter().find(|wanted| has(wanted)) {
+    } else if let Some(capability) = NODE_CAPABILITIES.into_iter().find(|wanted| has(wanted)) {
         add(Check::NodeCapability, format!("container {name} has {capability}"));
+    } else if pod.spec.host_pid && has("SYS_PTRACE") {
+        add(Check::NodeCapability, format!("container {name} has SYS_PTRACE, and hostPID is true"));
     }
     if is_proxy(container) {
         return;

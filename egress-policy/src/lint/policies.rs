@@ -14,7 +14,7 @@ use crate::compile::{Diagnostic, Severity, diagnose};
 use crate::index::Index;
 use crate::object::{
     CidrPeer, Destinations, EgressGatewayPolicy, Gateway, Kind, LIFELINE_NAMESPACES, MAPPED_V4, PodPeer,
-    ToPeer, cidr_contains,
+    SINGLE, ToPeer, address, cidr_contains, is_single,
 };
 
 /// Prefix length of 10.0.0.0/8.
@@ -78,9 +78,15 @@ fn valid(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], fo
         audits(index, policy, members, found);
     }
     // A pod that has finished was a subject, and its next run will be one; a pod that cannot be judged may be one.
-    let selects = |pod| policy.selects(pod, index.namespace(&pod.namespace));
-    if !no_pods(index) && !index.pods().any(selects) && !members.iter().any(|m| m.undecided) {
-        found.add(Check::PolicyWithoutSubjects, object.clone(), "spec.subjects select no pod");
+    let mut selected =
+        index.pods().filter(|pod| policy.selects(pod, index.namespace(&pod.namespace))).peekable();
+    if !no_pods(index) && !members.iter().any(|m| m.undecided) {
+        let none = selected.peek().is_none();
+        if selected.all(|pod| index.is_gateway(pod)) {
+            let what = if none { "no pod" } else { "pods of gateways alone, which are no subjects" };
+            let detail = format!("spec.subjects select {what}");
+            found.add(Check::PolicyWithoutSubjects, object.clone(), detail);
+        }
     }
     for (i, to) in policy.allow.to.iter().enumerate() {
         let path = format!("spec.allow.to[{i}]");
@@ -189,14 +195,25 @@ fn way_out(
     found: &mut Found,
 ) {
     for (i, cidr) in gateway.addresses.iter().enumerate() {
-        open(policy, &format!("{}.addresses[{i}]", path(gateway)), cidr, found);
+        let path = format!("{}.addresses[{i}]", path(gateway));
+        open(policy, &path, cidr, found);
+        others(index, policy, gateway, (&path, cidr), members, found);
     }
     let Some(peer) = &gateway.pods else { return };
     let mut restricted = of(peer, members).map(|member| is_restricted(index, member)).peekable();
     let never_seen = restricted.peek().is_none();
-    if gateway.destinations == Destinations::Unrestricted && (never_seen || restricted.any(|is| !is)) {
-        let detail = format!("{} has no destinations", path(gateway));
-        found.add(Check::GatewayUnrestricted, policy.object_ref(), detail);
+    let unrestricted = match &gateway.destinations {
+        Destinations::Unrestricted if never_seen || restricted.any(|is| !is) => {
+            Some("no destinations".to_owned())
+        }
+        Destinations::Only(listed) => {
+            let wide = listed.iter().position(|(peer, _)| wide(&peer.cidr).is_some());
+            wide.map(|at| format!("destinations[{at}] wider than any private network"))
+        }
+        _ => None,
+    };
+    if let Some(what) = unrestricted {
+        found.add(Check::GatewayUnrestricted, policy.object_ref(), format!("{} has {what}", path(gateway)));
     }
     let ready = |member: &Member<'_>| member.pod.addresses.iter().any(|ip| !unready.contains(ip));
     let undecided = members.iter().any(|member| !member.namespace.decides(&peer.namespaces));
@@ -212,6 +229,39 @@ fn way_out(
             format!("matches {}, none of them ready", count(matched, "pod"))
         };
         found.add(Check::NoWayOut, policy.object_ref(), format!("{} {what}", path(gateway)));
+    }
+}
+
+/// Gateways within a prefix that another entry has: its clients and ports do not count for who uses the prefix.
+fn others(
+    index: &Index,
+    policy: &EgressGatewayPolicy,
+    gateway: &Gateway,
+    (at, prefix): (&str, &CidrPeer),
+    members: &[Member<'_>],
+    found: &mut Found,
+) {
+    if is_single(&prefix.cidr) {
+        return;
+    }
+    let holds = |cidr: &Cidr| cidr_contains(&prefix.cidr, cidr);
+    let pod = |member: &Member<'_>| {
+        let mut addresses = member.pod.addresses.iter().map(|ip| Cidr { bits: SINGLE, addr: address(*ip) });
+        member.pod.owns_addresses() && addresses.any(|cidr| holds(&cidr))
+    };
+    for other in index.gateway_policies() {
+        for one in other.gateways.iter().filter(|one| other.name != policy.name || one.index != gateway.index)
+        {
+            let single = one.addresses.iter().any(|listed| is_single(&listed.cidr) && holds(&listed.cidr));
+            if single || one.pods.as_ref().is_some_and(|peer| of(peer, members).any(|member| pod(&member))) {
+                let detail = format!(
+                    "{at} holds {} of {}: whom that entry's clients and ports keep out gets there all the same",
+                    path(one),
+                    other.name
+                );
+                found.add(Check::OpenExit, policy.object_ref(), detail);
+            }
+        }
     }
 }
 
@@ -243,17 +293,22 @@ fn unready(index: &Index) -> BTreeSet<IpAddr> {
 
 /// A block so wide that it is the outside.
 fn open(policy: &EgressGatewayPolicy, path: &str, peer: &CidrPeer, found: &mut Found) {
-    let Cidr { bits, addr } = peer.cidr;
-    let (address, bits, widest) = if cidr_contains(&MAPPED_V4, &peer.cidr) {
+    if let Some((address, bits)) = wide(&peer.cidr) {
+        let detail = format!("{path} is {address}/{bits}, wider than any private network");
+        found.add(Check::OpenExit, policy.object_ref(), detail);
+    }
+}
+
+/// A prefix that is wider than any private network, as people write it.
+fn wide(cidr: &Cidr) -> Option<(IpAddr, u32)> {
+    let Cidr { bits, addr } = *cidr;
+    let (address, bits, widest) = if cidr_contains(&MAPPED_V4, cidr) {
         let [.., a, b, c, d] = addr.0;
         (IpAddr::from([a, b, c, d]), bits.saturating_sub(96), WIDEST_PRIVATE_V4)
     } else {
         (IpAddr::from(addr.0), bits, WIDEST_PRIVATE_V6)
     };
-    if bits < widest {
-        let detail = format!("{path} is {address}/{bits}, wider than any private network");
-        found.add(Check::OpenExit, policy.object_ref(), detail);
-    }
+    (bits < widest).then_some((address, bits))
 }
 
 fn path(gateway: &Gateway) -> String {

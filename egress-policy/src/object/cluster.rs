@@ -104,6 +104,10 @@ pub struct PodSpec {
     pub containers: Vec<Container>,
     /// Whether its containers see each other's processes.
     pub shared_processes: bool,
+    /// Whether they see the node's.
+    pub host_pid: bool,
+    /// Paths of its node that its containers may have mounted.
+    pub host_paths: Vec<Arc<str>>,
     /// Annotations by which a mesh is told to leave traffic, or the pod, alone: those of [`MESH_ANNOTATIONS`].
     pub mesh_annotations: Vec<(Arc<str>, Arc<str>)>,
 }
@@ -216,6 +220,11 @@ pub struct Service {
 }
 
 impl Service {
+    /// Whether it has a port of this protocol and number.
+    pub(crate) fn has(&self, port: (u8, u16)) -> bool {
+        self.ports.iter().any(|one| (one.protocol, one.port) == port)
+    }
+
     /// What names it.
     #[must_use]
     pub fn object_ref(&self) -> ObjectRef {

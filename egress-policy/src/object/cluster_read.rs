@@ -29,11 +29,28 @@ struct RawPodSpec {
     node_name: Option<String>,
     host_network: Option<bool>,
     share_process_namespace: Option<bool>,
+    #[serde(rename = "hostPID")]
+    host_pid: Option<bool>,
+    volumes: Option<Vec<RawVolume>>,
     service_account_name: Option<String>,
+    /// The old name of the same; the API server fills in both.
+    service_account: Option<String>,
     security_context: Option<RawSecurityContext>,
     containers: Option<Vec<RawContainer>>,
     init_containers: Option<Vec<RawContainer>>,
     ephemeral_containers: Option<Vec<RawContainer>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawVolume {
+    host_path: Option<RawHostPath>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawHostPath {
+    path: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -159,10 +176,19 @@ pub(super) fn read(
 fn pod_spec(raw: Option<&RawPodSpec>) -> Result<PodSpec, ObjectError> {
     let default = RawPodSpec::default();
     let raw = raw.unwrap_or(&default);
-    let account = raw.service_account_name.as_deref().filter(|name| !name.is_empty());
+    let mut accounts = [&raw.service_account_name, &raw.service_account].into_iter().flatten();
+    let account = accounts.find(|name| !name.is_empty()).map(String::as_str);
     let service_account = Arc::from(account.unwrap_or("default"));
     let shared_processes = raw.share_process_namespace.unwrap_or(false);
-    let mut spec = PodSpec { service_account, shared_processes, ..PodSpec::default() };
+    let mounted =
+        raw.volumes.iter().flatten().filter_map(|volume| volume.host_path.as_ref()?.path.as_deref());
+    let mut spec = PodSpec {
+        service_account,
+        shared_processes,
+        host_pid: raw.host_pid.unwrap_or(false),
+        host_paths: mounted.map(Arc::from).collect(),
+        ..PodSpec::default()
+    };
     // An init container that restarts always is a sidecar: it runs beside the others.
     let init = |container: &RawContainer| match container.restart_policy.as_deref() {
         Some("Always") => ContainerKind::Sidecar,

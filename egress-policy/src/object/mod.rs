@@ -247,16 +247,25 @@ fn read_into(
     let kind = kind.ok_or_else(|| ObjectError::new(at("kind"), named(name.map_or("", |_| ", of"))))?;
     let version =
         version.ok_or_else(|| ObjectError::new(at("apiVersion"), named(&format!(", of {kind}"))))?;
-    if let (Some(of), Some(Value::Array(items))) = (kind.strip_suffix("List"), value.get("items")) {
+    // Go writes `null` for a list without items.
+    if let (Some(of), Some(items @ (Value::Array(_) | Value::Null))) =
+        (kind.strip_suffix("List"), value.get("items"))
+    {
         let of_list = if of.is_empty() { None } else { Some((version, of)) };
-        for (i, item) in items.iter().enumerate() {
+        for (i, item) in items.as_array().into_iter().flatten().enumerate() {
             read_into(item, &at(&format!("items[{i}]")), of_list, found)?;
         }
         return Ok(());
     }
-    let name =
-        name.ok_or_else(|| ObjectError::new(at("metadata.name"), format!("missing, or no text, of {kind}")))?;
-    found.push(match (known(version, kind), meant(version, kind)) {
+    let (known, meant) = (known(version, kind), meant(version, kind));
+    // Those of others need not have a name, as a `Kustomization`.
+    let name = match name {
+        None if known.is_none() && meant.is_none() => "",
+        name => name.ok_or_else(|| {
+            ObjectError::new(at("metadata.name"), format!("missing, or no text, of {kind}"))
+        })?,
+    };
+    found.push(match (known, meant) {
         (Some(known), _) => read_known(known, version, name, value),
         (None, Some((meant, error))) => {
             Read::Invalid { object: meant.object(name, value), stand_in: None, error }

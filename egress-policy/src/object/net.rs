@@ -86,6 +86,15 @@ fn net(text: &str, path: &str, strict: bool) -> Result<Cidr, ObjectError> {
     let Ok(net) = text.parse::<IpNet>() else {
         return invalid("is not a CIDR");
     };
+    // As the API server: `isCIDR()` of a policy's schema takes none, while those of NetworkPolicies are read leniently.
+    let zeros = text.split_once('/').is_some_and(|(address, bits)| {
+        (bits.len() > 1 && bits.starts_with('0'))
+            || (net.addr().is_ipv4()
+                && address.split('.').any(|part| part.len() > 1 && part.starts_with('0')))
+    });
+    if strict && zeros {
+        return invalid("has zeros in front of a number");
+    }
     if strict && net.trunc() != net {
         return invalid("has host bits set");
     }

@@ -247,7 +247,7 @@ impl<'a> Cluster<'a> {
         })
     }
 
-    /// Whether a target is the cluster's DNS: behind its service, at port 53 or where that leads to. Its service is the
+    /// Whether a target is the cluster's DNS: a pod or node behind its service, at port 53 or where that leads to. Its service is the
     /// one in `kube-system` with the label `k8s-app: kube-dns`, or of the name `kube-dns` or `coredns`.
     pub(super) fn is_dns(&self, target: Target<'_>) -> bool {
         let is_dns = |service: &&Service| {
@@ -256,17 +256,19 @@ impl<'a> Cluster<'a> {
                     || ["kube-dns", "coredns"].contains(&&*service.name))
         };
         let asks = matches!(target.protocol, Protocol::Tcp | Protocol::Udp);
-        asks && self.objects.services().filter(is_dns).any(|service| {
-            service.ports.iter().filter(|port| port.port == 53 && matches!(port.protocol, 6 | 17)).any(
-                |port| {
-                    self.backend_ports(service, port).into_iter().any(|(slice, target_port)| {
-                        let here = slice.endpoints.iter().any(|e| e.address == target.address);
-                        let behind =
-                            is_protocol(port.protocol, target.protocol) && target.port == target_port;
-                        here && (behind || target.port == 53)
-                    })
-                },
-            )
-        })
+        let inside = target.pod.is_some() || self.is_node(target.address);
+        asks && inside
+            && self.objects.services().filter(is_dns).any(|service| {
+                service.ports.iter().filter(|port| port.port == 53 && matches!(port.protocol, 6 | 17)).any(
+                    |port| {
+                        self.backend_ports(service, port).into_iter().any(|(slice, target_port)| {
+                            let here = slice.endpoints.iter().any(|e| e.address == target.address);
+                            let behind =
+                                is_protocol(port.protocol, target.protocol) && target.port == target_port;
+                            here && (behind || target.port == 53)
+                        })
+                    },
+                )
+            })
     }
 }

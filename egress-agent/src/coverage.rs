@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use egress_common::wire::FLAG_HOST_NETWORK;
 
 use crate::clock::monotonic;
-use crate::datapath::Datapath;
+use crate::datapath::{Cover, Datapath};
 use crate::metrics::Coverage as Covered;
 use crate::network::{self, Network, OnNode};
 use crate::pods::{PodCgroup, Scan};
@@ -40,8 +40,10 @@ struct Pod {
     arrivals: bool,
     /// Its devices were given to the kernel.
     covered: bool,
-    /// It was seen with a device whose frames nobody judges; where that has gone is not known for sure.
+    /// It was seen with a device whose frames nobody judges, or not as its own; where that has gone is not known for sure.
     bare: bool,
+    /// This agent has tried to cover it.
+    tried: bool,
     error: Option<String>,
 }
 
@@ -106,6 +108,7 @@ impl Coverage {
                 arrivals: false,
                 covered: false,
                 bare: false,
+                tried: false,
                 error: None,
             });
             if let (Look::Devices, Some(network)) = (look, &mut known.network)
@@ -121,8 +124,14 @@ impl Coverage {
                 known.look(pod, &node, shares(pod, datapath));
                 found |= unknown && known.network.is_some();
             }
+        }
+        // A pod that has processes in several networks is a guest in all but one of them: whoever is at home in one comes first.
+        let mut pods: Vec<&PodCgroup> = scan.pods.iter().collect();
+        pods.sort_by_key(|pod| self.network(pod.cgroup).map(|network| network.led_to));
+        for pod in pods {
+            let Some(known) = self.pods.get_mut(&pod.cgroup) else { continue };
             if !self.sockets_only && (look != Look::New || !known.covered) {
-                known.cover(pod, datapath, self.standing.contains(&pod.cgroup));
+                known.cover(pod, datapath, (&here, &self.standing));
             }
             if known.network.as_ref().is_some_and(|network| network.host) {
                 known.watch_arrivals(pod, datapath);
@@ -158,11 +167,11 @@ impl Coverage {
         let bare: Vec<_> = network
             .veths
             .iter()
-            .filter(|veth| !datapath.covers(veth.index))
+            .filter(|veth| !datapath.covers(veth.index, cgroup))
             .map(|veth| veth.name.clone())
             .chain(network.others.iter().cloned())
             .collect();
-        let covered = network.veths.iter().any(|veth| datapath.covers(veth.index));
+        let covered = network.veths.iter().any(|veth| datapath.covers(veth.index, cgroup));
         match (covered, bare.is_empty()) {
             (true, true) => (Covered::Both, "socket+veth".to_owned()),
             (true, false) => (Covered::Partial, format!("socket+veth, not {}", bare.join(", "))),
@@ -195,14 +204,24 @@ impl Pod {
         }
     }
 
-    /// `stood`: it may have accepted connections before it was watched.
-    fn cover(&mut self, pod: &PodCgroup, datapath: &mut Datapath, stood: bool) {
+    /// Of all pods these are `here`, and these were `standing`: they may have accepted connections before they were watched.
+    fn cover(
+        &mut self,
+        pod: &PodCgroup,
+        datapath: &mut Datapath,
+        (here, standing): (&BTreeSet<u64>, &BTreeSet<u64>),
+    ) {
         let Some(network) = &self.network else { return };
         let mut failed = None;
+        let first = !self.tried;
+        self.tried |= !network.veths.is_empty();
         for veth in &network.veths {
-            match datapath.cover(veth.index, &veth.name, pod.cgroup) {
-                Ok(true) if stood => remember(pod, network, datapath),
-                Ok(_) => {}
+            match datapath.cover((veth.index, &veth.name), pod.cgroup, here) {
+                Ok(Cover::Fresh) if standing.contains(&pod.cgroup) => remember(pod, network, datapath),
+                Ok(Cover::Anothers) => self.bare = true,
+                // An earlier agent knew of a device that this one may not see any more.
+                Ok(Cover::Again) if first && !datapath.trusts(pod.cgroup) => self.bare = true,
+                Ok(Cover::Fresh | Cover::Again | Cover::Stands) => {}
                 Err(error) => {
                     failed = Some(format!("cannot cover {} of pod {}: {error:#}", veth.name, pod.uid));
                 }

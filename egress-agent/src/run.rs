@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -65,7 +66,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     preflight::bpffs(&args.bpffs.bpffs)?;
     let in_cluster = objects.comes_first();
     let _locks = locks(&root, &args.bpffs.bpffs, in_cluster).await?;
-    raise_memory_limit();
+    raise_limits();
     #[cfg(target_env = "gnu")]
     crate::memory::give_back_from_time_to_time();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -249,8 +250,12 @@ fn node_name(given: Option<&str>) -> anyhow::Result<String> {
     Ok(name.to_string_lossy().into_owned())
 }
 
-/// Kernels before 5.11 count maps against this limit. Where it may not be raised, making the maps says so.
-fn raise_memory_limit() {
-    let limit = nix::sys::resource::RLIM_INFINITY;
-    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK, limit, limit);
+/// Kernels before 5.11 count maps against the limit of locked memory. Where it may not be raised, making the maps says so. Of open files
+/// a pod with many network namespaces takes one for each, for as long as it is looked at.
+fn raise_limits() {
+    let limit = RLIM_INFINITY;
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit);
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }

@@ -250,13 +250,17 @@ where
     }
     let cgroup = decision.cgroup;
     if let Some(reason) = subject.closed {
-        let answers = refused.is_none()
-            && !matches!(reason, Reason::BadEntry)
-            && owner.replies(view, flow, &meta, cgroup);
-        return Verdict::of(if answers { Reason::WitnessedReply } else { reason });
+        if matches!(reason, Reason::BadEntry) {
+            return Verdict::of(reason);
+        }
+        return Verdict::of(match refused {
+            None if owner.replies(view, flow, &meta, cgroup) => Reason::WitnessedReply,
+            Some(refused) if veth && follows(view, refused, flow, cgroup) => Reason::FollowsFragment,
+            _ => reason,
+        });
     }
     if let Some(reason) = refused {
-        if veth && matches!(reason, Reason::Fragment) && witness::follows(view, flow, cgroup) {
+        if veth && follows(view, reason, flow, cgroup) {
             return Verdict::of(Reason::FollowsFragment);
         }
         return Verdict::audited(reason, subject.audit);
@@ -278,6 +282,12 @@ where
         return Verdict::of(Reason::WitnessedReply);
     }
     verdict
+}
+
+/// Whether a packet that was refused is the rest of a datagram whose first fragment has passed.
+#[inline(always)]
+fn follows<V: View>(view: &V, refused: Reason, flow: &Flow, cgroup: u64) -> bool {
+    matches!(refused, Reason::Fragment) && witness::follows(view, flow, cgroup)
 }
 
 /// The configuration, where it is of this version.

@@ -6,7 +6,9 @@ use aya_ebpf::macros::{cgroup_skb, classifier};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use egress_common::packet::tcp;
 use egress_common::view::LOOPBACK_IFINDEX;
-use egress_common::{Action, Bytes as _, Decision, Flow, Hook, Owner as _, Verdict, View as _, established};
+use egress_common::{
+    Action, Bytes as _, Decision, Flow, Hook, Owner as _, Socket, Verdict, View as _, established,
+};
 
 use crate::judge::afresh;
 use crate::maps::Kernel;
@@ -89,6 +91,10 @@ pub fn egress_arrival(ctx: SkBuffContext) -> i32 {
     let (Some(config), false) = (Kernel.config(), forged || own) else {
         return KEEP;
     };
+    // A raw socket is shown what comes in to others of the node, too.
+    if matches!(packet.socket(), Socket::Raw | Socket::Packet) {
+        return KEEP;
+    }
     let mut cgroup = packet.cgroup(config.pod_root_level.wrapping_add(2));
     if Kernel.endpoint(cgroup).is_none() {
         cgroup = packet.cgroup(config.pod_root_level.wrapping_add(1));

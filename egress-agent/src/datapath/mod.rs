@@ -28,7 +28,7 @@ use egress_policy::plan::{Plan, State};
 pub use maps::{Fill, StepError};
 pub use programs::SOCKET_PROGRAM;
 pub use seen::{CounterTotal, DenialTotal, Denied, Seen};
-pub use veth::{DEVICES, VETH_PROGRAM, WITNESS_PROGRAM, detach_filters};
+pub use veth::{Cover, DEVICES, VETH_PROGRAM, WITNESS_PROGRAM, detach_filters};
 
 use crate::pods::PodRoot;
 use owners::{OWNERS, Owners};
@@ -239,12 +239,23 @@ impl Datapath {
         programs::attach_arrival(&mut self.ebpf, &self.pins, &file, cgroup)
     }
 
-    /// Attaches both veth hooks to a device of the node, as that of the pod of `cgroup`. Tells whether it was not that pod's before.
+    /// Attaches both veth hooks to a device of the node, by its index and name, as that of the pod of `cgroup`; of pods, those `stand`.
     ///
     /// # Errors
     /// The kernel refuses, or a pin cannot be made; the device may be half covered then, which shows as not covered.
-    pub fn cover(&mut self, index: u32, name: &str, cgroup: u64) -> anyhow::Result<bool> {
-        self.veths.cover(&mut self.ebpf, &self.pins, index, name, cgroup)
+    pub fn cover(
+        &mut self,
+        device: (u32, &str),
+        cgroup: u64,
+        stand: &BTreeSet<u64>,
+    ) -> anyhow::Result<Cover> {
+        self.veths.cover(&mut self.ebpf, &self.pins, device, cgroup, stand)
+    }
+
+    /// Whether an agent, be it an earlier one, has said that the veth hook judges all frames of the pod of `cgroup`.
+    #[must_use]
+    pub fn trusts(&self, cgroup: u64) -> bool {
+        self.veths.trusts(cgroup)
     }
 
     /// Says whether the veth hook judges all frames of the pod of `cgroup`: only then may it make packet sockets, if a policy selects it.
@@ -269,10 +280,10 @@ impl Datapath {
         self.pins.has_numbered(programs::ARRIVAL_PROGRAM, cgroup)
     }
 
-    /// Whether a device is covered, by this process.
+    /// Whether a device is covered for a pod, by this process.
     #[must_use]
-    pub fn covers(&self, index: u32) -> bool {
-        self.veths.covers(index)
+    pub fn covers(&self, index: u32, cgroup: u64) -> bool {
+        self.veths.covers(index, cgroup)
     }
 
     /// Whether an agent has covered a device for this pod, be it an earlier one.

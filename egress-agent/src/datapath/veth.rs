@@ -32,6 +32,19 @@ pub(super) const NAMES: [&str; 2] = [DEVICES, COVERED];
 const HOOKS: [(&str, TcAttachType); 2] =
     [(WITNESS_PROGRAM, TcAttachType::Egress), (VETH_PROGRAM, TcAttachType::Ingress)];
 
+/// What came of covering a device for a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cover {
+    /// No agent had covered it for this pod before.
+    Fresh,
+    /// This agent has already.
+    Stands,
+    /// An earlier agent had.
+    Again,
+    /// It is that of another pod, which stands: a process of this one is a guest in the other's network.
+    Anothers,
+}
+
 /// The devices that are covered.
 pub(super) struct Veths {
     devices: BpfHash<MapData, u32, Device>,
@@ -74,8 +87,13 @@ impl Veths {
         })
     }
 
-    pub(super) fn covers(&self, index: u32) -> bool {
-        self.covered.contains_key(&index)
+    pub(super) fn covers(&self, index: u32, cgroup: u64) -> bool {
+        self.covered.get(&index).is_some_and(|(of, _)| *of == cgroup)
+    }
+
+    /// Whether an agent, be it an earlier one, has said of a pod that all of its frames are judged.
+    pub(super) fn trusts(&self, cgroup: u64) -> bool {
+        self.trusted.contains(&cgroup)
     }
 
     /// Whether an agent has covered a device for this pod.
@@ -108,23 +126,35 @@ impl Veths {
         Ok(())
     }
 
-    /// Covers a device; tells whether no agent had covered it for this pod before.
+    /// Covers a device for a pod. It stays that of the first one, for as long as that is one of the pods that `stand`: a process of
+    /// another one may enter its network, and it may leave that itself.
     pub(super) fn cover(
         &mut self,
         ebpf: &mut Ebpf,
         pins: &Pins,
-        index: u32,
-        name: &str,
+        (index, name): (u32, &str),
         cgroup: u64,
-    ) -> anyhow::Result<bool> {
-        if self.covered.get(&index).is_some_and(|(of, _)| *of == cgroup) {
-            return Ok(false);
-        }
+        stand: &BTreeSet<u64>,
+    ) -> anyhow::Result<Cover> {
         if !self.loaded {
             bail!("the kernel refuses the programs for it");
         }
-        let fresh = !self.knows(index, cgroup);
-        self.claim(index, cgroup)?;
+        let known = self.devices.get(&index, 0).ok().filter(|device| device.index == index);
+        let again = match known.map(|device| device.cgroup) {
+            Some(owner) if owner == cgroup => true,
+            Some(owner) if stand.contains(&owner) => return Ok(Cover::Anothers),
+            _ => false,
+        };
+        if !again {
+            self.claim(index, cgroup)?;
+        }
+        let come_of = if again { Cover::Again } else { Cover::Fresh };
+        // The hooks stay where they are when a pod that is gone leaves its device to another one.
+        if let Some((of, _)) = self.covered.get_mut(&index) {
+            let stands = *of == cgroup && again;
+            *of = cgroup;
+            return Ok(if stands { Cover::Stands } else { come_of });
+        }
         let (mut programs, mut failed) = (Vec::new(), None);
         for (hook, direction) in HOOKS {
             let program: &mut SchedClassifier = program(ebpf, hook)?;
@@ -143,7 +173,7 @@ impl Veths {
             return Err(error);
         }
         self.covered.insert(index, (cgroup, programs));
-        Ok(fresh)
+        Ok(come_of)
     }
 
     /// Forgets the devices that the node has no longer. The kernel has taken the hooks of a device that is gone along with it;

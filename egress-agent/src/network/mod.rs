@@ -41,6 +41,8 @@ pub struct Network {
     pub host: bool,
     /// The node's ends of its veths.
     pub veths: Vec<Veth>,
+    /// To how many namespaces of its processes they lead: one, or some process is a guest in another pod's.
+    pub led_to: usize,
     /// Other devices by which packets can leave it, as in `net1 (macvlan)`.
     pub others: Vec<String>,
 }
@@ -184,8 +186,14 @@ pub fn look(cgroup: &Path, node: &OnNode, shares: Option<bool>) -> io::Result<Op
     let Some((first, (pid, _))) = places.first_key_value() else {
         return Ok(None);
     };
-    let mut network =
-        Network { pid: *pid, namespace: *first, host: false, veths: Vec::new(), others: Vec::new() };
+    let mut network = Network {
+        pid: *pid,
+        namespace: *first,
+        host: false,
+        veths: Vec::new(),
+        led_to: 0,
+        others: Vec::new(),
+    };
     if let Some((pid, _)) = places.get(&node.namespace) {
         (network.pid, network.namespace, network.host) = (*pid, node.namespace, true);
         return Ok(Some(network));
@@ -196,6 +204,7 @@ pub fn look(cgroup: &Path, node: &OnNode, shares: Option<bool>) -> io::Result<Op
         if network.veths.is_empty() && !veths.is_empty() {
             (network.pid, network.namespace) = (*pid, *namespace);
         }
+        network.led_to += usize::from(!veths.is_empty());
         network.veths.extend(veths);
         let others = netlink::links_in(file)?.into_iter().filter(leads_out);
         network.others.extend(others.map(|link| match link.kind {

@@ -7,6 +7,7 @@ mod attack;
 mod common;
 mod filters;
 mod frames;
+mod guests;
 mod inside;
 mod neighbours;
 mod plain;

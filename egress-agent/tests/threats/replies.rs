@@ -379,6 +379,11 @@ pub(crate) fn what_came_in(range: &mut Range) {
     range.stand.start();
     beats("after a restart");
     ask("after a restart");
+    range.stand.lock_down(json!({"allow": {"dns": "Nonsense"}}));
+    let closed = || crate::common::endpoints(&range.stand.agent).iter().any(|one| one["state"] == "Invalid");
+    eventually("the policy cannot be read", closed);
+    beats("under a policy that cannot be read");
+    ask("under a policy that cannot be read");
     // Being asked is no leave to ask.
     for address in crate::common::outside() {
         crate::common::denied(&locked, address);

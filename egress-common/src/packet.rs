@@ -327,6 +327,7 @@ fn ports(flow: &mut Flow, word: u32) {
 fn extensions<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) -> Result<u32, Reason> {
     let mut offset = network.offset;
     let mut count = 0;
+    // Bounded for the verifier.
     while count <= MAX_EXTENSIONS {
         let next = flow.protocol;
         if next != HOP_BY_HOP && next != FRAGMENT && next != DESTINATION_OPTIONS {
@@ -340,7 +341,7 @@ fn extensions<B: Bytes + ?Sized>(packet: &B, network: Network, flow: &mut Flow) 
             return Ok(offset);
         }
         // Hop-by-hop options come first or not at all (RFC 8200, section 4.3).
-        if next == HOP_BY_HOP && count > 0 {
+        if count == MAX_EXTENSIONS || (next == HOP_BY_HOP && count > 0) {
             return Err(Reason::Ipv6Extension);
         }
         let Some([first, second]) = packet.words::<2>(offset) else {

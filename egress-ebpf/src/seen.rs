@@ -28,7 +28,8 @@ pub fn left(decision: &Decision, meta: Meta) {
     }
     // Whom no policy selects needs no word for the rest of a datagram, and would have its own or another's place in the map.
     // What a closed pod answers passes without one.
-    let judged = (decision.policy != 0 || matches!(decision.verdict.reason, Reason::WitnessedReply)) && !decision.forged;
+    let judged = (decision.policy != 0 || matches!(decision.verdict.reason, Reason::WitnessedReply))
+        && !decision.forged;
     if judged && matches!(meta.hook, Hook::Veth) && witness::is_first_fragment(flow) {
         parted(flow, cgroup);
     }

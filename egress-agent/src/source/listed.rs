@@ -3,6 +3,7 @@
 //! Invariant: a name that was put in is in. One that was not is in with a probability of 2⁻¹²⁸ for each that was: an object that is gone
 //! would stay. Names themselves would be freed between what came of the objects, and leave holes of a third of it in the heap.
 
+#[expect(clippy::disallowed_types, reason = "in one piece of memory; nobody looks at its order")]
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -12,6 +13,7 @@ use egress_policy::object::ObjectRef;
 #[derive(Clone, Debug, Default)]
 pub struct Listed {
     keys: [RandomState; 2],
+    #[expect(clippy::disallowed_types, reason = "as above")]
     numbers: HashSet<[u64; 2]>,
 }
 

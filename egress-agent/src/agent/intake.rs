@@ -126,7 +126,10 @@ impl Agent {
     fn apply_event(&mut self, event: Event) {
         let changed = self.index.apply(event);
         self.dirty |= !changed.is_empty();
-        self.changed |= changed;
+        // The first look is at everything, whatever has changed before it.
+        if !self.waits_for_source() {
+            self.changed |= changed;
+        }
     }
 
     /// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod of this node) is its own.

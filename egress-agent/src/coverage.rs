@@ -4,6 +4,7 @@
 //! Tested by `tests/threats/` of row 15.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::{Duration, Instant};
 
 use egress_common::wire::FLAG_HOST_NETWORK;
@@ -69,7 +70,7 @@ impl Coverage {
     pub(crate) fn classify(&mut self, scan: &Scan, datapath: &mut Datapath) {
         let Ok(node) = network::on_node() else { return };
         for pod in &scan.pods {
-            if let Ok(Some(network)) = network::look(&pod.path, &node, shares(pod, datapath))
+            if let Ok(Some(network)) = look(pod, &node, datapath)
                 && !network.veths.iter().any(|veth| datapath.knows(veth.index, pod.cgroup))
                 && !datapath.watches(pod.cgroup)
             {
@@ -121,7 +122,7 @@ impl Coverage {
             }
             if look == Look::Whole || known.network.is_none() || known.may_be_elsewhere(pod, datapath) {
                 let unknown = known.network.is_none();
-                known.look(pod, &node, shares(pod, datapath));
+                known.look(pod, &node, datapath);
                 found |= unknown && known.network.is_some();
             }
         }
@@ -195,8 +196,8 @@ impl Coverage {
 }
 
 impl Pod {
-    fn look(&mut self, pod: &PodCgroup, node: &OnNode, shares: Option<bool>) {
-        match network::look(&pod.path, node, shares) {
+    fn look(&mut self, pod: &PodCgroup, node: &OnNode, datapath: &Datapath) {
+        match look(pod, node, datapath) {
             // A pod that has lost its last process keeps the network that it had.
             Ok(None) => {}
             Ok(network) => self.network = network,
@@ -291,8 +292,13 @@ fn is_watched(pod: &PodCgroup, datapath: &Datapath) -> bool {
     shares(pod, datapath) == Some(true)
 }
 
+/// Looks at the network of a pod.
+pub(crate) fn look(pod: &PodCgroup, node: &OnNode, datapath: &Datapath) -> io::Result<Option<Network>> {
+    network::look(&pod.path, node, shares(pod, datapath), |index| datapath.knows(index, pod.cgroup))
+}
+
 /// Whether the pod's object says that it shares the node's network, where there is one.
-pub(crate) fn shares(pod: &PodCgroup, datapath: &Datapath) -> Option<bool> {
+fn shares(pod: &PodCgroup, datapath: &Datapath) -> Option<bool> {
     let known = datapath.observed().endpoints.get(&pod.cgroup);
     known.map(|known| known.flags & FLAG_HOST_NETWORK != 0)
 }

@@ -12,7 +12,7 @@ use egress_policy::standing::Standing;
 use super::Agent;
 use crate::beside::Turn;
 use crate::clock::monotonic;
-use crate::coverage::shares;
+use crate::coverage::look;
 use crate::network::{self, Open, Sockets};
 use crate::sever::{Place, Seen, Severed, Severing};
 
@@ -74,7 +74,7 @@ impl Agent {
             // The process that it was seen by may have been one of a moment.
             let found = || {
                 let node = node.get_or_insert_with(network::on_node).as_ref().ok()?;
-                network::look(&pod.path, node, shares(pod, &self.datapath)).ok()?
+                look(pod, node, &self.datapath).ok()?
             };
             let known = self.coverage.network(pod.cgroup).filter(|network| network.stands()).cloned();
             if let Some(network) = known.or_else(found) {

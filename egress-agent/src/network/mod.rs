@@ -171,10 +171,16 @@ impl Network {
 /// Looks at the network of the pod whose cgroup is at `cgroup`; none while no process is in it. `shares`: whether its object says that it
 /// shares the node's network, where there is one. A process of the node's network says so only of a pod without an object, none of whose
 /// processes is where a veth leads: a runtime may have its own among those of any pod (CRI-O's monitors, what it starts for `exec`).
+/// `own`: whether a device of the node is known to be the pod's; where its processes are in several networks, that one is its.
 ///
 /// # Errors
 /// The kernel does not tell.
-pub fn look(cgroup: &Path, node: &OnNode, shares: Option<bool>) -> io::Result<Option<Network>> {
+pub fn look(
+    cgroup: &Path,
+    node: &OnNode,
+    shares: Option<bool>,
+    own: impl Fn(u32) -> bool,
+) -> io::Result<Option<Network>> {
     let mut places = BTreeMap::new();
     processes(cgroup, DEPTH, &mut places);
     let elsewhere = |(namespace, (_, file)): (&u64, &(u32, File))| {
@@ -199,11 +205,14 @@ pub fn look(cgroup: &Path, node: &OnNode, shares: Option<bool>) -> io::Result<Op
         return Ok(Some(network));
     }
     // A process may make a namespace of its own within the pod's, but what leads to the node leads to one of them.
+    let mut found = false;
     for (namespace, (pid, file)) in &places {
         let veths = node.leading_to(file)?;
-        if network.veths.is_empty() && !veths.is_empty() {
+        let is_own = !found && veths.iter().any(|veth| own(veth.index));
+        if is_own || (network.veths.is_empty() && !veths.is_empty()) {
             (network.pid, network.namespace) = (*pid, *namespace);
         }
+        found |= is_own;
         network.led_to += usize::from(!veths.is_empty());
         network.veths.extend(veths);
         let others = netlink::links_in(file)?.into_iter().filter(leads_out);

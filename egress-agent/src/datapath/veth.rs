@@ -159,10 +159,16 @@ impl Veths {
         for (hook, direction) in HOOKS {
             let program: &mut SchedClassifier = program(ebpf, hook)?;
             let pin = Pins::numbered(hook, u64::from(index));
+            // It has stayed where only the other one went; the kernel takes no program twice.
+            let id = program.info()?.id();
+            if pins.holds(&pin, id) {
+                programs.push((pin, id));
+                continue;
+            }
             match attach(program, &mut self.tcx, name, direction) {
                 Ok(Some(link)) => {
                     pins.replace_link(&pin, link)?;
-                    programs.push((pin, program.info()?.id()));
+                    programs.push((pin, id));
                 }
                 Ok(None) => {}
                 // The other one is better than none.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
+use egress_agent::datapath::{VETH_PROGRAM, WITNESS_PROGRAM};
 use egress_probe::Attempt;
 use egress_probe::packet::{Packet, to_hex};
 use egress_topology::{Container, Exec, Netns, OUTSIDE_V4, PodSpec, cgroup_id};
@@ -141,4 +142,27 @@ fn row_15_a_device_out_of_sight_is_remembered() {
         pinned_hash::<u64, u32>(&range.stand, "egress_covered").get(&cgroup, 0).is_ok()
     };
     assert_eq!([&range.locked, &range.free].map(trusted), [false, true]);
+}
+
+/// One of the two hooks of a veth is removed by hand: both are there again soon.
+#[test]
+fn row_15_a_hook_that_somebody_removes() {
+    let mut range = Range::new(json!({}));
+    let locked = range.locked.clone();
+    let end = locked.pod().host_interface().unwrap();
+    let index = range.stand.topology.node().interface_index(end).unwrap();
+    for program in [WITNESS_PROGRAM, VETH_PROGRAM] {
+        // Filters of tc, which older kernels have instead, are held by no pin.
+        let name = format!("/link_{program}_{index}");
+        let pins = range.stand.agent.pins().unwrap();
+        let Some(pin) = pins.into_iter().find(|pin| pin.to_string_lossy().ends_with(&name)) else { continue };
+        std::fs::remove_file(&pin).unwrap();
+        eventually(&format!("{program} is there again"), || {
+            pin.exists() && state(&range, "locked")["coverage"] == COVERED[0]
+        });
+        eventually("nothing is wrong", || range.stand.agent.status().unwrap()["errors"] == json!([]));
+        assert!(!forges(&mut range, &locked), "{program}");
+    }
+    range.lawful();
+    crate::replies::what_came_in(&mut range);
 }

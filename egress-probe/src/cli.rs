@@ -79,6 +79,8 @@ pub(crate) enum Command {
         #[arg(long, default_value = "eth0")]
         interface: String,
     },
+    /// Keep raw sockets of UDP, of both IP families, without reading what they are shown, until told to end.
+    KeepRaw,
     /// Wait for one UDP datagram and answer whoever it claims to be from.
     Answer {
         #[command(flatten)]

@@ -38,6 +38,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Gateway(options) => serve::gateway::run(options),
         Command::Capture { interface, seconds } => serve::capture::run(&interface, seconds),
         Command::Sniff { interface } => serve::capture::sniff(&interface),
+        Command::KeepRaw => serve::capture::keep_raw(),
         Command::Answer { listen, payload } => serve::answer::run(&listen, &payload),
         Command::Talk(options) => attempt::talk::run(&options),
         Command::Hold(options) => attempt::hold::run(&options),

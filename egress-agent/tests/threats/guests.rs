@@ -105,12 +105,10 @@ fn row_8_what_a_raw_socket_is_shown_was_not_asked() {
     };
     node_asks(&range, "40101");
     assert!(!gets_out(&mut range, "40101"));
-    let script = "import socket,sys\nkeep=socket.socket(socket.AF_INET,socket.SOCK_RAW,socket.IPPROTO_UDP)\nprint('{}',flush=True)\nsys.stdin.readline()";
-    let mut raw = host.spawn(&Exec::new("/usr/bin/python3", ["-u", "-c", script]).with_stdin()).unwrap();
-    let _open: Value = raw.next_json(Duration::from_secs(10)).unwrap().unwrap();
+    let raw = host.serve(&Exec::probe(["keep-raw"])).unwrap();
     node_asks(&range, "40102");
     assert!(!gets_out(&mut range, "40102"));
-    raw.send_line("end").unwrap();
+    drop(raw);
 }
 
 /// Where a device without hooks has gone is not known for sure: neither is it to the next agent.

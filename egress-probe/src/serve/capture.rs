@@ -10,11 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use egress_probe::packet::to_hex;
 use egress_probe::{Captured, Sniffed};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::attempt::frame::PacketSocket;
-use crate::net;
+use crate::{net, user};
 
 const ETHERNET_HEADER: usize = 14;
+
+/// Keeps raw sockets, as somebody who listens to what comes in to others.
+pub(crate) fn keep_raw() -> anyhow::Result<()> {
+    let raw = |domain| Socket::new(domain, Type::RAW, Some(Protocol::UDP)).context("open raw socket");
+    let _kept = [raw(Domain::IPV4)?, raw(Domain::IPV6)?];
+    user::pause()
+}
 
 /// Captures until killed or until the time is over.
 pub(crate) fn run(interface: &str, seconds: Option<u64>) -> anyhow::Result<()> {

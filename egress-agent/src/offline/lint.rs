@@ -25,9 +25,7 @@ pub fn checks() -> String {
         let (name, severity) = (check.name(), check.severity().name());
         format!("\n  {name:24}  {severity:7}  {}", check.describe())
     };
-    let unreadable = format!(
-        "\n  {UNREAD:24}  error    an object cannot be read: it is looked at as far as it can be, and cannot be skipped"
-    );
+    let unreadable = format!("\n  {UNREAD:24}  error    an object cannot be read; it is always told");
     format!("Checks:{}{unreadable}", Check::ALL.into_iter().map(line).collect::<String>())
 }
 

@@ -44,6 +44,14 @@ fn every_mistake_in_a_lock_down_is_found_where_it_is() {
         (lock(json!({"allow": {"incluster": true}})), "spec.allow.incluster: unknown field"),
         (lock(json!({"allow": {"to": [{}]}})), "spec.allow.to[0]: needs exactly one"),
         (
+            lock(json!({"allow": {"to": [{"cidr": "010.0.0.0/8"}]}})),
+            "spec.allow.to[0].cidr: \"010.0.0.0/8\" ",
+        ),
+        (
+            lock(json!({"allow": {"to": [{"cidr": "10.0.0.0/08"}]}})),
+            "spec.allow.to[0].cidr: \"10.0.0.0/08\" has zeros in front",
+        ),
+        (
             lock(json!({"allow": {"to": [{"cidr": "10.0.0.1/8"}]}})),
             "spec.allow.to[0].cidr: \"10.0.0.1/8\" has host bits",
         ),

@@ -139,7 +139,11 @@ impl Veths {
         if !self.loaded {
             bail!("the kernel refuses the programs for it");
         }
-        let known = self.devices.get(&index, 0).ok().filter(|device| device.index == index);
+        let known = match self.devices.get(&index, 0) {
+            Ok(device) => Some(device).filter(|device| device.index == index),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => return Err(error).context("cannot read whose device it is"),
+        };
         let again = match known.map(|device| device.cgroup) {
             Some(owner) if owner == cgroup => true,
             Some(owner) if stand.contains(&owner) => return Ok(Cover::Anothers),

@@ -227,28 +227,34 @@ fn row_15_packet_sockets_where_no_veth_hook_is() {
 
 #[test]
 fn row_15_who_had_a_way_past_the_veth_hook_stays_mistrusted() {
-    let range = Range::new(json!({}));
-    let trusted = |container: &Container| {
-        let cgroup = cgroup_id(container.pod().cgroup()).unwrap();
-        pinned_hash::<u64, u32>(&range.stand, "egress_covered").get(&cgroup, 0).is_ok()
+    let mut range = Range::new(json!({}));
+    let trusted = |range: &Range| {
+        let pods = pinned_hash::<u64, u32>(&range.stand, "egress_covered");
+        [&range.locked, &range.free]
+            .map(|container| pods.get(&cgroup_id(container.pod().cgroup()).unwrap(), 0).is_ok())
     };
-    let coverage = |wanted: &str| {
+    let coverage = |range: &Range, wanted: &str| {
         let known = endpoints(&range.stand.agent);
         known.iter().any(|one| one["name"] == "locked" && one["coverage"] == wanted)
     };
-    assert!(trusted(&range.locked) && trusted(&range.free));
+    assert_eq!(trusted(&range), [true; 2]);
     let netns = range.locked.pod().netns();
     let made = format!("link add net1 link uplink netns {} type macvlan mode bridge", netns.path().display());
     range.stand.topology.node().ip(&[made]).unwrap();
-    eventually("the device is known", || coverage("socket+veth, not net1 (macvlan)"));
-    assert!(!trusted(&range.locked));
+    eventually("the device is known", || coverage(&range, "socket+veth, not net1 (macvlan)"));
+    assert_eq!(trusted(&range), [false, true]);
     // Into a network within the pod, of which no process tells that it belongs to it.
     let within = Netns::new("egress-test-within").unwrap();
     let moved = format!("link set net1 netns {}", within.path().display());
     netns.ip(&[moved]).unwrap();
-    eventually("it is not seen any more", || coverage(COVERED[0]));
-    assert!(!trusted(&range.locked));
-    assert!(trusted(&range.free));
+    eventually("it is not seen any more", || coverage(&range, COVERED[0]));
+    assert_eq!(trusted(&range), [false, true]);
+    // Nor does the next agent know where it is.
+    range.stand.agent.kill().unwrap();
+    range.stand.start();
+    eventually("it is covered again", || coverage(&range, COVERED[0]));
+    range.lawful();
+    assert_eq!(trusted(&range), [false, true]);
 }
 
 #[test]

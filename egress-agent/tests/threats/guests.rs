@@ -1,5 +1,5 @@
 //! Row 15, where what is a pod's own is not plain: processes of other pods in its network, sockets that are shown what is others', and
-//! devices that were moved out of sight.
+//! hooks that somebody removes.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -8,11 +8,11 @@ use std::time::Duration;
 use egress_agent::datapath::{VETH_PROGRAM, WITNESS_PROGRAM};
 use egress_probe::Attempt;
 use egress_probe::packet::{Packet, to_hex};
-use egress_topology::{Container, Exec, Netns, OUTSIDE_V4, PodSpec, cgroup_id};
+use egress_topology::{Container, Exec, OUTSIDE_V4, PodSpec};
 use serde_json::{Value, json};
 
 use crate::attack::{BRIDGE_MAC, unique};
-use crate::common::{COVERED, endpoints, eventually, pinned_hash};
+use crate::common::{COVERED, endpoints, eventually};
 use crate::range::Range;
 
 /// Longer than from one look at the pods to the next.
@@ -109,37 +109,6 @@ fn row_8_what_a_raw_socket_is_shown_was_not_asked() {
     node_asks(&range, "40102");
     assert!(!gets_out(&mut range, "40102"));
     drop(raw);
-}
-
-/// Where a device without hooks has gone is not known for sure: neither is it to the next agent.
-#[test]
-fn row_15_a_device_out_of_sight_is_remembered() {
-    let range = Range::new(json!({}));
-    let trusted = |container: &Container| {
-        let cgroup = cgroup_id(container.pod().cgroup()).unwrap();
-        pinned_hash::<u64, u32>(&range.stand, "egress_covered").get(&cgroup, 0).is_ok()
-    };
-    let netns = range.locked.pod().netns().clone();
-    let made = format!("link add net1 link uplink netns {} type macvlan mode bridge", netns.path().display());
-    range.stand.topology.node().ip(&[made]).unwrap();
-    let partly = "socket+veth, not net1 (macvlan)";
-    eventually("the device is known", || state(&range, "locked")["coverage"] == partly);
-    let within = Netns::new("egress-test-within").unwrap();
-    netns.ip(&[format!("link set net1 netns {}", within.path().display())]).unwrap();
-    eventually("it is not seen any more", || state(&range, "locked")["coverage"] == COVERED[0]);
-    let both = [&range.locked, &range.free].map(trusted);
-    assert_eq!(both, [false, true]);
-    let mut range = range;
-    range.stand.agent.kill().unwrap();
-    range.stand.start();
-    eventually("covered", || {
-        ["locked", "free"].iter().all(|name| state(&range, name)["coverage"] == COVERED[0])
-    });
-    let trusted = |container: &Container| {
-        let cgroup = cgroup_id(container.pod().cgroup()).unwrap();
-        pinned_hash::<u64, u32>(&range.stand, "egress_covered").get(&cgroup, 0).is_ok()
-    };
-    assert_eq!([&range.locked, &range.free].map(trusted), [false, true]);
 }
 
 /// One of the two hooks of a veth is removed by hand: both are there again soon.

@@ -155,9 +155,10 @@ struct Start {
 impl Start {
     fn prepare(&self) -> io::Result<()> {
         use std::os::fd::AsFd as _;
-        write_zero(self.procs.as_raw_fd())?;
+        // First: who looks at a pod's processes is not to see one in the network of the tests.
         // SAFETY: plain system call; the descriptor is open.
         check(unsafe { libc::setns(self.netns.as_fd().as_raw_fd(), libc::CLONE_NEWNET) })?;
+        write_zero(self.procs.as_raw_fd())?;
         if self.capabilities != Capabilities::ALL {
             self.capabilities.bound()?;
         }

@@ -27,6 +27,7 @@ const AF_INET6: u32 = 10;
 const SOCK_STREAM: u32 = 1;
 const SOCK_RAW: u32 = 3;
 const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
 const IPPROTO_ICMPV6: u32 = 58;
 
 /// The context of a program, as `decide` reads it.
@@ -202,7 +203,10 @@ impl Owner for Packet {
             (AF_INET | AF_INET6, SOCK_RAW) => Socket::Raw,
             // Ping sockets, which send echo requests with an identifier of the pod's choice.
             (AF_INET | AF_INET6, _) if protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 => Socket::Raw,
-            (AF_INET | AF_INET6, SOCK_STREAM) if state == BPF_TCP_LISTEN => Socket::Listening,
+            // Those of SCTP have the same state, and send for the associations that nobody has accepted yet (`sctp_accept`).
+            (AF_INET | AF_INET6, SOCK_STREAM) if protocol == IPPROTO_TCP && state == BPF_TCP_LISTEN => {
+                Socket::Listening
+            }
             (AF_INET | AF_INET6, _) => Socket::Inet,
             // AF_PACKET, AF_XDP, and whatever else makes frames.
             _ => Socket::Packet,

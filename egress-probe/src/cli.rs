@@ -54,6 +54,14 @@ pub(crate) enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Echo SCTP messages.
+    ServeSctp {
+        #[command(flatten)]
+        listen: Listen,
+        /// By one socket for all associations, instead of one for each.
+        #[arg(long)]
+        many: bool,
+    },
     /// Answer A and AAAA queries over UDP from the given records; everything else does not exist.
     ServeDns {
         #[command(flatten)]

@@ -86,11 +86,11 @@ pub struct Captured {
     pub src: IpAddr,
     /// Destination address.
     pub dst: IpAddr,
-    /// `TCP`, `UDP`, `ICMP`, `ICMPv6`, or the number of the protocol (for IPv6, of the first next header).
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or the number of the protocol (for IPv6, of the first next header).
     pub protocol: String,
-    /// Source port of TCP and UDP, unless the packet is a later fragment.
+    /// Source port of TCP, UDP and SCTP, unless the packet is a later fragment.
     pub sport: Option<u16>,
-    /// Destination port of TCP and UDP, unless the packet is a later fragment.
+    /// Destination port of TCP, UDP and SCTP, unless the packet is a later fragment.
     pub dport: Option<u16>,
     /// Length of the IP packet in bytes.
     pub len: usize,

@@ -33,6 +33,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::ServeHttp { listen, name } => serve::http::run(&listen, &name),
         Command::ServeUdp { listen } => serve::echo::run_udp(&listen),
         Command::ServeEcho { listen, once } => serve::echo::run_tcp(&listen, once),
+        Command::ServeSctp { listen, many } => serve::echo::run_sctp(&listen, many),
         Command::ServeDns { listen, record } => serve::dns::run(&listen, &record),
         Command::Proxy(options) => serve::proxy::run(options),
         Command::Gateway(options) => serve::gateway::run(options),

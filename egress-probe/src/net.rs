@@ -60,6 +60,25 @@ pub(crate) fn listen_tcp(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener>
     Ok(socket.into())
 }
 
+/// Listens for SCTP associations, each of which gets a socket of its own.
+pub(crate) fn listen_sctp(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    Ok(sctp(Type::STREAM, SocketAddr::new(bind, port))?.into())
+}
+
+/// A socket of SCTP by which all associations go (RFC 6458, section 3); messages are taken and sent as datagrams are.
+pub(crate) fn listen_sctp_many(bind: IpAddr, port: u16) -> anyhow::Result<UdpSocket> {
+    Ok(sctp(Type::SEQPACKET, SocketAddr::new(bind, port))?.into())
+}
+
+fn sctp(kind: Type, address: SocketAddr) -> anyhow::Result<Socket> {
+    let listen = || {
+        let socket = bound(address, kind, Protocol::SCTP)?;
+        socket.listen(64)?;
+        Ok::<_, io::Error>(socket)
+    };
+    listen().with_context(|| format!("listen on SCTP {address}"))
+}
+
 /// Binds a UDP socket.
 pub(crate) fn listen_udp(bind: IpAddr, port: u16) -> anyhow::Result<UdpSocket> {
     let address = SocketAddr::new(bind, port);

@@ -112,6 +112,9 @@ pub(crate) fn run(command: &AttemptCommand) -> Attempt {
         AttemptCommand::Tcp { target, source_port, mptcp, timeout_ms } => {
             socket::tcp(*target, *source_port, *mptcp, Budget::new(*timeout_ms))
         }
+        AttemptCommand::Sctp { target, from, payload, messages, timeout_ms } => {
+            socket::sctp(*target, *from, (payload, *messages), Budget::new(*timeout_ms))
+        }
         AttemptCommand::Volume { target, bytes, timeout_ms } => {
             socket::volume(*target, *bytes, Budget::new(*timeout_ms))
         }

@@ -1,4 +1,4 @@
-//! `udp`, `tcp` and `volume`: plain sockets.
+//! `udp`, `tcp`, `sctp` and `volume`: plain sockets.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -90,6 +90,33 @@ pub(crate) fn tcp(
     let stream = connect(target, source_port, protocol, budget.left("connect")?).during("connect")?;
     let local = stream.local_addr().during("local address")?;
     Ok(Success { detail: format!("connected from {local}"), status: None, body: None })
+}
+
+/// Makes an association of SCTP and has a server echo each of some messages.
+pub(crate) fn sctp(
+    target: SocketAddr,
+    from: Option<IpAddr>,
+    (payload, messages): (&str, u32),
+    budget: Budget,
+) -> Result<Success, Failure> {
+    let socket =
+        Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::SCTP)).during("socket")?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into()).during("bind")?;
+    }
+    socket.connect_timeout(&target.into(), budget.left("connect")?).during("connect")?;
+    let mut stream: TcpStream = socket.into();
+    let mut buffer = vec![0_u8; payload.len()];
+    for _ in 0..messages {
+        stream.set_write_timeout(Some(budget.left("send")?)).during("set time limit")?;
+        stream.write_all(payload.as_bytes()).during("send")?;
+        stream.set_read_timeout(Some(budget.left("receive")?)).during("set time limit")?;
+        stream.read_exact(&mut buffer).during("receive")?;
+        if buffer != payload.as_bytes() {
+            return Err(Failure::other("what came back is not what was sent"));
+        }
+    }
+    Ok(Success { detail: format!("{messages} messages came back from {target}"), status: None, body: None })
 }
 
 /// Sends `bytes` bytes to a server that echoes them, and counts what comes back until it closes.

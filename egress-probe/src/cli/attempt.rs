@@ -122,6 +122,19 @@ pub(crate) enum AttemptCommand {
         #[arg(long, default_value_t = 2000)]
         timeout_ms: u64,
     },
+    /// Make an association by SCTP, send messages and wait for the echo of each.
+    Sctp {
+        target: SocketAddr,
+        /// The only local address of the association; by default it has all of them.
+        #[arg(long, value_name = "ADDR")]
+        from: Option<IpAddr>,
+        #[arg(long, default_value = "probe")]
+        payload: String,
+        #[arg(long, default_value_t = 4)]
+        messages: u32,
+        #[arg(long, default_value_t = 2000)]
+        timeout_ms: u64,
+    },
     /// Ask a DNS server for the A and AAAA records of a name.
     Resolve {
         name: String,

@@ -110,11 +110,12 @@ pub(super) fn describe((src, dst): (IpAddr, IpAddr), protocol: i32, payload: &[u
     let name = match protocol {
         libc::IPPROTO_TCP => "TCP".to_owned(),
         libc::IPPROTO_UDP => "UDP".to_owned(),
+        libc::IPPROTO_SCTP => "SCTP".to_owned(),
         libc::IPPROTO_ICMP => "ICMP".to_owned(),
         libc::IPPROTO_ICMPV6 => "ICMPv6".to_owned(),
         other => other.to_string(),
     };
-    let has_ports = matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP);
+    let has_ports = matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP | libc::IPPROTO_SCTP);
     let port = |at| if has_ports { word(payload, at) } else { None };
     Captured { src, dst, protocol: name, sport: port(0), dport: port(2), len }
 }

@@ -1,6 +1,6 @@
-//! `serve-udp` and `serve-echo`: give back what comes.
+//! `serve-udp`, `serve-echo` and `serve-sctp`: give back what comes.
 
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
@@ -40,6 +40,30 @@ pub(crate) fn run_tcp(listen: &Listen, once: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     net::serve_connections(&listener, |stream, peer| connection(&stream, peer))
+}
+
+/// Echoes SCTP messages until killed.
+pub(crate) fn run_sctp(listen: &Listen, many: bool) -> anyhow::Result<()> {
+    if many {
+        let socket = net::listen_sctp_many(listen.bind, listen.port)?;
+        net::announce_ready()?;
+        datagrams(&socket)
+    }
+    let listener = net::listen_sctp(listen.bind, listen.port)?;
+    net::serve_connections(&listener, |mut stream, peer| {
+        let mut buffer = vec![0_u8; 65536];
+        loop {
+            let echoed = stream.read(&mut buffer).and_then(|count| {
+                stream.write_all(&buffer[..count])?;
+                Ok(count)
+            });
+            match echoed {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) => return eprintln!("egress-probe: {peer}: {error}"),
+            }
+        }
+    })
 }
 
 /// Echoes one connection.

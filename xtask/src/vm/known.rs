@@ -10,7 +10,13 @@ pub(crate) struct Known {
 }
 
 /// All of them.
-const KNOWN: [Known; 0] = [];
+const KNOWN: [Known; 2] =
+    [no_sctp("sctp_servers_answer"), no_sctp("sctp_clients_reach_what_is_allowed_by_sctp")];
+
+/// A test of sockets that this machine's kernel may be built without.
+const fn no_sctp(test: &'static str) -> Known {
+    Known { kernel: "host", binary: "sctp", test, reason: "no SCTP sockets" }
+}
 
 /// The reason why a test is known not to pass.
 pub(crate) fn reason(kernel: &str, binary: &str, test: &str) -> Option<&'static str> {

@@ -25,6 +25,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::command::{root, target, which};
 use crate::{bench, setup};
 
+pub(crate) use features::sctp;
 pub(crate) use guest::guest;
 use image::Base;
 use kernel::Kernel;

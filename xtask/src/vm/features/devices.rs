@@ -38,11 +38,7 @@ pub(crate) fn devices(table: &mut Table<'_>) -> anyhow::Result<()> {
         table.tell(group, name, made.map_err(last_line))?;
     }
     let netns = Netns::new("devices")?;
-    let sctp = netns.run(|| {
-        let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), SockProtocol::Sctp);
-        Ok(made.map(drop).map_err(|error| format!("{error:?}")))
-    })?;
-    table.tell(group, "SCTP sockets", sctp)?;
+    table.tell(group, "SCTP sockets", netns.run(|| Ok(sctp()))?)?;
     let rules = [
         ("nftables: redirect", "tcp dport 80 redirect to :81"),
         ("nftables: dnat", "tcp dport 80 dnat to 192.0.2.1"),
@@ -62,6 +58,12 @@ pub(crate) fn devices(table: &mut Table<'_>) -> anyhow::Result<()> {
     table.tell(group, "clsact", tc("qdisc add dev v0 clsact"))?;
     let pedit = "filter add dev v0 egress matchall action pedit ex munge ip dst set 192.0.2.9";
     table.tell(group, "act_pedit", tc(pedit))
+}
+
+/// Whether sockets of SCTP can be made, or what the kernel answers.
+pub(crate) fn sctp() -> Result<(), String> {
+    let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), SockProtocol::Sctp);
+    made.map(drop).map_err(|error| format!("{error:?}"))
 }
 
 /// What a program said last.

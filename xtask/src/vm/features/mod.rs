@@ -9,6 +9,8 @@ mod hooks;
 mod object;
 mod traffic;
 
+pub(crate) use devices::sctp;
+
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;

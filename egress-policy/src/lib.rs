@@ -6,6 +6,7 @@
 //! Tested by `tests/`, which judge packets with [`egress_common::decide()`] over the compiled state.
 #![forbid(unsafe_code)]
 
+mod by_addr;
 pub mod census;
 pub mod compile;
 mod digest;
@@ -21,6 +22,7 @@ pub mod reference;
 pub mod schema;
 pub mod standing;
 
+pub use by_addr::ByAddr;
 pub use compile::{Compiled, Compiler, compile};
 pub use index::{Dirty, Event, Index};
 pub use lint::lint;

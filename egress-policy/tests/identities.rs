@@ -52,8 +52,8 @@ fn numbers_do_not_change_with_what_they_do_not_mean() {
     let world = full();
     let before = world.compile().desired;
     let after = world.with(pod("other/new", "10.0.1.77", json!({"app": "db"}))).compile().desired;
-    for (addr, identity) in &before.addresses {
-        assert_eq!(after.addresses.get(addr), Some(identity));
+    for (addr, identity) in before.addresses.iter() {
+        assert_eq!(after.addresses.get(&addr), Some(identity));
     }
     assert!(before.rows.iter().all(|(key, row)| after.rows.get(key) == Some(row)));
 }

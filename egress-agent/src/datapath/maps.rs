@@ -118,10 +118,11 @@ impl Maps {
 
     pub(super) fn read(&self) -> Result<State, MapError> {
         let cidr = |key: Key<Addr>| Cidr { bits: key.prefix_len(), addr: key.data() };
+        let of_addresses = self.ipcache.iter().map(|entry| entry.map(|(addr, found)| (addr, found.value)));
         Ok(State {
             config: self.config.get(&0, 0)?,
             endpoints: values(&self.endpoints)?,
-            addresses: values(&self.ipcache)?,
+            addresses: of_addresses.collect::<Result<_, _>>()?,
             cidrs: self.cidrs.iter().map(|e| e.map(|(k, v)| (cidr(k), v))).collect::<Result<_, _>>()?,
             rows: values(&self.rows)?,
         })

@@ -10,6 +10,7 @@ use egress_common::wire::{Addr, IDENTITY_WORLD};
 use super::grant::{Grant, Peer};
 use super::grants::{GrantId, Grants};
 use super::identity::{Backends, Composite, Identities, Matches};
+use crate::by_addr::ByAddr;
 use crate::index::{ANYWHERE, API_SERVER, Index, Targets};
 use crate::object::{NamespaceLabels, Pod, PortRange, Ports, address};
 
@@ -30,7 +31,7 @@ pub(super) struct Addresses<'a> {
     pub(super) grants: &'a Grants,
     pub(super) identities: &'a mut Identities,
     /// Identities that are written for addresses already.
-    pub(super) known: &'a BTreeMap<Addr, u64>,
+    pub(super) known: &'a ByAddr<u64>,
     /// What is behind the node ports of every node: IPv4, and IPv6.
     pub(super) nodes: &'a mut [NodePorts; 2],
     /// Counts addresses, backends and the service ports that are looked at.

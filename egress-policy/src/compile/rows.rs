@@ -10,6 +10,7 @@ use super::grants::Grants;
 use super::identity::{Identities, Meaning};
 use super::policies::{Policies, Policy};
 use super::row::{self, Cells};
+use crate::by_addr::ByAddr;
 use crate::index::Index;
 
 /// Makes the rows of one policy.
@@ -83,7 +84,7 @@ pub(super) fn rule(index: &Index, content: Content, addr: &Addr, (protocol, port
         (Grants::default(), Policies::default(), Identities::default());
     let number = policies.take(content, &mut grants);
     grants.divide();
-    let (known, mut nodes, mut work) = (BTreeMap::new(), <[NodePorts; 2]>::default(), 0);
+    let (known, mut nodes, mut work) = (ByAddr::default(), <[NodePorts; 2]>::default(), 0);
     let mut judge = Addresses {
         index,
         grants: &grants,

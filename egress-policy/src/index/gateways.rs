@@ -14,7 +14,7 @@ use crate::object::{EgressGatewayPolicy, Kind, ObjectRef, Pod, PodPeer, is_singl
 impl Index {
     /// Whether a pod is a gateway of some lock-down.
     pub(crate) fn is_gateway(&self, pod: &Pod) -> bool {
-        self.gateways.contains(&(pod.namespace.clone(), pod.name.clone()))
+        self.gateways.contains(&pod.key())
     }
 
     /// The pods that are a gateway of some lock-down.
@@ -147,7 +147,7 @@ impl Index {
 
     /// Looks again whether a pod is a gateway; tells whether that changed.
     pub(super) fn judge_gateway(&mut self, pod: &Pod) -> bool {
-        let name = (pod.namespace.clone(), pod.name.clone());
+        let name = pod.key();
         if self.means_gateway(pod) { self.gateways.insert(name) } else { self.gateways.remove(&name) }
     }
 }

@@ -185,17 +185,17 @@ impl Index {
 
     /// The pods whose address this is.
     pub(crate) fn owners(&self, addr: &Addr) -> &[Arc<Pod>] {
-        self.owners.get(addr)
+        self.owners.list(addr)
     }
 
     /// The names of the nodes whose address this is.
     pub(crate) fn nodes_at(&self, addr: &Addr) -> &[Arc<str>] {
-        self.node_names.get(addr)
+        self.node_names.list(addr)
     }
 
     /// The names of the nodes that answer at this address.
     pub(crate) fn answering_at(&self, addr: &Addr) -> &[Arc<str>] {
-        self.answering.get(addr)
+        self.answering.list(addr)
     }
 
     /// Every address that the objects know, within a prefix.
@@ -214,7 +214,7 @@ impl Index {
 
     /// Whether an address is a pod's or a node's.
     pub(crate) fn owned(&self, addr: &Addr) -> bool {
-        self.owners.contains(addr) || self.node_names.contains(addr)
+        self.owners.contains_key(addr) || self.node_names.contains_key(addr)
     }
 
     /// The pods that say they have this UID.

@@ -4,7 +4,6 @@
 //! every lookup says what going through all objects would say. What an event costs depends on what it changes, not on
 //! the size of the cluster. Tested by `tests/incremental.rs` and `tests/identities.rs`.
 
-mod by_addr;
 mod dirty;
 mod gateways;
 mod intern;
@@ -19,13 +18,13 @@ use std::sync::Arc;
 use egress_common::wire::Addr;
 use smallvec::SmallVec;
 
-use by_addr::ByAddr;
 pub use dirty::Dirty;
 use intern::Interner;
 pub use lookup::AddressNames;
 pub(crate) use services::{ANYWHERE, API_SERVER, Targets};
 use sorted::{ByUid, Sorted};
 
+use crate::by_addr::Lists;
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NetworkPolicy, Node, Object, ObjectRef, Pod,
     Service, Uid, address,
@@ -58,11 +57,11 @@ pub struct Index {
     network_policies: Sorted<NetworkPolicy>,
     gateway_policies: BTreeMap<Arc<str>, EgressGatewayPolicy>,
     /// Pods that own an address.
-    owners: ByAddr<Arc<Pod>>,
+    owners: Lists<Arc<Pod>>,
     /// Names of nodes, by address.
-    node_names: ByAddr<Arc<str>>,
+    node_names: Lists<Arc<str>>,
     /// Names of nodes, by address at which their ports are: those and further ones.
-    answering: ByAddr<Arc<str>>,
+    answering: Lists<Arc<str>>,
     /// Pods by UID, and by the hash of a static pod.
     by_uid: Sorted<ByUid>,
     by_hash: BTreeMap<Arc<str>, SmallVec<[Arc<Pod>; 2]>>,
@@ -90,7 +89,7 @@ impl PartialEq for Index {
 impl Eq for Index {}
 
 /// Removes a value from a list under a key, and the key with the last one.
-fn unlist<K: Ord, T, const N: usize>(
+pub(crate) fn unlist<K: Ord, T, const N: usize>(
     lists: &mut BTreeMap<K, SmallVec<[T; N]>>,
     key: &K,
     is: impl Fn(&T) -> bool,
@@ -140,7 +139,7 @@ impl Index {
     pub fn apply(&mut self, event: Event) -> Dirty {
         match event {
             Event::Upsert(object) => match object {
-                Object::Pod(pod) => self.put_pod(&(pod.namespace.clone(), pod.name.clone()), Some(pod)),
+                Object::Pod(pod) => self.put_pod(&pod.key(), Some(pod)),
                 Object::Namespace(namespace) => self.put_namespace(&namespace.name.clone(), Some(namespace)),
                 Object::Service(one) => {
                     self.put_service(&(one.namespace.clone(), one.name.clone()), Some(one))
@@ -175,7 +174,7 @@ impl Index {
     /// All there is to look at.
     pub(crate) fn everything(&self) -> Dirty {
         let mut dirty = Dirty { every_pod: true, ..Dirty::default() };
-        dirty.addresses.extend(self.owners.addresses().chain(self.answering.addresses()));
+        dirty.addresses.extend(self.owners.keys().chain(self.answering.keys()));
         dirty.addresses.extend(self.gateway_addresses.keys());
         dirty.addresses.extend(self.lookups.within(Addr([0; 16])..=Addr([255; 16])));
         let host = self.pods().filter(|pod| pod.host_network).map(Pod::object_ref);
@@ -201,7 +200,7 @@ impl Index {
         if let Some(old) = &old {
             let this = |one: &Arc<Pod>| Arc::ptr_eq(one, old);
             for addr in owned(old) {
-                self.owners.remove(&addr, this);
+                self.owners.unlist(&addr, this);
                 dirty.addresses.insert(addr);
             }
             self.by_uid.take(&ByUid(old.clone()));
@@ -338,10 +337,10 @@ impl Index {
         }
         let old = self.nodes.remove(&name);
         for ip in old.iter().flat_map(|node| &node.addresses) {
-            self.node_names.remove(&address(*ip), |one| *one == name);
+            self.node_names.unlist(&address(*ip), |one| *one == name);
         }
         for addr in old.iter().flat_map(doors) {
-            self.answering.remove(&addr, |one| *one == name);
+            self.answering.unlist(&addr, |one| *one == name);
             dirty.addresses.insert(addr);
         }
         if let Some(node) = node {

@@ -127,14 +127,12 @@ impl Index {
 
     /// The addresses at which nodes answer.
     pub(crate) fn node_addresses(&self) -> impl Iterator<Item = Addr> {
-        self.answering.addresses()
+        self.answering.keys()
     }
 
     /// The addresses of nodes that lead to this one by a host port of a gateway.
     pub(crate) fn hosts_before<'a>(&'a self, addr: &Addr) -> impl Iterator<Item = Addr> + use<'a> {
-        let holds = |pod: &Arc<Pod>, names: &BTreeSet<Name>| {
-            names.contains(&(pod.namespace.clone(), pod.name.clone()))
-        };
+        let holds = |pod: &Arc<Pod>, names: &BTreeSet<Name>| names.contains(&pod.key());
         let nodes = self.owners(addr).iter().filter_map(move |pod| {
             let node = pod.node.as_ref()?;
             self.leading_out.gateways.get(node).filter(|names| holds(pod, names)).map(|_| node)
@@ -194,7 +192,7 @@ impl Index {
             self.leading_out.services.remove(name);
         }
         if is != was || (is && moved) {
-            dirty.addresses.extend(self.answering.addresses());
+            dirty.addresses.extend(self.answering.keys());
         }
     }
 
@@ -204,7 +202,7 @@ impl Index {
         if pod.spec.host_ports.is_empty() {
             return;
         }
-        let name = (pod.namespace.clone(), pod.name.clone());
+        let name = pod.key();
         let here = self
             .pods
             .get(&name.0, &name.1)

@@ -8,8 +8,8 @@ use egress_common::packet::protocol;
 use egress_common::wire::Addr;
 use smallvec::SmallVec;
 
-use super::by_addr::ByAddr;
 use super::{Index, Name, unlist};
+use crate::by_addr::Lists;
 use crate::object::{Endpoint, EndpointSlice, ObjectRef, PortRange, Ports, Service, ServicePort, address};
 use crate::pack::pack;
 
@@ -37,9 +37,9 @@ pub(super) struct Lookups {
     /// The slices of a service, by the service's name.
     slices: BTreeMap<Name, SmallVec<[Arc<EndpointSlice>; 2]>>,
     /// The slices that an address is in.
-    behind: ByAddr<Arc<EndpointSlice>>,
+    behind: Lists<Arc<EndpointSlice>>,
     /// The services that an address stands for.
-    vips: ByAddr<Arc<Service>>,
+    vips: Lists<Arc<Service>>,
 }
 
 impl Lookups {
@@ -67,7 +67,7 @@ impl Lookups {
             unlist(&mut self.slices, &service, |one| Arc::ptr_eq(one, slice));
         }
         for endpoint in slice.endpoints.iter() {
-            self.behind.remove(&address(endpoint.address), |one| Arc::ptr_eq(one, slice));
+            self.behind.unlist(&address(endpoint.address), |one| Arc::ptr_eq(one, slice));
         }
     }
 
@@ -84,7 +84,7 @@ impl Lookups {
 
     pub(super) fn remove_service(&mut self, service: &Arc<Service>) {
         for vip in &service.vips {
-            self.vips.remove(&address(*vip), |one| Arc::ptr_eq(one, service));
+            self.vips.unlist(&address(*vip), |one| Arc::ptr_eq(one, service));
         }
     }
 }
@@ -92,12 +92,12 @@ impl Lookups {
 impl Index {
     /// The addresses that stand for services.
     pub(crate) fn vips(&self) -> impl Iterator<Item = Addr> {
-        self.lookups.vips.addresses()
+        self.lookups.vips.keys()
     }
 
     /// Whether an address stands for a service.
     pub(crate) fn is_vip(&self, addr: &Addr) -> bool {
-        self.lookups.vips.contains(addr)
+        self.lookups.vips.contains_key(addr)
     }
 
     /// Whether an address stands for services that chose it themselves, and for no other.
@@ -109,7 +109,7 @@ impl Index {
 
     /// The services that an address stands for.
     pub(crate) fn services_at(&self, addr: &Addr) -> impl Iterator<Item = &Service> {
-        self.lookups.vips.get(addr).iter().map(|service| &**service)
+        self.lookups.vips.list(addr).iter().map(|service| &**service)
     }
 
     /// Whether a service may lead anywhere, as something of it, or of a slice that kube-proxy takes backends from, cannot be read.
@@ -131,7 +131,7 @@ impl Index {
 
     /// The addresses that stand for services which an address is behind, in whatever condition and on whatever port.
     pub(crate) fn vips_before(&self, addr: &Addr) -> impl Iterator<Item = Addr> {
-        let slices = self.lookups.behind.get(addr).iter();
+        let slices = self.lookups.behind.list(addr).iter();
         let services = slices.filter_map(|slice| self.service_of(slice));
         services.flat_map(|service| &service.vips).map(|vip| address(*vip))
     }
@@ -139,7 +139,7 @@ impl Index {
     /// The service ports that an address is behind, in whatever condition: who translates at connect time goes on with a
     /// backend that takes no new connections.
     pub(crate) fn fronts(&self, addr: &Addr) -> impl Iterator<Item = Front<'_>> {
-        let slices = self.lookups.behind.get(addr).iter();
+        let slices = self.lookups.behind.list(addr).iter();
         let slices = slices.filter(|slice| !slice.former && !slice.unread);
         let fronts = slices.filter_map(|slice| Some((slice, self.service_of(slice)?)));
         fronts.filter(|(_, service)| !service.unread).flat_map(|(slice, service)| {
@@ -161,7 +161,7 @@ impl Index {
 
     /// The names of the services that may send new connections to an address.
     pub(super) fn services_before(&self, addr: &Addr) -> BTreeSet<Name> {
-        let slices = self.lookups.behind.get(addr).iter();
+        let slices = self.lookups.behind.list(addr).iter();
         let takes = |slice: &&Arc<EndpointSlice>| {
             slice.endpoints.iter().any(|one| one.may_take() && address(one.address) == *addr)
         };

@@ -10,7 +10,7 @@ use super::{Addresses, Endpoints, Kind, Labels, ObjectRef, Uid};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Its name.
-    pub name: Arc<str>,
+    pub name: Box<str>,
     /// `metadata.uid`, empty where there is none.
     pub uid: Uid,
     /// What its replicas have in common with it.
@@ -84,10 +84,17 @@ impl Pod {
         !self.finished && !self.host_network && self.node.is_some()
     }
 
+    /// Its namespace and name.
+    #[must_use]
+    pub fn key(&self) -> (Arc<str>, Arc<str>) {
+        (self.namespace.clone(), (*self.name).into())
+    }
+
     /// What names it.
     #[must_use]
     pub fn object_ref(&self) -> ObjectRef {
-        ObjectRef { kind: Kind::Pod, namespace: Some(self.namespace.clone()), name: self.name.clone() }
+        let (namespace, name) = self.key();
+        ObjectRef { kind: Kind::Pod, namespace: Some(namespace), name }
     }
 }
 

@@ -260,7 +260,7 @@ fn pod(
     }
     let host_network = spec.host_network.unwrap_or(false);
     Ok(Pod {
-        name,
+        name: (*name).into(),
         uid: Uid::default(),
         template: Arc::new(Template { namespace, labels, spec: Arc::new(pod_spec), host_network }),
         node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),

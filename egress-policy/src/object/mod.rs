@@ -110,7 +110,7 @@ impl Object {
             name: name.clone(),
         };
         match self {
-            Self::Pod(o) => of(Kind::Pod, Some(&o.namespace), &o.name),
+            Self::Pod(o) => o.object_ref(),
             Self::Namespace(o) => of(Kind::Namespace, None, &o.name),
             Self::Service(o) => o.object_ref(),
             Self::EndpointSlice(o) => o.object_ref(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use egress_common::wire::{Addr, Cidr, RowKey};
 
 use super::State;
+use crate::by_addr::ByAddr;
 
 /// Keys of a state that may have changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,7 @@ impl Keys {
     pub(super) fn between(a: &State, b: &State) -> Self {
         Self {
             endpoints: differing(&a.endpoints, &b.endpoints),
-            addresses: differing(&a.addresses, &b.addresses),
+            addresses: addresses(&a.addresses, &b.addresses),
             cidrs: differing(&a.cidrs, &b.cidrs),
             rows: differing(&a.rows, &b.rows),
         }
@@ -53,6 +54,11 @@ impl std::ops::BitOrAssign for Keys {
         self.cidrs.extend(other.cidrs);
         self.rows.extend(other.rows);
     }
+}
+
+fn addresses(a: &ByAddr<u64>, b: &ByAddr<u64>) -> BTreeSet<Addr> {
+    let here = a.iter().filter(|(addr, identity)| b.get(addr) != Some(identity)).map(|(addr, _)| addr);
+    here.chain(b.keys().filter(|addr| !a.contains_key(addr))).collect()
 }
 
 fn differing<K: Copy + Ord, V: PartialEq>(a: &BTreeMap<K, V>, b: &BTreeMap<K, V>) -> BTreeSet<K> {

@@ -36,6 +36,7 @@ use egress_common::wire::{
 };
 use serde::{Serialize, Serializer};
 
+use crate::by_addr::ByAddr;
 use crate::object::protocol_name;
 use crate::pack::pack;
 
@@ -47,7 +48,7 @@ pub struct State {
     /// Pods, by cgroup id.
     pub endpoints: BTreeMap<u64, Endpoint>,
     /// Identities of single addresses.
-    pub addresses: BTreeMap<Addr, u64>,
+    pub addresses: ByAddr<u64>,
     /// Identities of prefixes.
     pub cidrs: BTreeMap<Cidr, u64>,
     /// What policies say about identities.
@@ -58,7 +59,7 @@ impl State {
     /// Takes less memory for the same, after many steps. Looks at everything.
     pub fn pack(&mut self) {
         pack(&mut self.endpoints);
-        pack(&mut self.addresses);
+        self.addresses.pack();
         pack(&mut self.cidrs);
         pack(&mut self.rows);
     }

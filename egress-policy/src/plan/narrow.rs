@@ -59,7 +59,9 @@ impl State {
         let config =
             |state: &Self| BTreeMap::from([((), Step::PutConfig(Config { revision: 0, ..state.config }))]);
         let endpoints = |state: &Self| keyed(&state.endpoints, |key, value| Step::PutEndpoint(*key, *value));
-        let addresses = |state: &Self| keyed(&state.addresses, |key, value| Step::PutAddress(*key, *value));
+        let addresses = |state: &Self| -> BTreeMap<Addr, Step> {
+            state.addresses.iter().map(|(addr, value)| (addr, Step::PutAddress(addr, *value))).collect()
+        };
         let cidrs = |state: &Self| keyed(&state.cidrs, |key, value| Step::PutCidr(*key, *value));
         let rows = |state: &Self| keyed(&state.rows, |key, value| Step::PutRow(*key, Box::new(*value)));
         let mut found = Vec::new();

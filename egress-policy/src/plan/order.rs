@@ -11,11 +11,12 @@ use egress_common::wire::{Addr, Cidr, IDENTITY_WORLD};
 
 use super::prefix::Prefixes;
 use super::{Keys, State, Step};
+use crate::by_addr::ByAddr;
 
 /// Where addresses lead.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout<'a> {
-    pub(super) addresses: &'a BTreeMap<Addr, u64>,
+    pub(super) addresses: &'a ByAddr<u64>,
     pub(super) cidrs: &'a BTreeMap<Cidr, u64>,
 }
 

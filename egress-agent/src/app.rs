@@ -83,7 +83,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     };
     let ask = |socket: &SocketArgs, question| runtime()?.block_on(admin::client::told(socket, question));
     match command {
-        Command::Run(args) => runtime()?.block_on(run::run(args))?,
+        Command::Run(args) => {
+            #[cfg(target_env = "gnu")]
+            crate::memory::give_back_from_time_to_time();
+            runtime()?.block_on(run::run(args))?;
+        }
         Command::Status(args) => runtime()?.block_on(admin::client::status(&args))?,
         Command::Endpoints(args) => runtime()?.block_on(admin::client::endpoints(&args))?,
         Command::Flows(args) => runtime()?.block_on(admin::client::flows(&args))?,

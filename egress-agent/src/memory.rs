@@ -9,13 +9,14 @@ use std::time::Duration;
 
 /// How often it is looked whether there is anything to give back.
 const EVERY: Duration = Duration::from_secs(15);
-/// Free memory that is kept, besides a sixteenth of what is in use: events need it again at once.
-const KEPT: usize = 2 << 20;
+/// Free memory that is kept, besides a fiftieth of what is in use: events need it again at once.
+const KEPT: usize = 512 << 10;
 /// What is larger is mapped by itself, and gone when it is freed. The C library would raise that to what was freed last: between whole answers of
 /// an API server, some megabytes each, lies what came of them, so that their place stays.
 const MAPPED: libc::c_int = 256 << 10;
 
-/// Gives memory back from time to time, until the process ends.
+/// Gives memory back from time to time, until the process ends. To be called before there are other threads, each of which would have an
+/// arena by then.
 pub(crate) fn give_back_from_time_to_time() {
     // Arenas of many threads would each keep memory of their own; nothing here allocates at many processors at once.
     // SAFETY: sets numbers of the allocator, which may be done at any time.
@@ -38,7 +39,7 @@ pub(crate) fn give_back_from_time_to_time() {
 fn give_back() -> usize {
     // SAFETY: reads the allocator's numbers, under its locks.
     let info = unsafe { libc::mallinfo2() };
-    if info.fordblks > KEPT + info.uordblks / 16 {
+    if info.fordblks > KEPT + info.uordblks / 50 {
         // SAFETY: the allocator's own business, under its locks.
         unsafe { libc::malloc_trim(0) };
     }

@@ -67,8 +67,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let in_cluster = objects.comes_first();
     let _locks = locks(&root, &args.bpffs.bpffs, in_cluster).await?;
     raise_limits();
-    #[cfg(target_env = "gnu")]
-    crate::memory::give_back_from_time_to_time();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 

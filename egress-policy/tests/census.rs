@@ -111,7 +111,7 @@ proptest! {
             let gateways = index.gateway_policies().flat_map(|policy| &policy.gateways);
             gateways.filter_map(|gateway| gateway.pods.as_ref()).any(|peer| peer.matches(pod, labels))
         };
-        let nodes: BTreeSet<&str> = index.pods().map(|pod| pod.node.as_deref().unwrap_or_default()).collect();
+        let nodes: BTreeSet<&str> = index.pods().map(|pod| pod.node().map(|node| &**node).unwrap_or_default()).collect();
         let mut locked: BTreeMap<String, usize> = BTreeMap::new();
         for node in nodes {
             let compiled = compile_every_pod(&index, node, UnknownPods::DenyOutside);

@@ -102,7 +102,7 @@ impl Agent {
     /// Why the maps of this node do not have a pod.
     fn why_not_here(&self, from: &Sender) -> String {
         let here = &self.node;
-        match self.index.pod(&from.namespace, &from.pod).map(|pod| pod.node.as_deref()) {
+        match self.index.pod(&from.namespace, &from.pod).map(|pod| pod.node().map(|node| &**node)) {
             None => format!("{here} has no pod of that name"),
             Some(None) => format!("the pod is on no node yet, and the maps of {here} do not have it"),
             Some(Some(node)) if node == here => {

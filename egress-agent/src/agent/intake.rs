@@ -134,7 +134,7 @@ impl Agent {
 
     /// Whether a pod says that a cgroup of this name (a UID, or the hash of a static pod of this node) is its own.
     fn claims(&self, pod: &Pod, name: &str) -> bool {
-        let is_here = pod.node.as_deref() == Some(&self.node);
+        let is_here = pod.node().map(|node| &**node) == Some(&self.node);
         !name.is_empty()
             && (pod.uid == *name || (is_here && pod.static_hash().is_some_and(|hash| **hash == *name)))
     }

@@ -16,7 +16,7 @@ pub fn plan(args: &PlanArgs, source: &SourceArgs) -> anyhow::Result<Told> {
     let compiled = compile_every_pod(&loaded.index, node, loaded.doubt(args.unknown_pods));
     let mut notes: Vec<_> = compiled.diagnostics.iter().map(ToString::to_string).collect();
     notes.extend(loaded.note());
-    if !node.is_empty() && !loaded.index.pods().any(|pod| pod.node.as_deref() == Some(node)) {
+    if !node.is_empty() && !loaded.index.pods().any(|pod| pod.node().map(|node| &**node) == Some(node)) {
         notes.push(format!("no pod of the objects is on a node {node:?}"));
     }
     tell(&compiled.desired, &State::default(), notes, args.read.output)

@@ -60,7 +60,8 @@ pub(super) fn of_cgroup(
 /// The pods that say that a cgroup is theirs, by the UID or hash in its name.
 fn claims<'i>(index: &'i Index, node: &str, uid: &str) -> Vec<&'i Arc<Pod>> {
     // Anybody may write the annotation; it counts for pods of this node only, and after the UID.
-    let by_hash = || index.by_hash(uid).iter().filter(|pod| pod.node.as_deref() == Some(node)).collect();
+    let by_hash =
+        || index.by_hash(uid).iter().filter(|pod| pod.node().map(|node| &**node) == Some(node)).collect();
     let by_uid = index.by_uid(uid);
     if by_uid.is_empty() { by_hash() } else { by_uid }
 }
@@ -103,7 +104,7 @@ fn of_several(index: &Index, node: &Node<'_>, found: &LocalPod, claims: &[&Arc<P
 
 /// What is wrong with a pod that is found here and names another node.
 fn elsewhere(pod: &Pod, node: &str) -> Option<Diagnostic> {
-    let named = pod.node.as_deref().filter(|named| *named != node)?;
+    let named = pod.node().map(|node| &**node).filter(|named| *named != node)?;
     Some(Diagnostic {
         object: Some(pod.object_ref()),
         path: "spec.nodeName".to_owned(),

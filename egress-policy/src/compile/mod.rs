@@ -125,7 +125,7 @@ pub fn compile(index: &Index, node: &Node<'_>) -> Compiled {
 /// objects only. Cgroup ids count from 1 in the order of the pods' names; the pod root's level is 0.
 #[must_use]
 pub fn compile_every_pod(index: &Index, name: &str, doubt: impl Into<Doubt>) -> Compiled {
-    let on_node = |pod: &&Arc<Pod>| pod.node.as_deref().unwrap_or_default() == name;
+    let on_node = |pod: &&Arc<Pod>| pod.node().map(|node| &**node).unwrap_or_default() == name;
     let pods = index.shared_pods().filter(on_node).map(|pod| {
         let containers = pod.spec.containers.iter().map(|container| container.name.to_string());
         (pod.clone(), containers.collect())

@@ -187,7 +187,7 @@ fn lock_down(
     }
     simple(allow.in_cluster, "inCluster", Peer::InCluster);
     simple(allow.api_server, "apiServer", Peer::ApiServer);
-    if let Some(node) = &pod.node {
+    if let Some(node) = pod.node() {
         simple(allow.node, "node", Peer::Node(node.clone()));
     }
     for (i, to) in allow.to.iter().enumerate() {

@@ -260,7 +260,7 @@ impl Index {
     pub fn address_names(&self, ip: std::net::IpAddr, port: (u8, u16)) -> AddressNames {
         let addr = address(ip.to_canonical());
         let pod = self.owners(&addr).iter().min_by_key(|pod| (&pod.namespace, &pod.name));
-        let node = self.nodes_at(&addr).iter().min().or_else(|| pod.and_then(|pod| pod.node.as_ref()));
+        let node = self.nodes_at(&addr).iter().min().or_else(|| pod.and_then(|pod| pod.node()));
         let service = self.service_at(&addr, port);
         AddressNames {
             pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),

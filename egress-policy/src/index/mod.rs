@@ -185,7 +185,7 @@ impl Index {
 
     fn put_pod(&mut self, name: &Name, pod: Option<Pod>) -> Dirty {
         let pod = pod.map(|mut pod| {
-            if self.node.is_none() || self.node != pod.node {
+            if self.node.is_none() || self.node.as_ref() != pod.node() {
                 pod.forget_containers();
             }
             self.interner.pod(&mut pod);

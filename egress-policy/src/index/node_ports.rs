@@ -134,7 +134,7 @@ impl Index {
     pub(crate) fn hosts_before<'a>(&'a self, addr: &Addr) -> impl Iterator<Item = Addr> + use<'a> {
         let holds = |pod: &Arc<Pod>, names: &BTreeSet<Name>| names.contains(&pod.key());
         let nodes = self.owners(addr).iter().filter_map(move |pod| {
-            let node = pod.node.as_ref()?;
+            let node = pod.node()?;
             self.leading_out.gateways.get(node).filter(|names| holds(pod, names)).map(|_| node)
         });
         nodes.filter_map(|node| self.nodes.get(node)).flat_map(doors)
@@ -198,15 +198,13 @@ impl Index {
 
     /// Looks again whether a pod is a gateway with host ports.
     fn judge_host_ports(&mut self, pod: &Pod, dirty: &mut Dirty) {
-        let Some(node) = &pod.node else { return };
+        let Some(node) = pod.node() else { return };
         if pod.spec.host_ports.is_empty() {
             return;
         }
         let name = pod.key();
-        let here = self
-            .pods
-            .get(&name.0, &name.1)
-            .filter(|pod| pod.node.as_ref() == Some(node) && self.holds_gateway(pod));
+        let here =
+            self.pods.get(&name.0, &name.1).filter(|pod| pod.node() == Some(node) && self.holds_gateway(pod));
         let is = here.is_some_and(|pod| !pod.spec.host_ports.is_empty() && owned(pod).next().is_some());
         let held = &mut self.leading_out.gateways;
         let was = held.get(node).is_some_and(|names| names.contains(&name));

@@ -15,14 +15,16 @@ pub struct Pod {
     pub uid: Uid,
     /// What its replicas have in common with it.
     pub template: Arc<Template>,
-    /// `spec.nodeName`.
-    pub node: Option<Arc<str>>,
+    /// `spec.nodeName`, behind one pointer.
+    #[expect(
+        clippy::redundant_allocation,
+        reason = "the inner one takes two words, and is the same for all pods of a node"
+    )]
+    pub(crate) node: Option<Arc<Arc<str>>>,
     /// Its addresses, in the order of `status.podIPs`.
     pub addresses: Addresses,
     /// `None` where there is nothing in it.
     pub(super) cgroups: Option<Box<Cgroups>>,
-    /// Whether its phase is Succeeded or Failed; its addresses may be another pod's by now.
-    pub finished: bool,
 }
 
 impl Deref for Pod {
@@ -44,6 +46,8 @@ pub struct Template {
     pub spec: Arc<PodSpec>,
     /// Whether they share the node's network namespace.
     pub host_network: bool,
+    /// Whether their phase is Succeeded or Failed; their addresses may be other pods' by now.
+    pub finished: bool,
 }
 
 /// What names cgroups of a pod, beside its UID.
@@ -54,6 +58,12 @@ pub(super) struct Cgroups {
 }
 
 impl Pod {
+    /// `spec.nodeName`.
+    #[must_use]
+    pub fn node(&self) -> Option<&Arc<str>> {
+        self.node.as_deref()
+    }
+
     /// The hash in the cgroup's name, for a static pod.
     #[must_use]
     pub fn static_hash(&self) -> Option<&Arc<str>> {

@@ -259,14 +259,14 @@ fn pod(
         }
     }
     let host_network = spec.host_network.unwrap_or(false);
+    let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     Ok(Pod {
         name: (*name).into(),
         uid: Uid::default(),
-        template: Arc::new(Template { namespace, labels, spec: Arc::new(pod_spec), host_network }),
-        node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::from(name.as_str())),
+        template: Arc::new(Template { namespace, labels, spec: Arc::new(pod_spec), host_network, finished }),
+        node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::new(name.into())),
         addresses: addresses.into(),
         cgroups: None,
-        finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     })
 }
 

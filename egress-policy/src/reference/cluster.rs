@@ -67,7 +67,7 @@ impl<'a> Cluster<'a> {
     /// The pods that own an address: those on a node, and neither finished nor on the host network.
     pub(super) fn pods_at(&self, address: IpAddr) -> Vec<&'a Pod> {
         let owns = |pod: &&Pod| {
-            pod.node.is_some() && !pod.finished && !pod.host_network && pod.addresses.contains(&address)
+            pod.node().is_some() && !pod.finished && !pod.host_network && pod.addresses.contains(&address)
         };
         self.objects.pods().filter(owns).collect()
     }
@@ -200,7 +200,7 @@ impl<'a> Cluster<'a> {
         };
         for pod in self.objects.pods().filter(is_gateway) {
             let mut nodes = self.objects.nodes().filter(|node| node.addresses.contains(&address));
-            if pod.addresses.is_empty() || !nodes.any(|node| Some(&node.name) == pod.node.as_ref()) {
+            if pod.addresses.is_empty() || !nodes.any(|node| Some(&node.name) == pod.node()) {
                 continue;
             }
             for one in &pod.spec.host_ports {

@@ -109,6 +109,29 @@ fn a_connection_that_a_new_policy_denies_is_ended_and_no_other() {
 }
 
 #[test]
+fn a_pod_with_a_process_in_another_pods_network_is_looked_at_where_it_is_at_home() {
+    let mut stand = stand(&["--sever"]);
+    // Its network is the older one, which has the lower number.
+    let other = stand.pod(PodSpec::new("b", "other"));
+    let pod = stand.pod(PodSpec::new("a", "pod"));
+    stand.start();
+    let guest = pod.spawn_in(&Exec::new("/usr/bin/sleep", ["120"]), other.pod()).unwrap();
+    let mut doomed = hold(&pod, OUTSIDE_V4.into(), DENIED);
+    let mut others = hold(&other, OUTSIDE_V4.into(), DENIED);
+    beats(&mut doomed);
+    // All that is in a pod is looked at every five seconds.
+    eventually("the guest was seen", || {
+        let pods = common::endpoints(&stand.agent);
+        pods.iter().any(|one| one["name"] == "pod" && one["coverage"] != common::COVERED[0])
+    });
+    stand.lock_down(ports(&[ALLOWED]));
+    assert_eq!(ends(&mut doomed).outcome, Outcome::Error);
+    beats(&mut others);
+    assert_eq!(severed(&stand), 1);
+    guest.kill().unwrap();
+}
+
+#[test]
 fn without_sever_it_hangs() {
     let mut stand = stand(&[]);
     let pod = stand.pod(PodSpec::new("a", "pod"));

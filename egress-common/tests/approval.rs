@@ -4,10 +4,10 @@ mod support;
 
 use egress_common::wire::{
     ABI, APPROVAL_AUDIT, APPROVAL_CAME_IN, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Addr, Approval, Config,
-    DATAGRAM_TTL, FLAG_AUDIT, STATE_UNSELECTED, UNKNOWN_ALLOW,
+    DATAGRAM_TTL, FLAG_AUDIT, STATE_UNSELECTED, UNKNOWN_ALLOW, WITNESS_STOOD,
 };
 use egress_common::{Action, Decision, Hook, Reason, Socket};
-use support::packets::{ACK, Ends, SYN};
+use support::packets::{ACK, Ends, SYN, came_in, connection};
 use support::{ETH0, LO, Maps, PEER_V4, POD, Sender, V4, VETH, meta, tcp4};
 
 /// An approval of a flow that no row allows, so that it shows whether it was taken or judged afresh.
@@ -102,12 +102,16 @@ fn each_field_of_the_packet_that_differs_is_judged_afresh() {
 fn what_cannot_be_read_to_its_end_is_never_taken_for_the_same_flow() {
     for ends in Ends::answers() {
         let maps = Maps::new();
-        let own = kept(&maps, ends);
-        let whole = ends.tcp(ACK, 0);
-        for hook in Hook::OF_PACKETS {
-            for len in 0..whole.len() {
-                let decision = judge(&maps, hook, own, &whole[..len]);
-                assert_eq!(decision.verdict.action, Action::Deny, "{len} bytes: {decision:?}");
+        for (protocol, whole) in [(6, ends.tcp(ACK, 0)), (17, ends.udp()), (132, ends.sctp())] {
+            let own = Approval { protocol, given: maps.now, ..kept(&maps, ends) };
+            // What comes after the header of a datagram is not asked for.
+            let header = if protocol == 6 { whole.len() } else { whole.len() - 4 };
+            for hook in Hook::OF_PACKETS {
+                taken(judge(&maps, hook, own, &whole), Reason::Allowed);
+                for len in 0..header {
+                    let decision = judge(&maps, hook, own, &whole[..len]);
+                    assert_eq!(decision.verdict.action, Action::Deny, "{len} bytes: {decision:?}");
+                }
             }
         }
     }
@@ -265,6 +269,53 @@ fn what_is_kept_is_taken_for_the_same_packet() {
     maps.endpoint_mut().lock = 5;
     let own = maps.judge(&packet).approval(at(ETH0), 7).unwrap();
     assert_eq!(own.flags, APPROVAL_LOCKED);
+}
+
+/// What the pod does by its own right begins something; what it does not send, or not in its own name, and an answer do not.
+#[test]
+fn who_sends_by_its_own_right_begins() {
+    for ends in Ends::answers() {
+        let mut maps = Maps::new();
+        let begins = |maps: &Maps, index, packet: &[u8]| {
+            maps.judge_from(Sender::NESTED, packet, index).begins(meta(packet, Hook::Socket, index))
+        };
+        let packet = ends.udp();
+        assert!(!begins(&maps, ETH0, &packet), "denied");
+        maps.witnesses.extend([came_in(&maps, &ends.back().udp())]);
+        assert_eq!(maps.judge(&packet).verdict.reason, Reason::WitnessedReply);
+        assert!(!begins(&maps, ETH0, &packet), "an answer");
+        maps.witnesses.clear();
+        maps.endpoint_mut().flags = FLAG_AUDIT;
+        assert!(begins(&maps, ETH0, &packet) && !begins(&maps, LO, &packet));
+        let mut other = ends;
+        other.from.0[15] ^= 1;
+        assert!(!begins(&maps, ETH0, &other.udp()), "somebody else's");
+        maps.endpoint_mut().state = STATE_UNSELECTED;
+        assert!(begins(&maps, ETH0, &packet));
+    }
+}
+
+/// The socket of a connection that came in remembers it; what answers a datagram asks the table each time.
+#[test]
+fn of_answers_those_on_a_connection_are_kept() {
+    for ends in Ends::answers() {
+        let mut maps = Maps::new();
+        let flags = |maps: &Maps, packet: &[u8], reason| {
+            let decision = maps.judge(packet);
+            assert_eq!(decision.verdict.reason, reason);
+            decision.approval(meta(packet, Hook::Socket, ETH0), maps.now).map(|kept| kept.flags)
+        };
+        maps.witnesses.extend([ends.back().udp(), ends.back().sctp()].map(|packet| came_in(&maps, &packet)));
+        maps.witnesses.extend([connection(&maps, ends, WITNESS_STOOD)]);
+        assert_eq!(flags(&maps, &ends.tcp(ACK, 0), Reason::WitnessedReply), Some(APPROVAL_CAME_IN));
+        assert_eq!(flags(&maps, &ends.udp(), Reason::WitnessedReply), None);
+        assert_eq!(flags(&maps, &ends.sctp(), Reason::WitnessedReply), None);
+        // What may be sent anyway is kept, and did not come in.
+        maps.endpoint_mut().state = STATE_UNSELECTED;
+        for packet in [ends.tcp(ACK, 0), ends.udp(), ends.sctp()] {
+            assert_eq!(flags(&maps, &packet, Reason::Unselected), Some(0));
+        }
+    }
 }
 
 #[test]

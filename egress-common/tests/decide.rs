@@ -213,8 +213,10 @@ fn a_rule_can_audit_where_the_pod_enforces() {
 #[test]
 fn entries_that_cannot_be_read_deny() {
     let mut maps = Maps::new();
-    maps.set_row(POLICY, PEER, &[any(0)]);
-    expect(maps.judge(&tcp4(V4, PEER_V4, 443)), Action::Deny, Reason::BadEntry);
+    for verdict in (0..=0xff).filter(|one| ![VERDICT_ALLOW, VERDICT_AUDIT].contains(one)) {
+        maps.set_row(POLICY, PEER, &[any(verdict)]);
+        expect(maps.judge(&tcp4(V4, PEER_V4, 443)), Action::Deny, Reason::BadEntry);
+    }
     maps.set_row(POLICY, PEER, &[any(VERDICT_ALLOW)]);
     maps.rows.values_mut().for_each(|row| row.len = ROW_ENTRIES as u32 + 1);
     expect(maps.judge(&tcp4(V4, PEER_V4, 443)), Action::Deny, Reason::BadEntry);

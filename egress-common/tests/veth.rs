@@ -122,7 +122,7 @@ fn tagged_frames_are_denied_whatever_is_in_them() {
     }
     for ethertype in [ETHERTYPE_ARP, 0x8100, 0x88a8] {
         let arp = |meta| Meta { vlan: true, ethertype, ..meta };
-        expect(frame(&maps, Sender::NOBODY, &[0; 28], arp), Action::Deny, Reason::NotIp);
+        expect(frame(&maps, Sender::NOBODY, &arp_from(V4), arp), Action::Deny, Reason::NotIp);
     }
     maps.endpoint_mut().flags = FLAG_AUDIT;
     expect(frame(&maps, Sender::NOBODY, &allowed()[0], tagged), Action::Audit, Reason::NotIp);
@@ -152,12 +152,16 @@ fn what_passes_only_because_it_is_audited_is_marked_where_its_source_is_not_the_
 #[test]
 fn of_what_is_not_ip_only_arp_passes() {
     let mut maps = Maps::new();
+    let with = |maps: &Maps, bytes: &[u8], ethertype| {
+        frame(maps, Sender::NOBODY, bytes, |meta| Meta { ethertype, ..meta })
+    };
     let of = |maps: &Maps, ethertype| {
         let bytes = if ethertype == ETHERTYPE_ARP { arp_from(V4) } else { allowed()[0].clone() };
-        frame(maps, Sender::NOBODY, &bytes, |meta| Meta { ethertype, ..meta })
+        with(maps, &bytes, ethertype)
     };
     for ethertype in (0..=0xffff).filter(|one| ![0x0800, 0x86dd, ETHERTYPE_ARP].contains(one)) {
         expect(of(&maps, ethertype), Action::Deny, Reason::NotIp);
+        expect(with(&maps, &arp_from(V4), ethertype), Action::Deny, Reason::NotIp);
     }
     expect(of(&maps, ETHERTYPE_ARP), Action::Allow, Reason::Neighbour);
     expect(of(&maps, 0x0800), Action::Allow, Reason::Allowed);
@@ -215,6 +219,13 @@ fn later_fragments_follow_a_first_one_that_has_passed() {
         maps.witnesses.insert(key, seen);
         assert_eq!(by(&maps, &second), Reason::FollowsFragment);
         assert_eq!(maps.judge(&second).verdict.reason, Reason::Fragment, "not at the socket");
+        // A pod that is closed answers in fragments, too.
+        let state = std::mem::replace(&mut maps.endpoint_mut().state, STATE_INVALID);
+        assert_eq!(by(&maps, &second), Reason::FollowsFragment);
+        let closed = maps.judge(&second).verdict.reason;
+        assert!(closed != Reason::Fragment && closed != Reason::FollowsFragment, "{closed:?}");
+        assert_eq!(by(&maps, &fragments(ends, 0x4322)[1]), closed);
+        maps.endpoint_mut().state = state;
         // Another datagram, another protocol, other ends.
         assert_eq!(by(&maps, &fragments(ends, 0x4322)[1]), Reason::Fragment);
         let other =

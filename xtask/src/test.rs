@@ -27,8 +27,8 @@ pub(crate) struct Args {
     /// With `--vm`: write what was found into docs/kernels.md, beside what it has of other kernels and tests.
     #[arg(long, requires = "vm", conflicts_with = "probe")]
     record: bool,
-    /// With `--vm`: minutes that a kernel may take.
-    #[arg(long, default_value_t = 30, requires = "vm")]
+    /// With `--vm`: minutes that a kernel may take. All tests take some two hours where the machine is emulated.
+    #[arg(long, default_value_t = 240, requires = "vm")]
     minutes: u64,
     #[command(flatten)]
     cluster: cluster::ClusterArgs,

@@ -41,7 +41,6 @@ impl<T: Clone + Ord> Pool<T> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Interner {
     texts: Pool<Arc<str>>,
-    #[expect(clippy::redundant_allocation, reason = "as pods have them")]
     nodes: Pool<Arc<Arc<str>>>,
     labels: Pool<Labels>,
     specs: Pool<Arc<PodSpec>>,

@@ -15,11 +15,7 @@ pub struct Pod {
     pub uid: Uid,
     /// What its replicas have in common with it.
     pub template: Arc<Template>,
-    /// `spec.nodeName`, behind one pointer.
-    #[expect(
-        clippy::redundant_allocation,
-        reason = "the inner one takes two words, and is the same for all pods of a node"
-    )]
+    /// `spec.nodeName`, behind one pointer: the inner one takes two words, and is the same for all pods of a node.
     pub(crate) node: Option<Arc<Arc<str>>>,
     /// Its addresses, in the order of `status.podIPs`.
     pub addresses: Addresses,

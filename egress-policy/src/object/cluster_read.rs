@@ -160,7 +160,7 @@ pub(super) fn read(
                 .filter_map(|key| Some((Arc::from(*key), Arc::from(annotations.get(*key)?.as_str()))))
                 .collect();
             let container_ids = container_ids(raw.status.as_ref());
-            let mut pod = pod(raw, spec, namespace, name, labels)?;
+            let mut pod = pod(raw, spec, namespace, &name, labels)?;
             pod.uid = metadata.uid.as_deref().map(Uid::from).unwrap_or_default();
             let hash = annotations.get(CONFIG_HASH_ANNOTATION).filter(|hash| !hash.is_empty());
             // Kubelet writes both, and names the node as the owner; see `pkg/kubelet/pod/mirror_client.go`.
@@ -243,7 +243,7 @@ fn pod(
     raw: RawPod,
     pod_spec: PodSpec,
     namespace: Arc<str>,
-    name: Arc<str>,
+    name: &str,
     labels: Labels,
 ) -> Result<Pod, ObjectError> {
     let spec = raw.spec.unwrap_or_default();
@@ -261,7 +261,7 @@ fn pod(
     let host_network = spec.host_network.unwrap_or(false);
     let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     Ok(Pod {
-        name: (*name).into(),
+        name: name.into(),
         uid: Uid::default(),
         template: Arc::new(Template { namespace, labels, spec: Arc::new(pod_spec), host_network, finished }),
         node: spec.node_name.filter(|name| !name.is_empty()).map(|name| Arc::new(name.into())),

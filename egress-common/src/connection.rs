@@ -16,7 +16,8 @@ pub fn came_in_to<V: View>(view: &V, kept: &Approval) -> Option<(u64, u16)> {
     if let Some((cgroup, _)) = latest(view, &direct) {
         return Some((cgroup, kept.source_port));
     }
-    latest(view, &translated(kept, kept.source_port))
+    // Led, within the pod, to the socket that listens at the port it has.
+    latest(view, &Half { began: 2, ..half(kept, WITNESS_TRANSLATED) })
 }
 
 /// The pod and [`Witness::wire_port`] of what was seen last of a flow, of one kind.
@@ -35,12 +36,6 @@ fn latest<V: View>(view: &V, half: &Half) -> Option<(u64, u16)> {
         (None, None) => return None,
     };
     Some((seen.cgroup, seen.wire_port))
-}
-
-/// A connection that came in and is led, within the pod, to the socket that listens at `port`.
-#[inline(always)]
-fn translated(kept: &Approval, port: u16) -> Half {
-    Half { local_port: port, began: 2, ..half(kept, WITNESS_TRANSLATED) }
 }
 
 /// What to remember where the socket that listens at `port` says, by a SYN-ACK, that a connection stands which came in to another port:

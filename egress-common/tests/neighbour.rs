@@ -38,6 +38,12 @@ fn what_finds_addresses_says_nothing_else() {
         long.resize(81, 7);
         assert_eq!(by(&long), Reason::NotAllowed, "{kind}");
     }
+    for kind in [133, 135, 136] {
+        // With a link address and a nonce.
+        let mut long = neighbour(kind, 255, ALL_NODES);
+        long.resize(80, 7);
+        assert_eq!(by(&long), Reason::Neighbour, "{kind}");
+    }
     for kind in [135, 136] {
         let mut short = neighbour(kind, 255, ALL_NODES);
         short.truncate(63);
@@ -129,6 +135,10 @@ fn neighbour_discovery_goes_no_further_than_the_link() {
         for hops in [1, 255] {
             assert_eq!(by(&neighbour(kind, hops, ALL_NODES)), Reason::NotAllowed, "{kind}");
         }
+        // What looks like a report but for its type.
+        let mut report = neighbour(131, 1, ALL_NODES);
+        report[48] = kind;
+        assert_eq!(by(&report), Reason::NotAllowed, "{kind}");
     }
     // Other protocols on the link, and the same at the socket.
     assert_eq!(by(&tcp6(V6, LINK_LOCAL, 443)), Reason::NotAllowed);
@@ -226,6 +236,12 @@ fn what_belongs_to_another_is_claimed_by_nobody() {
         for ethertype in [0x8100, 0x88a8] {
             let twice = [&[0, 0, 8, 0], &tcp4(V4, PEER_V4, 443)[..]].concat();
             let verdict = tagged(ethertype, &twice);
+            assert_eq!((verdict.action, verdict.reason), (Action::Deny, Reason::NotIp));
+            // Also while only one of its addresses is known.
+            let mut one = maps.clone();
+            one.endpoint_mut().v6 = Addr::default();
+            let of = |meta| Meta { ethertype, vlan: true, ..meta };
+            let verdict = frame(&one, Sender::NOBODY, &twice, of).verdict;
             assert_eq!((verdict.action, verdict.reason), (Action::Deny, Reason::NotIp));
         }
         // Behind other headers.

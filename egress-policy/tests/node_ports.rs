@@ -185,6 +185,25 @@ fn what_is_behind_a_node_is_followed() {
     }
 }
 
+/// The node that has the backend translates once more.
+#[test]
+fn a_node_port_to_a_pod_whose_address_is_a_services_leads_where_that_does() {
+    let to = json!([{"podSelector": {"matchLabels": {"app": "db"}}}]);
+    let world = by_node(json!([]), json!({"node": true, "to": [{"pods": {"matchLabels": {"app": "db"}}}]}))
+        .with(np("app/db", json!({"podSelector": {}, "egress": [{"to": to}, {"to": [{"ipBlock": {"cidr": "192.168.0.0/16"}}]}]})))
+        .with(node_port("app/np", "10.96.0.77"))
+        .with(slice("app/np", &["10.0.1.2"], ports(8443)));
+    assert!(world.allows("app/web", NODE, "tcp/30443"));
+    let hijacked = |port, behind: &str| {
+        let service = service("other/hij", "10.96.0.78", ports(port));
+        let service = set(service, "/spec/externalIPs", json!(["10.0.1.2"]));
+        world.clone().with(service).with(slice("other/hij", &[behind], ports(443)))
+    };
+    assert!(!hijacked(8443, "203.0.113.7").allows("app/web", NODE, "tcp/30443"));
+    assert!(hijacked(8444, "203.0.113.7").allows("app/web", NODE, "tcp/30443"));
+    assert!(hijacked(8443, "10.0.1.2").allows("app/web", NODE, "tcp/30443"));
+}
+
 /// kube-proxy looks at the addresses of services before it looks at ports of nodes.
 #[test]
 fn what_is_behind_a_node_port_does_not_stand_for_what_is_behind_a_service_at_that_port() {

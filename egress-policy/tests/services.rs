@@ -141,6 +141,35 @@ fn a_vip_on_a_nodes_address_needs_both() {
     assert!(denied.allows("app/web", "192.168.0.2", "tcp/22"));
 }
 
+/// What a node sends to a backend on another node, that node translates again where a service has the backend's address.
+#[test]
+fn a_backend_that_a_service_leads_elsewhere_is_not_where_packets_end() {
+    let again = |name: &str, at: &str, port: u16, behind: &[&str]| {
+        let service = service(name, "10.96.1.66", json!([{"name": "x", "port": port}]));
+        let target = json!([{"name": "x", "port": 8080}]);
+        (set(service, "/spec/externalIPs", json!([at])), slice(name, behind, target))
+    };
+    let with = |world: World, (service, slice): (Value, Value)| world.with(service).with(slice);
+    let passes = |world: &World| world.allows("app/web", "10.96.1.1", "tcp/80");
+    let plain = cluster(&["10.0.1.2"]);
+    assert!(passes(&plain));
+    for outside in ["203.0.113.7", "10.0.1.3"] {
+        assert!(!passes(&with(plain.clone(), again("other/hij", "10.0.1.2", 8080, &[outside]))));
+    }
+    assert!(!passes(&with(plain.clone(), again("other/hij", "10.0.1.2", 8080, &[]))), "nobody answers");
+    // On another port, and to what is allowed.
+    assert!(passes(&with(plain.clone(), again("other/hij", "10.0.1.2", 8081, &["203.0.113.7"]))));
+    let on = with(plain.clone(), again("other/hij", "10.0.1.2", 8080, &["10.0.1.4"]));
+    assert!(passes(&on));
+    // And once more, on a third node; and back.
+    assert!(!passes(&with(on.clone(), again("other/third", "10.0.1.4", 8080, &["203.0.113.7"]))));
+    assert!(passes(&with(on, again("other/third", "10.0.1.4", 8080, &["10.0.1.2"]))));
+    // What cannot be read may have that port.
+    let (mut unread, slice) = again("other/hij", "10.0.1.2", 8081, &["10.0.1.4"]);
+    unread["spec"]["ports"] = json!("all");
+    assert!(!passes(&with(plain, (unread, slice))));
+}
+
 #[test]
 fn an_address_of_two_pods_needs_both() {
     let twin = |labels| cluster(&["10.0.1.2"]).with(pod("app/twin", "10.0.1.2", labels));

@@ -177,7 +177,8 @@ impl Addresses<'_> {
         if v4 { of_v4 } else { of_v6 }
     }
 
-    /// Adds the base identities of backends, and of what is behind them: another node translates what comes to a port of its own.
+    /// Adds the base identities of backends, and of what is behind them: another node translates what comes to a port of its own, and to a
+    /// service's that has a backend's address.
     fn follow(
         &mut self,
         protocol: u8,
@@ -206,12 +207,17 @@ impl Addresses<'_> {
                     behind.extend(bases.iter().map(|identity| (*identity, target)));
                 }
             }
-            if index.leads_out(&addr) {
-                let port = (protocol, target);
-                let mut further = index.behind_host_ports(&addr).remove(&port).unwrap_or_default();
-                further.extend(self.node_ports(addr.is_v4()).get(&port).into_iter().flatten());
-                next.extend(further.into_iter().filter(|target| seen.insert(*target)));
+            let port = (protocol, target);
+            let mut further = Targets::new();
+            match index.behind_services_at(&addr, port) {
+                Some(none) if none.is_empty() => drop(behind.insert((self.identities.nowhere(), target))),
+                leads => further.extend(leads.into_iter().flatten()),
             }
+            if index.leads_out(&addr) {
+                further.extend(index.behind_host_ports(&addr).remove(&port).unwrap_or_default());
+                further.extend(self.node_ports(addr.is_v4()).get(&port).into_iter().flatten());
+            }
+            next.extend(further.into_iter().filter(|target| seen.insert(*target)));
         }
     }
 

@@ -291,6 +291,7 @@ impl Index {
             }
             dirty.addresses.extend(service.vips.iter().map(|vip| address(*vip)));
             dirty.addresses.extend(self.addresses_behind(&service));
+            self.judge_services_before(service.vips.iter().map(|vip| address(*vip)), &mut dirty);
         }
         let behind = self.service(&name.0, &name.1).map(|service| self.takers(service).collect::<Vec<_>>());
         self.judge_service(name, behind.unwrap_or_default(), true, &mut dirty);

@@ -1,5 +1,5 @@
-//! Ports of nodes that lead out: node ports of services with something behind them that is a gateway, a node, or nobody's in the cluster,
-//! or that cannot be read, and host ports of gateways. Who may reach a node could leave through them.
+//! Ports of nodes that lead out: node ports of services with something behind them that is a gateway, a node, another service's, or nobody's in
+//! the cluster, or that cannot be read, and host ports of gateways. Who may reach a node could leave through them.
 //!
 //! Invariant: they are found whatever the order of events, and every address of a node is looked at again when one of them changes.
 //! Tested by `tests/node_ports.rs` and `tests/incremental.rs`.
@@ -105,11 +105,11 @@ impl Index {
         self.services_at(&addr).any(has) || self.is_more_than_a_pod(&address(backend))
     }
 
-    /// Whether an address is a gateway's, a node's, or nobody's in the cluster.
+    /// Whether an address is a gateway's, a node's, a service's, or nobody's in the cluster.
     fn is_more_than_a_pod(&self, addr: &Addr) -> bool {
         let owners = self.owners(addr);
         let gateway = owners.iter().any(|pod| self.is_gateway(pod)) || self.is_gateway_address(addr);
-        owners.is_empty() || gateway || !self.nodes_at(addr).is_empty()
+        owners.is_empty() || gateway || !self.nodes_at(addr).is_empty() || self.is_vip(addr)
     }
 
     /// Whether this port of a node's address leads out, whatever is behind it.

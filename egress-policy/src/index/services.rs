@@ -112,6 +112,20 @@ impl Index {
         self.lookups.vips.list(addr).iter().map(|service| &**service)
     }
 
+    /// What is behind a port of the services that an address stands for, by protocol and number; `None` where none of them has that port.
+    pub(crate) fn behind_services_at(&self, addr: &Addr, port: (u8, u16)) -> Option<Targets> {
+        let mut out = None;
+        for service in self.services_at(addr) {
+            if service.unread {
+                out.get_or_insert_with(Targets::new).insert((ANYWHERE, 0));
+            }
+            for one in service.ports.iter().filter(|one| (one.protocol, one.port) == port) {
+                out.get_or_insert_with(Targets::new).extend(self.chosen(service, one, addr.is_v4()));
+            }
+        }
+        out
+    }
+
     /// Whether a service may lead anywhere, as something of it, or of a slice that kube-proxy takes backends from, cannot be read.
     pub(crate) fn leads_anywhere(&self, service: &Service) -> bool {
         service.unread || self.slices_of(service).any(|slice| slice.proxied && slice.unread)

@@ -151,7 +151,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Whether a service leads out of the cluster: something behind it that is ready, or serves while it terminates, is a gateway, a node,
-    /// or nobody's.
+    /// a service's, or nobody's.
     fn leads_out(&self, service: &Service) -> bool {
         let slices = self.objects.endpoint_slices();
         let mut of_it = slices.filter(|slice| {
@@ -164,11 +164,40 @@ impl<'a> Cluster<'a> {
                         let pods = self.pods_at(endpoint.address);
                         let no_pods = pods.is_empty() || self.is_node(endpoint.address);
                         no_pods
+                            || !self.services_at(endpoint.address).is_empty()
                             || pods.into_iter().any(|pod| self.is_gateway(pod))
                             || self.is_gateway_address(endpoint.address)
                     },
                 )
             })
+    }
+
+    /// Where another node sends on what comes to a backend of its own: what services that have the address of a pod or node lead to on this
+    /// port. `None` where one of them says nothing that can be read, or has nothing behind the port.
+    pub(super) fn sent_on(
+        &self,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> Option<Vec<(IpAddr, u16)>> {
+        let mut found = Vec::new();
+        if self.pods_at(address).is_empty() && !self.is_node(address) {
+            return Some(found);
+        }
+        let mut has_port = false;
+        for service in self.services_at(address) {
+            if service.unread {
+                return None;
+            }
+            for one in self.ports_of(service, protocol, port) {
+                if self.leads_anywhere(service) {
+                    return None;
+                }
+                has_port = true;
+                found.extend(self.chosen_backends(service, one, address.is_ipv4()));
+            }
+        }
+        (!has_port || !found.is_empty()).then_some(found)
     }
 
     /// What is behind a port of a node that leads out of the cluster: a node port of a service that does, or a host port of a gateway on

@@ -250,7 +250,7 @@ fn each_behind(
             return Err("a service that has this port of the node cannot be read".to_owned());
         }
         reasons.push(each_owner(cluster, rules, (address, false), protocol, port)?);
-        for next in cluster.behind_node(address, protocol, port).unwrap_or_default() {
+        for next in further(cluster, address, protocol, port)? {
             if !behind.contains(&next) {
                 behind.push(next);
             }
@@ -260,6 +260,20 @@ fn each_behind(
         return Err("nothing is behind this port of the node".to_owned());
     }
     Ok(reasons.join("; "))
+}
+
+/// What another node makes of a packet to a backend: what is behind ports of that node, and behind services that have the address.
+fn further(
+    cluster: &Cluster<'_>,
+    address: IpAddr,
+    protocol: Protocol,
+    port: u16,
+) -> Result<Vec<(IpAddr, u16)>, String> {
+    let mut found = cluster.behind_node(address, protocol, port).unwrap_or_default();
+    found.extend(
+        cluster.sent_on(address, protocol, port).ok_or("a service of a backend's address leads nowhere")?,
+    );
+    Ok(found)
 }
 
 /// Why the rules allow every backend that some ports of services can choose, or why not.
@@ -279,9 +293,8 @@ fn each_backend(
             match each_owner(cluster, rules, (address, false), probe.protocol, target) {
                 Ok(reason) => {
                     reasons.push(reason);
-                    if let Some(behind) = cluster.behind_node(address, probe.protocol, target)
-                        && !behind.is_empty()
-                    {
+                    let behind = further(cluster, address, probe.protocol, target)?;
+                    if !behind.is_empty() {
                         reasons.push(each_behind(cluster, rules, probe.protocol, behind)?);
                     }
                 }

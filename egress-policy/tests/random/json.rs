@@ -221,12 +221,18 @@ fn service(namespace: &str, name: &str, data: &Svc, pods: &[PodData]) -> Vec<Val
     let numbered = || data.ports.iter().enumerate();
     let own = |(i, p): (usize, &SvcPort)| {
         let mut own = port(i, p.protocol, p.port);
+        if data.odd == 4 {
+            own["port"] = json!(PORTS[0]);
+        }
         own["nodePort"] = json!(p.node_port.map_or(0, |port| pick(&PORTS, port)));
         own
     };
     let ports: Vec<Value> = numbered().map(own).collect();
+    // One in a while has the address of a pod that others have behind them, and the port.
+    let external = if data.odd == 4 { Some("10.0.0.2") } else { data.external.map(|i| pick(&FRONTS, i)) };
+    let external: Vec<_> = external.into_iter().collect();
     object["spec"] = json!({"clusterIP": vips.first().map_or("None", String::as_str),
-        "clusterIPs": vips, "externalIPs": data.external.map(|i| pick(&FRONTS, i)).into_iter().collect::<Vec<_>>(),
+        "clusterIPs": vips, "externalIPs": external,
         "internalTrafficPolicy": if data.odd == 1 { "Local" } else { "Cluster" }, "ports": ports});
     if let Some((front, proxy)) = data.balancer {
         let mode = if proxy { "Proxy" } else { "VIP" };

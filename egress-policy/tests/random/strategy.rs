@@ -63,7 +63,9 @@ fn weighted_flag(yes: u32, no: u32) -> impl Strategy<Value = bool> {
 }
 
 fn service() -> impl Strategy<Value = Svc> {
-    let port = (0_u8..3, 0_u8..11, 0_u8..11, weighted(0.7, 0_u8..11), weighted(0.3, 0_u8..11)).prop_map(
+    let protocol = prop_oneof![2 => Just(0_u8), 3 => 0_u8..3];
+    let target = prop_oneof![2 => Just(0_u8), 3 => 0_u8..11];
+    let port = (protocol, 0_u8..11, target, weighted(0.7, 0_u8..11), weighted(0.3, 0_u8..11)).prop_map(
         |(protocol, port, target, other_target, node_port)| SvcPort {
             protocol,
             port,

@@ -108,6 +108,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     agent.look_at_addresses();
     agent.look_at_source();
     agent.look_at_pods(&mut pod_watcher);
+    agent.let_ourselves_pass();
     agent.enforce();
     agent.name_owners();
     agent.cover(Look::Whole);

@@ -189,3 +189,39 @@ fn followers_that_go_away_leave_nothing_behind() {
     eventually("their sockets are closed", || descriptors(&stand) <= before + 2);
     assert_eq!(stand.agent.status().unwrap()["ready"], true);
 }
+
+/// Otherwise it could not ask for what unknown pods may do by now, and under `deny` not even answer its probes.
+#[test]
+fn an_agent_in_a_pod_that_the_pinned_maps_do_not_know_can_reach_its_source() {
+    let mut stand = Stand::new(CgroupDriver::Systemd);
+    let arguments = ["--unknown-pods", "deny"];
+    stand.agent = stand.agent.arguments(&arguments);
+    let path = stand.agent.objects().join("lock.yaml");
+    let text = policy(json!({})).to_string();
+    fs::write(&path, &text).unwrap();
+    stand.start();
+    stand.agent.kill().unwrap();
+    // The next one's pod is as new as another, and its source is not whole yet.
+    fs::write(&path, format!("{text}]")).unwrap();
+    let strangers = ["agent", "other"].map(|name| {
+        let pod = stand.topology.add_pod(PodSpec::new("system", name).host_network()).unwrap();
+        pod.add_container("app").unwrap()
+    });
+    strangers.iter().for_each(|container| denied(container, &outside()[0]));
+    let [own, other] = &strangers;
+    stand.agent.spawn_in(&stand.topology, own).unwrap();
+    stand
+        .agent
+        .wait("it is held", |status| status["pending"].to_string().contains("may be a policy"))
+        .unwrap();
+    for address in outside() {
+        passes(own, &address);
+        denied(other, &address);
+    }
+    // What is known of it counts once that was read.
+    fs::write(&path, &text).unwrap();
+    stand.write(pod_object(&stand, other.pod()));
+    stand.agent.wait("it is read", |status| status["ready"] == true).unwrap();
+    passes(other, &outside()[0]);
+    denied(own, &outside()[0]);
+}

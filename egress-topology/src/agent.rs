@@ -156,9 +156,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts it in a container of a pod, with all capabilities, and waits until it says that it is ready.
-    pub fn start_in(&mut self, topology: &Topology, container: &Container) -> Result<()> {
+    /// Starts it in a container of a pod, with all capabilities.
+    pub fn spawn_in(&mut self, topology: &Topology, container: &Container) -> Result<()> {
         self.process = Some(container.spawn(&self.run(topology).capabilities(Capabilities::ALL))?);
+        Ok(())
+    }
+
+    /// The same, and waits until it says that it is ready.
+    pub fn start_in(&mut self, topology: &Topology, container: &Container) -> Result<()> {
+        self.spawn_in(topology, container)?;
         self.wait("the agent is ready", |status| status["ready"] == true)
     }
 

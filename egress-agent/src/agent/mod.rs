@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, STATE_UNSELECTED};
+use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, STATE_UNSELECTED};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Index};
 use egress_policy::object::ObjectRef;
@@ -250,6 +250,21 @@ impl Agent {
     /// Whether nothing is done yet: there is nothing of ours in the kernel, and what is allowed is not known.
     pub(crate) fn waits_for_source(&self) -> bool {
         self.held && !self.adopted && self.source.comes_first()
+    }
+
+    /// Lets the pod pass that this runs in, where the maps are another agent's and do not know it: they rule until everything was read, and
+    /// what unknown pods may do need not be enough to reach the API server (it has moved, or they may do nothing).
+    pub(crate) fn let_ourselves_pass(&mut self) {
+        let known = &self.datapath.observed().endpoints;
+        let Some(own) = self.scan.pods.iter().find(|pod| pod.holds(std::process::id())) else { return };
+        if !self.adopted || known.contains_key(&own.cgroup) {
+            return;
+        }
+        let endpoint = Endpoint { state: STATE_UNSELECTED, flags: FLAG_HOST_NETWORK, ..Endpoint::default() };
+        let plan = Plan { steps: vec![Step::PutEndpoint(own.cgroup, endpoint)] };
+        for error in self.datapath.apply(&plan).err().unwrap_or_default() {
+            tracing::error!("the agent's own pod stays unknown: {error}");
+        }
     }
 
     /// Brings the kernel to the desired state; tells whether there was anything to do.

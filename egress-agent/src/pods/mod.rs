@@ -106,6 +106,24 @@ pub struct PodCgroup {
     pub containers: Vec<(String, u64)>,
 }
 
+impl PodCgroup {
+    /// Whether a process is in it.
+    #[must_use]
+    pub fn holds(&self, pid: u32) -> bool {
+        holds(&self.path, &pid.to_string(), DEPTH)
+    }
+}
+
+/// How deep below a pod's cgroup a process is looked for.
+const DEPTH: usize = 4;
+
+fn holds(cgroup: &Path, pid: &str, depth: usize) -> bool {
+    let here = || fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let below = || children(cgroup).unwrap_or_default().into_iter();
+    here().lines().any(|line| line == pid)
+        || (depth > 0 && below().any(|(_, path, _)| holds(&path, pid, depth - 1)))
+}
+
 impl Scan {
     fn add(&mut self, uid: String, path: PathBuf, cgroup: u64) {
         // Without them the pod has no proxies, which denies.

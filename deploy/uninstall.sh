@@ -26,6 +26,10 @@ pods() {
   agents get pods --selector app.kubernetes.io/name=egress-enforcer,app.kubernetes.io/component=agent --output jsonpath='{range .items[*]}{.spec.nodeName}{" "}{.spec.containers[?(@.name=="agent")].args[0]}{" now="}{.status.containerStatuses[?(@.name=="agent")].state.terminated.exitCode}{" before="}{.status.containerStatuses[?(@.name=="agent")].lastState.terminated.exitCode}{"\n"}{end}'
 }
 
+if ! agents get daemonset egress-agent --output name > /dev/null; then
+  echo "uninstall.sh: no DaemonSet egress-agent in namespace $namespace: name its namespace, or, where it was deleted, install it again first" >&2
+  exit 1
+fi
 agents patch daemonset egress-agent --patch-file "$(dirname "${BASH_SOURCE[0]}")/uninstall.patch.yaml"
 end=$((SECONDS + patience))
 while true; do

@@ -93,7 +93,7 @@ pub enum Missing {
         paths: Vec<PathBuf>,
     },
     /// Somebody else made the pin directory, or may write in it.
-    #[error("{} must be root's, with mode 0700: remove it, and mount the bpffs with `-o mode=0700`", path.display())]
+    #[error("{} must be root's, with mode 0700: change it, or remove it and it is made (a bpffs is mounted with `-o mode=0700`)", path.display())]
     Foreign {
         /// The directory.
         path: PathBuf,

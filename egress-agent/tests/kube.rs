@@ -369,4 +369,14 @@ fn commands_that_judge_from_objects_read_the_cluster() {
     world.delete(&policy(json!({})));
     let allowed = run(&["explain", "--from", &from, "--to", "198.51.100.10:443/TCP"]);
     assert_eq!(allowed.status.code(), Some(0), "{allowed:?}");
+    // Who is refused is told so well before a slow server would have been given up.
+    for (of, fault, said) in [
+        ("pods", Fault::Forbidden, "needs the verbs list and watch on pods"),
+        ("*", Fault::Unauthorized, "does not accept the agent's credentials"),
+    ] {
+        let fault = world.fixture.fault(of, &Verb::READ, fault);
+        let refused = run(&["lint"]);
+        assert!(refused.status.code() == Some(2) && refused.stderr.contains(said), "{refused:?}");
+        fault.lift();
+    }
 }

@@ -374,6 +374,8 @@ fn the_flow_log_can_be_simulated() {
         line(Value::Null, Value::Null, "198.51.100.7:80", "TCP"),
         line(json!("shop/web"), Value::Null, "198.51.100.7:0", "ICMP"),
         line(json!("shop/web"), Value::Null, "198.51.100.7:0", "253"),
+        // Where the log of flows is the pod's, the agent says more in it.
+        json!({"timestamp": "2026-01-01T00:00:00Z", "level": "INFO", "message": "applied", "target": "egress_agent"}).to_string() + "\n",
     ];
     let output = agent(&dir, &["simulate", "--flows", "-", "--output", "json"], &log.concat());
     let told: Vec<_> = lines(&output);
@@ -381,7 +383,7 @@ fn the_flow_log_can_be_simulated() {
         told.iter().map(|line| (line["from"].as_str().unwrap(), line["action"].as_str().unwrap())).collect();
     assert_eq!(told, [("shop/web/app", "allow"), ("shop/web", "deny"), ("shop/web", "deny")]);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.contains("2 lines of the flow log left out"), "{stderr}");
+    assert!(stderr.contains("3 lines of the flow log left out"), "{stderr}");
 }
 
 /// A name that is written wrongly is an unknown pod's, which may be allowed what nobody has allowed it.

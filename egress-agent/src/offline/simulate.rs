@@ -229,6 +229,10 @@ struct Logged {
 /// or for a protocol that has none here.
 fn json_line(line: &str) -> anyhow::Result<Option<SimulatedFlow>> {
     let value: Value = serde_json::from_str(line).context("not JSON")?;
+    // What the agent says beside its flows, where both are in the pod's log.
+    if value.get("level").is_some() && value.get("target").is_some() && value.get("from").is_none() {
+        return Ok(None);
+    }
     if value.get("from").is_some() || value.get("destination").is_none() {
         return Ok(Some(serde_json::from_value(value)?));
     }
@@ -280,7 +284,7 @@ pub fn flows(path: &Path) -> anyhow::Result<Vec<SimulatedFlow>> {
     }
     if left_out > 0 {
         eprintln!(
-            "egress-agent: {left_out} lines of the flow log left out: no pod's name, or no protocol that can be asked about"
+            "egress-agent: {left_out} lines of the flow log left out: no flow, no pod's name, or no protocol that can be asked about"
         );
     }
     if flows.is_empty() {

@@ -203,8 +203,9 @@ impl Follower {
     fn not_installed(&mut self) {
         let since = *self.absent.get_or_insert_with(Instant::now);
         if self.newest > 0 && since.elapsed() < self.timing.older {
-            let reason =
-                format!("{DEFINITION} is not installed any more; its policies count until that lasts");
+            let reason = format!(
+                "{DEFINITION} is not installed any more; those of its policies that were not deleted with it count for a minute"
+            );
             return self.inbox.state(self.kind, State::Failing, Some(reason));
         }
         (self.version, self.newest) = (None, 0);

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use egress_policy::index::Event;
 use egress_policy::object::{Kind, Object, ObjectRef};
@@ -135,6 +135,15 @@ impl Inbox {
     pub(super) fn complete(&self) -> bool {
         let contents = self.lock();
         Kind::ALL.iter().all(|kind| contents.watches.get(kind).is_some_and(|watch| watch.synced))
+    }
+
+    /// For how long everything that was not listed yet has been failing; `None` where something is still on its way.
+    pub(super) fn failing_for(&self) -> Option<Duration> {
+        let contents = self.lock();
+        let kinds = Kind::ALL.iter().map(|kind| contents.watches.get(kind));
+        let missing = kinds.filter(|watch| watch.is_none_or(|watch| !watch.synced));
+        let since: Option<Vec<Instant>> = missing.map(|watch| watch?.failing).collect();
+        since?.into_iter().map(|since| since.elapsed()).min()
     }
 
     /// What was not listed yet, and why.

@@ -23,6 +23,11 @@ use inbox::Inbox;
 
 use super::Changes;
 
+/// How long somebody who asks once waits for an API server that refuses, or is not there.
+const GIVE_UP: Duration = Duration::from_secs(5);
+/// How often it is looked whether it does.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// The watches of a cluster; they end when dropped.
 #[derive(Debug)]
 pub(crate) struct Watches {
@@ -64,19 +69,26 @@ impl Watches {
     /// Waits until every kind was listed once, for commands that judge from objects alone.
     ///
     /// # Errors
-    /// There is no configuration; or something is missing after `patience`: what, and why.
+    /// There is no configuration; or something is missing after `patience`, or after [`GIVE_UP`] where all that is missing fails: what, and
+    /// why.
     pub(crate) async fn complete(&self, patience: Duration) -> anyhow::Result<()> {
         // An agent looks for it again; somebody who asks is told.
         self.connector.client().await?;
         let changed = self.changed();
         let complete = async {
             while !self.inbox.complete() {
-                changed.notified().await;
+                if self.inbox.failing_for().is_some_and(|time| time >= GIVE_UP) {
+                    return false;
+                }
+                let _or_look_again = tokio::time::timeout(LOOK, changed.notified()).await;
             }
+            true
         };
         match tokio::time::timeout(patience, complete).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(anyhow::anyhow!("cannot read the cluster: {}", self.inbox.missing().join("; "))),
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => {
+                Err(anyhow::anyhow!("cannot read the cluster: {}", self.inbox.missing().join("; ")))
+            }
         }
     }
 }

@@ -3,11 +3,12 @@
 //! Invariant: nothing counts as a reply because of how it looks. What came in was seen on the node's side of the pod's
 //! veth, for this very pod and flow; what begins a connection is never a reply, nor is what a raw or packet socket sends.
 
+use crate::decide::Said;
 use crate::packet::{Flow, icmp, protocol, tcp};
 use crate::view::{Hook, Meta, Owner, Socket, View};
 use crate::wire::{
-    APPROVAL_CAME_IN, Addr, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT, WITNESS_SLOTS,
-    WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+    APPROVAL_CAME_IN, Addr, POLICY_SENT_ON, RowKey, WITNESS_BEGAN, WITNESS_CAME_IN, WITNESS_CLOSED,
+    WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
 };
 
 /// The two slots of a flow among those of its local address. They spread, no more: a flow finds no place only where both hold
@@ -216,8 +217,8 @@ pub fn datagram(flow: &Flow) -> Half {
     }
 }
 
-/// What to remember of a packet on its way into the pod of `cgroup`; nothing of one that begins nothing. What answers datagrams
-/// that the pod began to send is one more reason to remember that, and no more.
+/// What to remember of a packet on its way into the pod of `cgroup`; nothing of one that begins nothing, nor of one whose answer would be
+/// sent on. What answers datagrams that the pod began to send is one more reason to remember that, and no more.
 #[must_use]
 #[inline(always)]
 pub fn arrived<V: View>(view: &V, flow: &Flow, cgroup: u64) -> Option<Half> {
@@ -231,7 +232,19 @@ pub fn arrived<V: View>(view: &V, flow: &Flow, cgroup: u64) -> Option<Half> {
         }
         half.began = 0;
     }
-    Some(half)
+    if is_sent_on(view, flow) { None } else { Some(half) }
+}
+
+/// Whether what is sent to the source of a packet goes on to somebody else, whom a service leads to that has this address and port: netfilter
+/// knows an answer as one only as long as it remembers the question, which is less than we do.
+#[inline(always)]
+fn is_sent_on<V: View>(view: &V, flow: &Flow) -> bool {
+    if flow.protocol != protocol::TCP && !is_datagram(flow.protocol) {
+        return false;
+    }
+    let Some(identity) = view.address(&flow.source) else { return false };
+    let key = RowKey { policy: POLICY_SENT_ON, identity };
+    view.said(&key, flow.protocol, flow.source_port).verdict != Said::NOTHING
 }
 
 /// Whether a packet that the pod of `cgroup` sends by its own right begins something, the other end not having begun it. Of

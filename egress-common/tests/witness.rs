@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 
 use egress_common::connection;
 use egress_common::wire::{
-    Addr, Approval, FLAG_AUDIT, STATE_INVALID, UNKNOWN_POLICY, WITNESS_CAME_IN, WITNESS_CLOSED,
-    WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+    Addr, Approval, FLAG_AUDIT, POLICY_SENT_ON, PROTOCOL_ANY, Ports, STATE_INVALID, UNKNOWN_POLICY,
+    VERDICT_ALLOW, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD,
+    WITNESS_TTL, Witness, WitnessKey,
 };
 use egress_common::witness::{self, FIRST, Half, SECOND, place};
 use egress_common::{Action, Flow, Hook, Reason, Socket};
@@ -446,6 +447,37 @@ fn handshakes_at_once_do_not_push_one_another_out() {
         .count();
     // By chance 1.2 of them; by one slot each some 30.
     assert!(lost <= 6, "{lost}");
+}
+
+/// Whoever asks from an address and port of a service that leads elsewhere has the answers go there, once netfilter has forgotten the question.
+#[test]
+fn a_question_whose_answer_would_be_sent_on_is_not_remembered() {
+    for ends in Ends::answers() {
+        let mut maps = Maps::new();
+        maps.addresses.insert(ends.to, 7);
+        let remembered = |maps: &Maps, packet: &[u8]| witness::arrived(maps, &flow(packet), POD).is_some();
+        let asks = |ends: Ends| [ends.back().udp(), ends.back().sctp(), ends.back().tcp(SYN, 0)];
+        let other = Ends { to_port: ends.to_port + 1, ..ends };
+        for packet in asks(ends) {
+            assert!(remembered(&maps, &packet), "it is an address like others");
+        }
+        for protocol in [17, 132, 6] {
+            let at =
+                Ports { protocol, verdict: VERDICT_ALLOW, rule: 0, low: ends.to_port, high: ends.to_port };
+            maps.set_row(POLICY_SENT_ON, 7, &[at]);
+            for (kind, packet) in [17, 132, 6].into_iter().zip(asks(ends)) {
+                assert_eq!(remembered(&maps, &packet), kind != protocol, "{protocol} {kind}");
+            }
+            assert!(asks(other).iter().all(|packet| remembered(&maps, packet)));
+        }
+        // Who asks for an echo has no port; and what cannot be read counts.
+        let all = Ports { protocol: PROTOCOL_ANY, verdict: VERDICT_ALLOW, rule: 0, low: 0, high: u16::MAX };
+        for row in [all, Ports { verdict: 0, ..all }] {
+            maps.set_row(POLICY_SENT_ON, 7, &[row]);
+            assert!(!asks(ends).iter().any(|packet| remembered(&maps, packet)));
+            assert!(remembered(&maps, &ends.back().echo(3)));
+        }
+    }
 }
 
 #[test]

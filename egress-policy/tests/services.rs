@@ -4,6 +4,10 @@ mod common;
 
 use common::{Value, World, json, labels, lock, mesh, node, np, pod, service, set, slice};
 use egress_common::packet::protocol;
+use egress_common::wire::{IDENTITY_WORLD, POLICY_SENT_ON, PROTOCOL_ANY, RowKey};
+use egress_policy::compile::{Compiler, Node};
+use egress_policy::index::{Dirty, Event};
+use egress_policy::object::{Kind, ObjectRef, address};
 
 /// A service at 10.96.1.1, port 80 -> 8080, with these backends; `app/web` may reach `app=db` on 8080.
 fn cluster(backends: &[&str]) -> World {
@@ -168,6 +172,57 @@ fn a_backend_that_a_service_leads_elsewhere_is_not_where_packets_end() {
     let (mut unread, slice) = again("other/hij", "10.0.1.2", 8081, &["10.0.1.4"]);
     unread["spec"]["ports"] = json!("all");
     assert!(!passes(&with(plain, (unread, slice))));
+}
+
+/// What is answered to such a port may be sent on as well (`egress_common::witness::arrived`).
+#[test]
+fn the_maps_say_at_which_ports_of_a_pod_packets_do_not_end() {
+    let sent_on = |world: &World, ip: &str| {
+        let desired = world.compile().desired;
+        let identity =
+            desired.addresses.get(&address(ip.parse().unwrap())).copied().unwrap_or(IDENTITY_WORLD);
+        let row = desired.rows.get(&RowKey { policy: POLICY_SENT_ON, identity });
+        row.map(|row| row.ports().iter().map(|one| (one.protocol, one.low, one.high)).collect::<Vec<_>>())
+    };
+    let world = cluster(&["10.0.1.2"]);
+    let count = |world: &World| {
+        world.compile().desired.rows.keys().filter(|key| key.policy == POLICY_SENT_ON).count()
+    };
+    assert_eq!((count(&world), sent_on(&world, "10.0.1.2")), (0, None), "nobody asks from a cluster address");
+    let ports =
+        |number: u16| (0..number).map(|i| json!({"name": format!("p{i}"), "port": 2 * i + 7})).collect();
+    let hijacked = |number| {
+        let service = service("other/hij", "10.96.1.66", Value::Array(ports(number)));
+        world.clone().with(set(service, "/spec/externalIPs", json!(["10.0.1.2"])))
+    };
+    assert_eq!(sent_on(&hijacked(2), "10.0.1.2"), Some(vec![(protocol::TCP, 7, 7), (protocol::TCP, 9, 9)]));
+    assert_eq!(sent_on(&hijacked(2), "10.0.1.4"), None);
+    assert_eq!(sent_on(&hijacked(65), "10.0.1.2"), Some(vec![(PROTOCOL_ANY, 0, u16::MAX)]));
+    let unread = hijacked(1).with(set(
+        set(service("other/hij", "10.96.1.66", json!([])), "/spec/externalIPs", json!(["10.0.1.2"])),
+        "/spec/ports",
+        json!("all"),
+    ));
+    assert_eq!(sent_on(&unread, "10.0.1.2"), Some(vec![(PROTOCOL_ANY, 0, u16::MAX)]));
+    // When the service goes, so does the row.
+    let mut index = hijacked(2).index.clone();
+    let local = world.local.clone();
+    let node = Node {
+        name: common::NODE,
+        pod_root_level: 2,
+        unknown_pods: world.unknown,
+        incomplete: false,
+        pods: &local,
+    };
+    let mut compiler = Compiler::default();
+    compiler.update(&index, &node, Dirty::default());
+    let gone = index.apply(Event::Delete(ObjectRef {
+        kind: Kind::Service,
+        namespace: Some("other".into()),
+        name: "hij".into(),
+    }));
+    compiler.update(&index, &node, gone);
+    assert_eq!(compiler.compiled().desired, world.compile().desired);
 }
 
 #[test]

@@ -275,6 +275,45 @@ fn row_8_a_question_opens_nothing_but_its_answer() {
     ]);
 }
 
+/// A service that has an asker's address and port leads elsewhere: to netfilter, which forgets before we do, the answer would be a packet
+/// to the service.
+#[test]
+fn row_8_what_is_answered_is_not_sent_on() {
+    let range = Range::new(json!({}));
+    let _servers = [serve(&range.locked, "serve-udp", ASKED), serve(&range.locked, "serve-echo", LISTENS)];
+    let asked = |v6: bool, source: u16| {
+        let at = |port: u16| SocketAddr::new(own(&range.locked, v6), port).to_string();
+        let source = source.to_string();
+        let more = ["--source-port", &source, "--timeout-ms", "700"];
+        let udp = range.peer.attempt(&[&["udp", &at(ASKED)][..], &more].concat()).unwrap();
+        let tcp = range.peer.attempt(&[&["tcp", &at(LISTENS)][..], &more].concat()).unwrap();
+        [udp, tcp].map(|attempt| attempt.outcome == Outcome::Ok)
+    };
+    let (leads, beside) = (5005, 5006);
+    for v6 in [false, true] {
+        assert_eq!(asked(v6, leads - 1), [true; 2]);
+    }
+    let ports = ["UDP", "TCP"].map(|one| json!({"name": one, "protocol": one, "port": leads}));
+    let name = json!({"namespace": "default", "name": "elsewhere", "labels": {"kubernetes.io/service-name": "elsewhere"}});
+    let own = [own(&range.peer, false), own(&range.peer, true)];
+    range.stand.write(json!({"apiVersion": "v1", "kind": "Service", "metadata": name,
+        "spec": {"clusterIP": "10.96.7.7", "externalIPs": own, "ports": ports}}));
+    for (v6, family) in [(false, "IPv4"), (true, "IPv6")] {
+        let mut slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": name, "ports": ports, "endpoints": [{"addresses": [outside(v6)]}]});
+        slice["metadata"]["name"] = json!(format!("elsewhere-{family}"));
+        range.stand.write(slice);
+    }
+    for v6 in [false, true] {
+        let at = SocketAddr::new(own[usize::from(v6)], leads).to_string();
+        eventually("the service is known", || {
+            range.locked.attempt(&["udp", &at, "--timeout-ms", "100"]).unwrap().outcome == Outcome::Denied
+        });
+        assert_eq!(asked(v6, leads), [false; 2]);
+        assert_eq!(asked(v6, beside), [true; 2], "from another port");
+    }
+}
+
 /// A listening server is asked about a connection that it does not know; the resets that are seen outside. Since 6.13 the kernel sends
 /// them in the listening socket's name, so that the socket hook is shown them as well.
 fn refusals(range: &mut Range, pod: &Container, v6: bool) -> usize {

@@ -239,6 +239,10 @@ pub struct Cidr {
 /// The identity of an address that neither `IPCACHE` nor `CIDRS` knows.
 pub const IDENTITY_WORLD: u64 = 1;
 
+/// The policy of rows that allow nobody anything: their ports are those at which packets to an address of a pod or node do not end, as
+/// services, or ports of nodes, lead on from there ([`witness::arrived`](crate::witness::arrived)).
+pub const POLICY_SENT_ON: u64 = 1;
+
 /// Key of map `ROWS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]

@@ -77,6 +77,18 @@ pub(super) fn shared(index: &Index, addr: &Addr) -> bool {
     owners(index, addr) + usize::from(index.is_vip(addr)) > 1
 }
 
+/// Who has an address, and the services that it stands for, the first few of them.
+pub(super) fn owners_of(index: &Index, addr: &Addr) -> String {
+    const SHOWN: usize = 4;
+    let pods = index.owners(addr).iter().map(|pod| format!("pod {}/{}", pod.namespace, pod.name));
+    let nodes = index.nodes_at(addr).iter().map(|node| format!("node {node}"));
+    let services = index.services_at(addr).map(|one| format!("service {}/{}", one.namespace, one.name));
+    let mut all: Vec<String> = pods.chain(nodes).chain(services).collect();
+    all.sort();
+    let more = if all.len() > SHOWN { ", ..." } else { "" };
+    all.get(..SHOWN).unwrap_or(&all).join(", ") + more
+}
+
 /// How many pods and nodes have an address; all nodes count as one.
 fn owners(index: &Index, addr: &Addr) -> usize {
     index.owners(addr).len() + usize::from(!index.nodes_at(addr).is_empty())

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use egress_common::wire::{
-    ABI, Addr, Config, IDENTITY_WORLD, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW, UNKNOWN_DENY,
-    UNKNOWN_POLICY,
+    ABI, Addr, Config, IDENTITY_WORLD, POLICY_SENT_ON, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW,
+    UNKNOWN_DENY, UNKNOWN_POLICY,
 };
 
 use super::address::{self, Addresses, NodePorts};
@@ -348,8 +348,9 @@ impl Compiler {
             object: index.owners(&addr).iter().map(|pod| pod.object_ref()).min(),
             path: String::new(),
             reason: format!(
-                "{} has several owners; what is allowed to each of them is allowed",
-                address::display(&addr)
+                "{} has several owners ({}); only what is allowed to each of them is allowed",
+                address::display(&addr),
+                address::owners_of(index, &addr)
             ),
             severity: Severity::Warning,
         });
@@ -368,6 +369,16 @@ impl Compiler {
         }
         for (policy, _) in self.policies.iter().filter(|_| !identities.lost.is_empty()) {
             gone.extend(identities.lost.iter().map(|identity| RowKey { policy, identity: *identity }));
+        }
+        gone.extend(
+            identities.lost.iter().map(|identity| RowKey { policy: POLICY_SENT_ON, identity: *identity }),
+        );
+        for identity in &identities.found {
+            if let Some(row) = self.identities.sent_on(*identity) {
+                let key = RowKey { policy: POLICY_SENT_ON, identity: *identity };
+                self.compiled.desired.rows.insert(key, row);
+                keys.rows.insert(key);
+            }
         }
         for key in gone {
             if self.compiled.desired.rows.remove(&key).is_some() {

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_common::wire::IDENTITY_WORLD;
+use egress_common::decide::NO_RULE;
+use egress_common::wire::{IDENTITY_WORLD, PROTOCOL_ANY, Ports, Row, VERDICT_ALLOW};
 
 use super::grants::{GrantId, Grants};
 use crate::digest::{Digest, Encoder, Numbers};
@@ -114,6 +115,27 @@ impl Identities {
     /// Whether an address or a prefix leads to it.
     pub(super) fn is_used(&self, identity: u64) -> bool {
         self.entries.get(&identity).is_some_and(|entry| entry.uses > 0)
+    }
+
+    /// The ports of an address of a pod or node at which packets to it do not end: services, and ports of nodes, lead on from there. As a
+    /// row, where there are any; more than a row has room for are all.
+    pub(super) fn sent_on(&self, identity: u64) -> Option<Row> {
+        let Meaning::Composite(composite) = self.meaning(identity)? else { return None };
+        // Where nobody can tell what leads on from there, all may.
+        let anywhere = *composite == Composite::default();
+        if !anywhere && (composite.owners.is_empty() || composite.ports.is_empty()) {
+            return None;
+        }
+        let port = |(protocol, port): (u8, u16)| Ports {
+            protocol,
+            verdict: VERDICT_ALLOW,
+            rule: NO_RULE,
+            low: port,
+            high: port,
+        };
+        let all = Ports { protocol: PROTOCOL_ANY, low: 0, high: u16::MAX, ..port((0, 0)) };
+        let ports: Vec<Ports> = composite.ports.keys().copied().map(port).collect();
+        Row::new(&ports).filter(|_| !anywhere).or_else(|| Row::new(&[all]))
     }
 
     /// The identity of what these grants lead to.

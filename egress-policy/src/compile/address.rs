@@ -10,6 +10,7 @@ use egress_common::wire::{Addr, IDENTITY_WORLD};
 use super::grant::{Grant, Peer};
 use super::grants::{GrantId, Grants};
 use super::identity::{Backends, Composite, Identities, Matches};
+use super::report::{Diagnostic, Severity};
 use crate::by_addr::ByAddr;
 use crate::index::{ANYWHERE, API_SERVER, Index, Targets};
 use crate::object::{NamespaceLabels, Pod, PortRange, Ports, address};
@@ -72,21 +73,28 @@ pub(super) fn add_fronts(index: &Index, mut behind: Vec<Addr>, found: &mut BTree
     }
 }
 
-/// Whether an address belongs to more than one thing.
-pub(super) fn shared(index: &Index, addr: &Addr) -> bool {
-    owners(index, addr) + usize::from(index.is_vip(addr)) > 1
-}
-
-/// Who has an address, and the services that it stands for, the first few of them.
-pub(super) fn owners_of(index: &Index, addr: &Addr) -> String {
+/// What is to be said of an address that belongs to more than one thing: to whom, the first few of them.
+pub(super) fn wrong(index: &Index, addr: &Addr) -> Option<Diagnostic> {
     const SHOWN: usize = 4;
+    if owners(index, addr) + usize::from(index.is_vip(addr)) <= 1 {
+        return None;
+    }
     let pods = index.owners(addr).iter().map(|pod| format!("pod {}/{}", pod.namespace, pod.name));
     let nodes = index.nodes_at(addr).iter().map(|node| format!("node {node}"));
     let services = index.services_at(addr).map(|one| format!("service {}/{}", one.namespace, one.name));
     let mut all: Vec<String> = pods.chain(nodes).chain(services).collect();
     all.sort();
     let more = if all.len() > SHOWN { ", ..." } else { "" };
-    all.get(..SHOWN).unwrap_or(&all).join(", ") + more
+    let few = all.get(..SHOWN).unwrap_or(&all).join(", ");
+    Some(Diagnostic {
+        object: index.owners(addr).iter().map(|pod| pod.object_ref()).min(),
+        path: String::new(),
+        reason: format!(
+            "{} has several owners ({few}{more}); only what is allowed to each of them is allowed",
+            display(addr)
+        ),
+        severity: Severity::Warning,
+    })
 }
 
 /// How many pods and nodes have an address; all nodes count as one.

@@ -344,16 +344,7 @@ impl Compiler {
             };
         }
         let origin = Origin::Address(addr);
-        let wrong = address::shared(index, &addr).then(|| Diagnostic {
-            object: index.owners(&addr).iter().map(|pod| pod.object_ref()).min(),
-            path: String::new(),
-            reason: format!(
-                "{} has several owners ({}); only what is allowed to each of them is allowed",
-                address::display(&addr),
-                address::owners_of(index, &addr)
-            ),
-            severity: Severity::Warning,
-        });
+        let wrong = address::wrong(index, &addr);
         self.report(origin, wrong.into_iter().collect());
         after
     }
@@ -367,18 +358,16 @@ impl Compiler {
                 RowKey { policy: *policy, identity: 0 }..=RowKey { policy: *policy, identity: u64::MAX };
             gone.extend(self.compiled.desired.rows.range(range).map(|(key, _)| *key));
         }
-        for (policy, _) in self.policies.iter().filter(|_| !identities.lost.is_empty()) {
+        let of_policies =
+            self.policies.iter().filter(|_| !identities.lost.is_empty()).map(|(policy, _)| policy);
+        for policy in of_policies.chain([POLICY_SENT_ON]) {
             gone.extend(identities.lost.iter().map(|identity| RowKey { policy, identity: *identity }));
         }
-        gone.extend(
-            identities.lost.iter().map(|identity| RowKey { policy: POLICY_SENT_ON, identity: *identity }),
-        );
         for identity in &identities.found {
-            if let Some(row) = self.identities.sent_on(*identity) {
-                let key = RowKey { policy: POLICY_SENT_ON, identity: *identity };
-                self.compiled.desired.rows.insert(key, row);
-                keys.rows.insert(key);
-            }
+            let Some(row) = self.identities.sent_on(*identity) else { continue };
+            let key = RowKey { policy: POLICY_SENT_ON, identity: *identity };
+            self.compiled.desired.rows.insert(key, row);
+            keys.rows.insert(key);
         }
         for key in gone {
             if self.compiled.desired.rows.remove(&key).is_some() {

@@ -82,8 +82,8 @@ fn row_15_filters_are_there_once_come_back_and_go_with_cleanup() {
     // As a network plugin might that starts anew.
     let attacked = range.locked.pod().host_interface().unwrap().to_owned();
     for device in [&device, &attacked] {
+        // It takes the filters with it; the agent may have put them back before we can look.
         range.stand.topology.node().command("tc", &["qdisc", "del", "dev", device, "clsact"], "").unwrap();
-        assert_eq!(filters(&range.stand, device).len(), 0);
     }
     eventually("the filters are back", || {
         [&device, &attacked].iter().all(|device| filters(&range.stand, device) == BOTH)

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Value, World, json, lock, mesh, np, pod, service, set, slice};
-use egress_policy::compile::{Backend, Compiler, Node, chain};
+use egress_policy::compile::{Backend, Compiler, chain};
 use egress_policy::index::Dirty;
 use egress_policy::object::read;
 
@@ -163,14 +163,8 @@ fn what_is_behind_a_node_is_followed() {
             slice["metadata"]["name"] = json!(format!("front-{port}"));
             world = world.with(slice);
         }
-        let local = world.local.clone();
-        let node = Node {
-            name: common::NODE,
-            pod_root_level: 2,
-            unknown_pods: world.unknown,
-            incomplete: false,
-            pods: &local,
-        };
+        let before = world.clone();
+        let node = before.node();
         let mut compiler = Compiler::default();
         compiler.update(&world.index, &node, Dirty::default());
         // Leads to the gateway, and to no node.

@@ -5,7 +5,7 @@ mod common;
 use common::{Value, World, json, labels, lock, mesh, node, np, pod, service, set, slice};
 use egress_common::packet::protocol;
 use egress_common::wire::{IDENTITY_WORLD, POLICY_SENT_ON, PROTOCOL_ANY, RowKey};
-use egress_policy::compile::{Compiler, Node};
+use egress_policy::compile::Compiler;
 use egress_policy::index::{Dirty, Event};
 use egress_policy::object::{Kind, ObjectRef, address};
 
@@ -174,6 +174,27 @@ fn a_backend_that_a_service_leads_elsewhere_is_not_where_packets_end() {
     assert!(!passes(&with(plain, (unread, slice))));
 }
 
+/// Otherwise a chain of services, each of which has the backend of the one before, would cost as much as its square.
+#[test]
+fn a_long_chain_of_services_is_not_followed_to_its_end() {
+    let chain = |length: u8| {
+        (0..length).fold(cluster(&["10.0.9.0"]), |world, i| {
+            let (at, next) = (format!("10.0.9.{i}"), format!("10.0.9.{}", i + 1));
+            let name = format!("other/s{i}");
+            let service = service(&name, &format!("10.96.3.{i}"), json!([{"name": "x", "port": 8080}]));
+            world
+                .with(pod(&format!("app/p{i}"), &at, json!({"app": "db"})))
+                .with(set(service, "/spec/externalIPs", json!([at])))
+                .with(slice(&name, &[&next], json!([{"name": "x", "port": 8080}])))
+        })
+    };
+    let ends =
+        |length: u8| chain(length).with(pod("app/last", &format!("10.0.9.{length}"), json!({"app": "db"})));
+    assert!(ends(60).allows("app/web", "10.96.1.1", "tcp/80"));
+    assert!(!chain(60).allows("app/web", "10.96.1.1", "tcp/80"), "the last one is nobody's");
+    assert!(!ends(70).allows("app/web", "10.96.1.1", "tcp/80"));
+}
+
 /// What is answered to such a port may be sent on as well (`egress_common::witness::arrived`).
 #[test]
 fn the_maps_say_at_which_ports_of_a_pod_packets_do_not_end() {
@@ -197,7 +218,20 @@ fn the_maps_say_at_which_ports_of_a_pod_packets_do_not_end() {
     };
     assert_eq!(sent_on(&hijacked(2), "10.0.1.2"), Some(vec![(protocol::TCP, 7, 7), (protocol::TCP, 9, 9)]));
     assert_eq!(sent_on(&hijacked(2), "10.0.1.4"), None);
-    assert_eq!(sent_on(&hijacked(65), "10.0.1.2"), Some(vec![(PROTOCOL_ANY, 0, u16::MAX)]));
+    // Where there is no room for all, those between the nearest ones are among them, and no others: kubelet asks from high ports.
+    let many = sent_on(&hijacked(70), "10.0.1.2").unwrap();
+    assert_eq!((many.len(), many[0].1, many[63].2), (64, 7, 145));
+    assert!((0..70).all(|i| many.iter().any(|(_, low, high)| (*low..=*high).contains(&(2 * i + 7)))));
+    let mut apart: Vec<Value> =
+        (0..64).map(|i| json!({"name": format!("p{i}"), "port": 100 * i + 7})).collect();
+    apart.push(json!({"name": "near", "port": 10}));
+    let crowded = set(
+        service("other/hij", "10.96.1.66", Value::Array(apart)),
+        "/spec/externalIPs",
+        json!(["10.0.1.2"]),
+    );
+    let apart = sent_on(&world.clone().with(crowded), "10.0.1.2").unwrap();
+    assert_eq!((apart.len(), apart[0].1, apart[0].2), (64, 7, 10), "the nearest come together");
     let unread = hijacked(1).with(set(
         set(service("other/hij", "10.96.1.66", json!([])), "/spec/externalIPs", json!(["10.0.1.2"])),
         "/spec/ports",
@@ -206,14 +240,7 @@ fn the_maps_say_at_which_ports_of_a_pod_packets_do_not_end() {
     assert_eq!(sent_on(&unread, "10.0.1.2"), Some(vec![(PROTOCOL_ANY, 0, u16::MAX)]));
     // When the service goes, so does the row.
     let mut index = hijacked(2).index.clone();
-    let local = world.local.clone();
-    let node = Node {
-        name: common::NODE,
-        pod_root_level: 2,
-        unknown_pods: world.unknown,
-        incomplete: false,
-        pods: &local,
-    };
+    let node = world.node();
     let mut compiler = Compiler::default();
     compiler.update(&index, &node, Dirty::default());
     let gone = index.apply(Event::Delete(ObjectRef {

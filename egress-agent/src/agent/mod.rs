@@ -260,6 +260,7 @@ impl Agent {
         if !self.adopted || known.contains_key(&own.cgroup) {
             return;
         }
+        // Whoever looks at the node's devices is in its network.
         let endpoint = Endpoint { state: STATE_UNSELECTED, flags: FLAG_HOST_NETWORK, ..Endpoint::default() };
         let plan = Plan { steps: vec![Step::PutEndpoint(own.cgroup, endpoint)] };
         for error in self.datapath.apply(&plan).err().unwrap_or_default() {

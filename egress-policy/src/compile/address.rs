@@ -206,7 +206,10 @@ impl Addresses<'_> {
         bases: &mut BTreeMap<Addr, BTreeSet<u64>>,
         behind: &mut BTreeSet<(u64, u16)>,
     ) {
+        /// Addresses of services, among those of backends, from which packets go on to others.
+        const HOPS: usize = 64;
         let index = self.index;
+        let mut hops = 0;
         let mut seen = targets.clone();
         let mut next: Vec<(Addr, u16)> = targets.into_iter().collect();
         while let Some((addr, target)) = next.pop() {
@@ -232,6 +235,12 @@ impl Addresses<'_> {
             match index.behind_services_at(&addr, port) {
                 Some(none) if none.is_empty() => drop(behind.insert((self.identities.nowhere(), target))),
                 leads => further.extend(leads.into_iter().flatten()),
+            }
+            hops += usize::from(further.iter().any(|target| !seen.contains(target)));
+            // Whoever writes services so that each leads to the next is not followed to the end of all of them, from each of them.
+            if hops > HOPS {
+                behind.insert((self.identities.nowhere(), target));
+                break;
             }
             if index.leads_out(&addr) {
                 further.extend(index.behind_host_ports(&addr).remove(&port).unwrap_or_default());

@@ -4,10 +4,11 @@
 //! the address, with the ports they have there; for a *composite* the base identities behind it. An identity that nothing
 //! has any more is gone after [`Identities::collect`].
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::decide::NO_RULE;
-use egress_common::wire::{IDENTITY_WORLD, PROTOCOL_ANY, Ports, Row, VERDICT_ALLOW};
+use egress_common::wire::{IDENTITY_WORLD, PROTOCOL_ANY, Ports, ROW_ENTRIES, Row, VERDICT_ALLOW};
 
 use super::grants::{GrantId, Grants};
 use crate::digest::{Digest, Encoder, Numbers};
@@ -118,24 +119,34 @@ impl Identities {
     }
 
     /// The ports of an address of a pod or node at which packets to it do not end: services, and ports of nodes, lead on from there. As a
-    /// row, where there are any; more than a row has room for are all.
+    /// row, where there are any; where it has no room for them, with the ports between those that are nearest to one another.
     pub(super) fn sent_on(&self, identity: u64) -> Option<Row> {
         let Meaning::Composite(composite) = self.meaning(identity)? else { return None };
+        let entry =
+            |protocol, low, high| Ports { protocol, verdict: VERDICT_ALLOW, rule: NO_RULE, low, high };
         // Where nobody can tell what leads on from there, all may.
-        let anywhere = *composite == Composite::default();
-        if !anywhere && (composite.owners.is_empty() || composite.ports.is_empty()) {
+        if *composite == Composite::default() {
+            return Row::new(&[entry(PROTOCOL_ANY, 0, u16::MAX)]);
+        }
+        if composite.owners.is_empty() || composite.ports.is_empty() {
             return None;
         }
-        let port = |(protocol, port): (u8, u16)| Ports {
-            protocol,
-            verdict: VERDICT_ALLOW,
-            rule: NO_RULE,
-            low: port,
-            high: port,
+        let ports: Vec<(u8, u16)> = composite.ports.keys().copied().collect();
+        let gap = |after: &usize| match (ports.get(after - 1), ports.get(*after)) {
+            (Some((one, low)), Some((other, high))) if one == other => u32::from(high - low),
+            _ => u32::MAX,
         };
-        let all = Ports { protocol: PROTOCOL_ANY, low: 0, high: u16::MAX, ..port((0, 0)) };
-        let ports: Vec<Ports> = composite.ports.keys().copied().map(port).collect();
-        Row::new(&ports).filter(|_| !anywhere).or_else(|| Row::new(&[all]))
+        let mut starts: Vec<usize> = (1..ports.len()).filter(|start| gap(start) > 1).collect();
+        starts.sort_by_key(|start| Reverse(gap(start)));
+        starts.truncate(ROW_ENTRIES - 1);
+        starts.sort_unstable();
+        let ends = starts.iter().copied().chain([ports.len()]);
+        let ranges = [0].into_iter().chain(starts.iter().copied()).zip(ends);
+        let entries = ranges.filter_map(|(start, end)| {
+            let ((protocol, low), (_, high)) = (ports.get(start)?, ports.get(end - 1)?);
+            Some(entry(*protocol, *low, *high))
+        });
+        Row::new(&entries.collect::<Vec<_>>())
     }
 
     /// The identity of what these grants lead to.

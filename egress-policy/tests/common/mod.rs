@@ -89,15 +89,19 @@ impl World {
         world
     }
 
-    pub fn compile(&self) -> Compiled {
-        let node = Node {
+    /// The node with its pods.
+    pub fn node(&self) -> Node<'_> {
+        Node {
             name: NODE,
             pod_root_level: 2,
             unknown_pods: self.unknown,
             incomplete: false,
             pods: &self.local,
-        };
-        compile(&self.index, &node)
+        }
+    }
+
+    pub fn compile(&self) -> Compiled {
+        compile(&self.index, &self.node())
     }
 
     pub fn cgroup(&self, name: &str) -> u64 {

@@ -5,8 +5,8 @@
 
 use std::time::Instant;
 
-use egress_policy::index::Event;
-use egress_policy::object::{Object, ObjectRef, Pod};
+use egress_policy::index::{Dirty, Event};
+use egress_policy::object::{Kind, Object, ObjectRef, Pod};
 
 use super::Agent;
 
@@ -124,7 +124,30 @@ impl Agent {
     }
 
     fn apply_event(&mut self, event: Event) {
+        let object = match &event {
+            Event::Upsert(object) => object.object_ref(),
+            Event::Delete(object) => object.clone(),
+        };
+        let had = if object.kind == Kind::Pod { self.index.own_addresses(&object) } else { Vec::new() };
         let changed = self.index.apply(event);
+        self.look_at(changed);
+        let now = Instant::now();
+        for addr in had.into_iter().filter(|addr| self.index.is_nobodys(addr)).collect::<Vec<_>>() {
+            self.gone.hold(addr, now);
+            let changed = self.index.set_gone(addr, true);
+            self.look_at(changed);
+        }
+    }
+
+    /// Lets go of the addresses whose last pod is long gone.
+    pub(super) fn forget_gone(&mut self) {
+        while let Some(addr) = self.gone.next_over(Instant::now()) {
+            let changed = self.index.set_gone(addr, false);
+            self.look_at(changed);
+        }
+    }
+
+    fn look_at(&mut self, changed: Dirty) {
         self.dirty |= !changed.is_empty();
         // The first look is at everything, whatever has changed before it.
         if !self.waits_for_source() {

@@ -7,6 +7,7 @@
 mod addresses;
 mod answer;
 mod former;
+mod gone;
 mod intake;
 mod names;
 mod report;
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, STATE_UNSELECTED};
+use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_GONE, STATE_UNSELECTED};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Index};
 use egress_policy::object::ObjectRef;
@@ -64,6 +65,8 @@ pub(crate) struct Agent {
     lingering: Vec<(String, ObjectRef)>,
     /// What services led to a moment ago.
     former: former::Former,
+    /// Addresses that were pods' a while ago.
+    gone: gone::Gone,
     /// The source was not read whole yet.
     held: bool,
     /// What the first complete look at the objects brought is held tightly.
@@ -115,6 +118,18 @@ impl Agent {
         let enforced = |one: &Endpoint| one.state != STATE_UNSELECTED && one.flags & FLAG_AUDIT == 0;
         let left = before.filter(|(_, endpoint)| adopted && enforced(endpoint));
         let left = left.map(|(cgroup, endpoint)| (*cgroup, *endpoint)).collect();
+        // When they went is not known any more.
+        let mut gone = gone::Gone::default();
+        let mut index = Index::of_node(&node);
+        let nobodys = datapath
+            .observed()
+            .addresses
+            .iter()
+            .filter(|(_, identity)| adopted && **identity == IDENTITY_GONE);
+        for (addr, _) in nobodys {
+            gone.hold(addr, Instant::now());
+            index.set_gone(addr, true);
+        }
         Self {
             root,
             unknown_pods,
@@ -122,7 +137,7 @@ impl Agent {
             source,
             source_state: Changes::default(),
             cluster: None,
-            index: Index::of_node(&node),
+            index,
             node,
             scan: Scan::default(),
             scan_error: None,
@@ -133,6 +148,7 @@ impl Agent {
             coverage: Coverage::default(),
             lingering: Vec::new(),
             former: former::Former::default(),
+            gone,
             held: true,
             packed: false,
             adopted,
@@ -224,6 +240,7 @@ impl Agent {
     /// Looks whether what was done still stands, and has what failed done again.
     pub(crate) fn check(&mut self) {
         self.look_elsewhere();
+        self.forget_gone();
         self.dirty |= self.retry;
         if let Err(error) = self.datapath.check() {
             tracing::error!("{error:#}; attaching again");

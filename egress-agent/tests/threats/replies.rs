@@ -9,7 +9,7 @@ use egress_topology::{Container, Exec, OUTSIDE_V4, OUTSIDE_V6, PodSpec, Process}
 use serde_json::json;
 
 use crate::attack::{Attack, BRIDGE_MAC, NET_ADMIN, Shot, attack, unique};
-use crate::common::eventually;
+use crate::common::{UDP, eventually};
 use crate::frames::injected;
 use crate::range::{At, Range};
 
@@ -312,6 +312,77 @@ fn row_8_what_is_answered_is_not_sent_on() {
         assert_eq!(asked(v6, leads), [false; 2]);
         assert_eq!(asked(v6, beside), [true; 2], "from another port");
     }
+}
+
+/// Answers to a pod that has gone would leave by the node's route for its address.
+#[test]
+fn row_8_a_pod_that_has_gone_is_not_answered() {
+    // Nothing names the address itself.
+    let ports = json!([{"protocol": "UDP", "port": UDP}]);
+    let around = ["198.51.100.0/24", "2001:db8:51::/64"].map(|cidr| json!({"cidr": cidr, "ports": ports}));
+    let mut range = Range::new(json!({"allow": {"to": around}}));
+    let _servers = [serve(&range.locked, "serve-udp", ASKED), serve(&range.locked, "serve-echo", LISTENS)];
+    let name =
+        json!({"namespace": "default", "name": "remote", "uid": "0a1b2c3d-0000-4000-8000-000000000001"});
+    let ips = [false, true].map(|v6| json!({"ip": outside(v6)}));
+    // It runs elsewhere: where the node routes its address to.
+    let remote = json!({"apiVersion": "v1", "kind": "Pod", "metadata": name,
+        "spec": {"nodeName": "elsewhere", "containers": [{"name": "app"}]},
+        "status": {"phase": "Running", "podIP": outside(false), "podIPs": ips}});
+    let locked = range.locked.clone();
+    let hold = |range: &Range, v6: bool| {
+        let words = ["hold", &SocketAddr::new(own(&locked, v6), LISTENS).to_string()].map(str::to_owned);
+        let more = ["--for-ms", "300000", "--interval-ms", "250"].map(str::to_owned);
+        range.stand.topology.outside_exec(&Exec::probe(words.into_iter().chain(more))).unwrap()
+    };
+    let beats = |process: &mut Process| {
+        let _before: Vec<Beat> = process.pending_json().unwrap();
+        let next: Beat = process.next_json(SOON).unwrap().unwrap();
+        next.outcome == Outcome::Ok
+    };
+    let asked = |range: &Range, v6: bool| {
+        let at = |port: u16| SocketAddr::new(own(&locked, v6), port).to_string();
+        let questions = [["udp", &at(ASKED)], ["tcp", &at(LISTENS)], ["ping", &own(&locked, v6).to_string()]];
+        let of = |question: &[&str; 2]| {
+            let words = [&question[..], &["--timeout-ms", "400"]].concat();
+            let outside = range.stand.topology.outside_attempt(&words).unwrap();
+            // The nearest lawful one.
+            assert!(range.peer.attempt(&words).unwrap().succeeded(), "{question:?}");
+            outside.succeeded()
+        };
+        questions.each_ref().map(|question| of(&question.map(|word| word)))
+    };
+    range.stand.write(remote.clone());
+    let mut held = [hold(&range, false), hold(&range, true)];
+    for v6 in [false, true] {
+        assert_eq!(asked(&range, v6), [true; 3]);
+    }
+    held.iter_mut().for_each(|process| assert!(beats(process)));
+
+    range.stand.remove(&remote);
+    for when in ["it has gone", "another agent reigns"] {
+        eventually(when, || held.iter_mut().all(|process| !beats(process)));
+        range.outside.look();
+        let before = range.outside.seen.len();
+        for v6 in [false, true] {
+            assert_eq!(asked(&range, v6), [false; 3], "{when}");
+        }
+        range.outside.look();
+        let from_locked = |frame: &&Vec<u8>| {
+            let [v4, v6] = [own(&locked, false), own(&locked, true)].map(|ip| match ip {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            });
+            frame.get(26..30) == Some(&v4[..]) || frame.get(22..38) == Some(&v6[..])
+        };
+        assert_eq!(range.outside.seen.iter().skip(before).find(from_locked), None, "{when}");
+        range.stand.agent.kill().unwrap();
+        range.stand.start();
+    }
+    range.stand.write(remote);
+    eventually("another pod has the address", || asked(&range, false) == [true; 3]);
+    assert_eq!(asked(&range, true), [true; 3]);
+    held.iter_mut().for_each(|process| eventually("it goes on", || beats(process)));
 }
 
 /// A listening server is asked about a connection that it does not know; the resets that are seen outside. Since 6.13 the kernel sends

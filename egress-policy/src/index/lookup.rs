@@ -212,6 +212,30 @@ impl Index {
         self.nodes.get(name).into_iter().flat_map(|node| &node.addresses).map(|ip| address(*ip))
     }
 
+    /// The addresses that are a pod's alone, in the form of the maps; none where there is no such pod.
+    #[must_use]
+    pub fn own_addresses(&self, pod: &ObjectRef) -> Vec<Addr> {
+        let pod = self.pod(pod.namespace.as_deref().unwrap_or_default(), &pod.name);
+        pod.into_iter().flat_map(super::owned).collect()
+    }
+
+    /// Whether an address was a pod's a moment ago, as [`Index::set_gone`] said, and is nobody's now.
+    #[must_use]
+    pub fn is_gone(&self, addr: &Addr) -> bool {
+        self.gone.contains(addr) && self.is_nobodys(addr)
+    }
+
+    /// The addresses of which that was said.
+    pub(crate) fn gone(&self) -> impl Iterator<Item = Addr> {
+        self.gone.iter().copied()
+    }
+
+    /// Whether no object has an address.
+    #[must_use]
+    pub fn is_nobodys(&self, addr: &Addr) -> bool {
+        !self.owned(addr) && !self.answering.contains_key(addr) && !self.is_vip(addr)
+    }
+
     /// Whether an address is a pod's or a node's.
     pub(crate) fn owned(&self, addr: &Addr) -> bool {
         self.owners.contains_key(addr) || self.node_names.contains_key(addr)

@@ -40,6 +40,9 @@ pub struct Status {
     pub verdicts: Vec<CounterTotal>,
     /// Events that found no room in the ring buffer.
     pub lost_events: u64,
+    /// Lines that the flow log did not take, since the agent was started.
+    #[serde(default)]
+    pub lost_flows: u64,
     /// Connections that were ended since the agent was started, where it was told to end what policies deny.
     #[serde(default)]
     pub severed: Option<u64>,

@@ -371,6 +371,8 @@ fn the_flow_log_can_be_simulated() {
     let log = [
         line(json!("shop/web"), json!("app"), "198.51.100.7:443", "TCP"),
         line(json!("shop/web"), Value::Null, "198.51.100.7:80", "TCP"),
+        // It tried again.
+        line(json!("shop/web"), json!("app"), "198.51.100.7:443", "TCP"),
         line(Value::Null, Value::Null, "198.51.100.7:80", "TCP"),
         line(json!("shop/web"), Value::Null, "198.51.100.7:0", "ICMP"),
         line(json!("shop/web"), Value::Null, "198.51.100.7:0", "253"),
@@ -384,6 +386,7 @@ fn the_flow_log_can_be_simulated() {
     assert_eq!(told, [("shop/web/app", "allow"), ("shop/web", "deny"), ("shop/web", "deny")]);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(stderr.contains("3 lines of the flow log left out"), "{stderr}");
+    assert!(stderr.contains("1 lines of the flow log left out: they tell of flows"), "{stderr}");
 }
 
 /// A name that is written wrongly is an unknown pod's, which may be allowed what nobody has allowed it.
@@ -445,4 +448,8 @@ fn plan_prints_the_writes_in_their_order() {
         place("put row") < place("put endpoint") && place("put endpoint") < place("put config"),
         "{text}"
     );
+    let output = agent(&dir, &["plan", "--node-name", "n-1"], "");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("neither a node \"n-1\" nor a pod on it"), "{stderr}");
 }

@@ -15,6 +15,7 @@ use tokio::net::unix::OwnedReadHalf;
 
 use super::{FlowLine, Question, Request, Unreachable};
 use crate::cli::{FlowsArgs, Output, ReadArgs, SocketArgs};
+use crate::datapath::ENDPOINTS;
 use crate::flow::Flow;
 use crate::offline::Told;
 use crate::status::{EndpointStatus, Status};
@@ -96,7 +97,12 @@ fn status_table(status: &Status) -> Table {
     }
     let endpoints: Vec<_> =
         status.endpoints.iter().map(|(state, number)| format!("{number} {state}")).collect();
-    let known = if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(", ") };
+    let left = status.maps.iter().find(|fill| fill.map == ENDPOINTS && fill.entries > 0 && !status.ready);
+    let known = match left {
+        _ if !endpoints.is_empty() => endpoints.join(", "),
+        Some(left) => format!("none known yet: {} stand as an earlier agent left them", left.entries),
+        None => "none".to_owned(),
+    };
     row("endpoints", known);
     row("unknown pods", status.unknown_pods.to_string());
     for fill in &status.maps {
@@ -111,6 +117,9 @@ fn status_table(status: &Status) -> Table {
         row("verdicts", text);
     }
     row("lost events", status.lost_events.to_string());
+    if status.lost_flows > 0 {
+        row("lost flows", format!("{} lines that the flow log did not take", status.lost_flows));
+    }
     if let Some(severed) = status.severed {
         row("severed", format!("{severed} connections"));
     }
@@ -252,7 +261,7 @@ fn show(args: &FlowsArgs, flow: &Flow) -> anyhow::Result<()> {
 }
 
 /// The head of the lines of flows, for a screen.
-const HEAD: &str = "TIME                     VERDICT REASON        FROM -> TO, BY WHOM";
+const HEAD: &str = "TIME                     VERDICT REASON        HOOK    FROM -> TO, BY WHOM";
 
 fn line(flow: &Flow) -> String {
     let from = flow.pod.clone().unwrap_or_else(|| format!("cgroup {}", flow.cgroup));
@@ -273,8 +282,8 @@ fn line(flow: &Flow) -> String {
         "what is not IP".to_owned()
     };
     format!(
-        "{:.3} {:7} {:13} {from}{source} -> {destination}{process}{more} {by}",
-        flow.time, flow.action, flow.reason
+        "{:.3} {:7} {:13} {:7} {from}{source} -> {destination}{process}{more} {by}",
+        flow.time, flow.action, flow.reason, flow.hook
     )
     .trim_end()
     .to_owned()
@@ -284,7 +293,8 @@ fn line(flow: &Flow) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::{Flow, line};
+    use super::{ENDPOINTS, Flow, Status, line, status_table};
+    use crate::datapath::Fill;
 
     fn flow(source: &str, destination: &str, protocol: &str) -> Flow {
         serde_json::from_value(json!({
@@ -298,10 +308,28 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_agent_left_is_told_until_more_is_known() {
+        let left = Fill { map: ENDPOINTS.to_owned(), entries: 12, capacity: 16_384, full: None };
+        let mut status = Status { maps: vec![left], ..Status::default() };
+        let told = |status: &Status| {
+            let table = status_table(status).to_string();
+            let row =
+                table.lines().map(str::trim).find(|line| line.starts_with("endpoints")).unwrap().to_owned();
+            row.strip_prefix("endpoints").unwrap().trim().to_owned()
+        };
+        assert_eq!(told(&status), "none known yet: 12 stand as an earlier agent left them");
+        status.endpoints.insert("Isolated".to_owned(), 3);
+        assert_eq!(told(&status), "3 Isolated");
+        assert_eq!(told(&Status::default()), "none");
+    }
+
+    #[test]
     fn an_address_that_is_not_there_is_not_shown() {
         let told = |source, destination, protocol| {
             let line = line(&flow(source, destination, protocol));
-            line.strip_prefix("2026-11-21T21:33:16.646Z deny    NotAllowed    shop/a/app").unwrap().to_owned()
+            line.strip_prefix("2026-11-21T21:33:16.646Z deny    NotAllowed    socket  shop/a/app")
+                .unwrap()
+                .to_owned()
         };
         assert_eq!(
             told("10.0.0.2:4000", "192.0.2.1:53", "UDP"),

@@ -78,6 +78,7 @@ impl Agent {
             maps: self.datapath.fill(),
             verdicts,
             lost_events,
+            lost_flows: self.meters.flows_lost(),
             severed: self.severed,
             containers: self.names(),
             services: self.services(),

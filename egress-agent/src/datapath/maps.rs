@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::pins::Pins;
 
 const CONFIG: &str = "egress_config";
-const ENDPOINTS: &str = "egress_endpoint";
+pub(crate) const ENDPOINTS: &str = "egress_endpoint";
 const IPCACHE: &str = "egress_ipcache";
 const CIDRS: &str = "egress_cidrs";
 const ROWS: &str = "egress_rows";

@@ -25,6 +25,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use egress_common::wire::{ABI, Addr};
 use egress_policy::plan::{Plan, State};
 
+pub(crate) use maps::ENDPOINTS;
 pub use maps::{Fill, StepError};
 pub use programs::SOCKET_PROGRAM;
 pub use seen::{CounterTotal, DenialTotal, Denied, Seen};

@@ -2,7 +2,7 @@
 //!
 //! Invariant: of a destination with several addresses the line has the verdict that lets least pass. Tested by `tests/offline.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +21,7 @@ use crate::cli::{Output, SimulateArgs, SourceArgs};
 use crate::source::read_file;
 
 /// A flow as it is written: a row of CSV or a line of JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SimulatedFlow {
     /// NS/POD or NS/POD/CONTAINER.
@@ -225,22 +225,23 @@ struct Logged {
     protocol: String,
 }
 
-/// A flow in JSON: as it is written for this, or as the agent's flow log has it. The latter cannot be asked about without a pod's name,
+/// A flow in JSON: as it is written for this, or as the agent's flow log has it, and whether it is the latter; that cannot be asked about without a pod's name,
 /// or for a protocol that has none here.
-fn json_line(line: &str) -> anyhow::Result<Option<SimulatedFlow>> {
+fn json_line(line: &str) -> anyhow::Result<Option<(SimulatedFlow, bool)>> {
     let value: Value = serde_json::from_str(line).context("not JSON")?;
     // What the agent says beside its flows, where both are in the pod's log.
     if value.get("level").is_some() && value.get("target").is_some() && value.get("from").is_none() {
         return Ok(None);
     }
     if value.get("from").is_some() || value.get("destination").is_none() {
-        return Ok(Some(serde_json::from_value(value)?));
+        return Ok(Some((serde_json::from_value(value)?, false)));
     }
     let Logged { pod, container, destination, protocol } = serde_json::from_value(value)?;
     let Some(pod) = pod.filter(|_| protocol_number(&protocol, true).is_ok()) else { return Ok(None) };
     let port = Some(destination.port()).filter(|port| *port != 0);
     let from = container.map_or_else(|| pod.clone(), |container| format!("{pod}/{container}"));
-    Ok(Some(SimulatedFlow { from, to: destination.ip().to_canonical().to_string(), port, protocol }))
+    let to = destination.ip().to_canonical().to_string();
+    Ok(Some((SimulatedFlow { from, to, port, protocol }, true)))
 }
 
 /// What is wrong with a row, by the name of its column.
@@ -252,7 +253,8 @@ fn row_error(error: &csv::Error) -> anyhow::Error {
     anyhow::anyhow!("line {line}{column}: {}", err.kind())
 }
 
-/// Reads flows from a file, or from standard input for `-`: JSON lines where the first byte is `{`, else CSV.
+/// Reads flows from a file, or from standard input for `-`: JSON lines where the first byte is `{`, else CSV. What the flow log has more
+/// than once is one flow.
 ///
 /// # Errors
 /// The file or a line cannot be read, which is named; or there are none.
@@ -265,13 +267,16 @@ pub fn flows(path: &Path) -> anyhow::Result<Vec<SimulatedFlow>> {
     let mut input = BufReader::new(input);
     let start = input.fill_buf().with_context(|| format!("cannot read {}", path.display()))?;
     let place = |line: u64| format!("{}:{line}", path.display());
-    let (mut flows, mut left_out) = (Vec::new(), 0);
+    let (mut flows, mut left_out, mut again) = (Vec::new(), 0, 0);
+    let mut logged = BTreeSet::new();
     if start.trim_ascii_start().first() == Some(&b'{') {
         for (number, line) in (1..).zip(input.lines()) {
             let line = line.with_context(|| place(number))?;
             if !line.trim().is_empty() {
                 match json_line(&line).with_context(|| place(number))? {
-                    Some(flow) => flows.push(flow),
+                    // A log has each try.
+                    Some((flow, true)) if !logged.insert(flow.clone()) => again += 1,
+                    Some((flow, _)) => flows.push(flow),
                     None => left_out += 1,
                 }
             }
@@ -285,6 +290,11 @@ pub fn flows(path: &Path) -> anyhow::Result<Vec<SimulatedFlow>> {
     if left_out > 0 {
         eprintln!(
             "egress-agent: {left_out} lines of the flow log left out: no flow, no pod's name, or no protocol that can be asked about"
+        );
+    }
+    if again > 0 {
+        eprintln!(
+            "egress-agent: {again} lines of the flow log left out: they tell of flows that another line tells of"
         );
     }
     if flows.is_empty() {

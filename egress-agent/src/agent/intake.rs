@@ -63,7 +63,8 @@ impl Agent {
     /// would be unknown, which may be more than their policies allow.
     fn stands(&self, object: &ObjectRef) -> Option<(String, Pod)> {
         let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
-        let here = self.scan.pods.iter().find(|local| self.claims(&pod, &local.uid))?;
+        let follows = |local| self.predecessor(local).is_some_and(|before| *before == pod);
+        let here = self.scan.pods.iter().find(|local| self.claims(&pod, &local.uid) || follows(local))?;
         Some((here.uid.clone(), pod))
     }
 

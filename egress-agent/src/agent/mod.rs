@@ -241,7 +241,7 @@ impl Agent {
     pub(crate) fn check(&mut self) {
         self.look_elsewhere();
         self.forget_gone();
-        self.dirty |= self.retry;
+        self.dirty |= self.retry || self.has_new_static();
         if let Err(error) = self.datapath.check() {
             tracing::error!("{error:#}; attaching again");
             self.dirty = true;

@@ -7,10 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use egress_policy::compile::{LocalContainer, LocalPod};
+use egress_policy::object::Pod;
 use tokio::sync::watch;
 
 use super::Agent;
 use crate::cri::{Heard, Told, Wanted, What};
+use crate::network;
+use crate::pods::PodCgroup;
 use crate::status::{NamesStatus, RuntimeStatus};
 
 /// What runtimes have said.
@@ -20,6 +23,8 @@ pub(super) struct Names {
     wants: Option<watch::Sender<Wanted>>,
     /// Names of containers of this node, by their ids.
     names: BTreeMap<String, String>,
+    /// Namespaces and names of their pods, by UID or hash.
+    pods: BTreeMap<String, (String, String)>,
     /// Containers that are their pod's sandbox, which has no name.
     sandboxes: BTreeSet<String>,
     /// The sockets that are there.
@@ -55,8 +60,10 @@ impl Agent {
         for pod in &self.scan.pods {
             // Nobody is known to be gone before everything was listed.
             let left = self.left.get(&pod.cgroup).copied().filter(|_| !self.held);
-            let mut local =
-                LocalPod { uid: pod.uid.clone(), cgroup: pod.cgroup, containers: Vec::new(), left };
+            // One that takes another one's place is judged as that.
+            let uid = self.predecessor(pod).and_then(|before| before.static_hash().map(ToString::to_string));
+            let uid = uid.unwrap_or_else(|| pod.uid.clone());
+            let mut local = LocalPod { uid, cgroup: pod.cgroup, containers: Vec::new(), left };
             for (id, cgroup) in &pod.containers {
                 let told = self.index.container_name(&pod.uid, id);
                 if told.is_none() {
@@ -75,6 +82,30 @@ impl Agent {
         }
         self.names.want(wanted);
         pods
+    }
+
+    /// The static pod whose place the next one of its name has taken: under another hash, of which the API server does not know yet. To
+    /// replace its mirror, kubelet has to reach the API server, which may be this very pod. Only of the node's own network, as before: what is
+    /// judged as its predecessor is nobody's who could be locked down meanwhile.
+    pub(super) fn predecessor(&self, pod: &PodCgroup) -> Option<&Pod> {
+        let (namespace, name) = self.names.pods.get(&pod.uid)?;
+        let is_hash = pod.uid.len() == 32 && pod.uid.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let before =
+            self.index.pod(namespace, name).filter(|_| is_hash && !self.index.is_claimed(&pod.uid))?;
+        let is_here = before.node().map(|node| &**node) == Some(&self.node);
+        let is_static = before.host_network && before.static_hash().is_some();
+        (is_here && is_static && network::is_nodes_own(&pod.path)).then_some(before)
+    }
+
+    /// Whether a cgroup's name is the hash of a static pod that no object says it is.
+    fn is_new_static(&self, uid: &str) -> bool {
+        let is_hash = uid.len() == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hash && !self.index.is_claimed(uid)
+    }
+
+    /// Whether there are such pods, as far as a runtime has told: their processes come one by one.
+    pub(super) fn has_new_static(&self) -> bool {
+        self.names.pods.keys().any(|uid| self.is_new_static(uid))
     }
 
     /// What a container is called, be it a proxy or not.
@@ -112,6 +143,7 @@ impl Names {
             tracing::warn!(%socket, id, uid, "not believed: the runtime says that a container is another pod's than its cgroup");
         }
         self.sandboxes.extend(told.sandboxes);
+        self.pods.extend(told.pods);
         self.names.extend(told.names);
     }
 
@@ -161,6 +193,8 @@ impl Names {
     /// Asks for these containers, and forgets what was said about others.
     fn want(&mut self, mut wanted: Wanted) {
         self.names.retain(|id, _| wanted.contains_key(id));
+        let uids: BTreeSet<&String> = wanted.values().collect();
+        self.pods.retain(|uid, _| uids.contains(uid));
         self.sandboxes.retain(|id| wanted.contains_key(id));
         wanted.retain(|id, _| !self.names.contains_key(id) && !self.sandboxes.contains(id));
         if let Some(wants) = &self.wants {

@@ -15,6 +15,10 @@ pub const LIST_CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
 pub const NAME: &str = "io.kubernetes.container.name";
 /// The label with the UID of its pod; for a static pod the hash of its manifest, as in its cgroup's name.
 pub const POD_UID: &str = "io.kubernetes.pod.uid";
+/// The labels with its pod's name and namespace.
+pub const POD_NAME: &str = "io.kubernetes.pod.name";
+/// See [`POD_NAME`].
+pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 
 /// Asks who answers.
 #[derive(Clone, PartialEq, Eq, prost::Message)]

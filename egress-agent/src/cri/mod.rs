@@ -62,6 +62,8 @@ pub(crate) enum What {
 pub(crate) struct Told {
     /// Their names, by id.
     pub(crate) names: BTreeMap<String, String>,
+    /// Namespaces and names of their pods, by UID or hash.
+    pub(crate) pods: BTreeMap<String, (String, String)>,
     /// Those that are the sandbox of a pod.
     pub(crate) sandboxes: BTreeSet<String>,
     /// Those that it says are another pod's, with the UID that it says.
@@ -81,6 +83,8 @@ impl Told {
             match (labels.get(api::NAME), labels.get(api::POD_UID)) {
                 (Some(name), Some(said)) if said == uid => {
                     told.names.insert(id.clone(), name.clone());
+                    let pod = labels.get(api::POD_NAMESPACE).zip(labels.get(api::POD_NAME));
+                    told.pods.extend(pod.map(|(of, name)| (uid.clone(), (of.clone(), name.clone()))));
                 }
                 (_, said) => {
                     told.foreign.insert(id.clone(), said.cloned().unwrap_or_default());

@@ -234,6 +234,14 @@ fn leads_out(link: &netlink::Link) -> bool {
     }
 }
 
+/// Whether all processes of a pod are in the node's network, of which there is one at least.
+#[must_use]
+pub fn is_nodes_own(cgroup: &Path) -> bool {
+    let mut found = BTreeMap::new();
+    processes(cgroup, DEPTH, &mut found);
+    fs::metadata("/proc/self/ns/net").is_ok_and(|own| found.into_keys().eq([own.ino()]))
+}
+
 /// The network namespaces of the processes below a cgroup by their inodes, each with a process in it.
 fn processes(cgroup: &Path, depth: usize, found: &mut BTreeMap<u64, (u32, File)>) {
     let procs = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();

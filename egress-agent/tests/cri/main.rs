@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{Stand, denied, endpoints, eventually, outside, passes, pod_object, udp};
+use egress_agent::cri::api::{NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use egress_probe::Outcome;
 use egress_topology::{CgroupDriver, Container, ContainerKind, PodSpec};
 use runtime::{Mood, Runtime, babbles};
@@ -150,6 +151,62 @@ fn a_sandbox_is_no_container_that_nobody_names() {
     eventually("the sandbox is known as one", || counted(&names(&stand)) == [Some(2), Some(0), Some(1)]);
     denied(&pause, &outside()[0]);
     passes(&proxy, &outside()[0]);
+}
+
+/// The manifest of a static pod changes: kubelet starts it under another hash, then takes the mirror away, and then writes the next one, all
+/// of which the API server has to answer, which may be that pod.
+#[test]
+fn a_static_pod_with_another_manifest_goes_on_as_it_was() {
+    const HASHES: [&str; 4] = ["0a", "1b", "2c", "3d"];
+    let (mut stand, socket) = stand();
+    let runtime = Runtime::new(&socket);
+    stand.start();
+    let hash = |number: usize| HASHES[number].repeat(16);
+    let start = |number: usize, spec: PodSpec, name: &str| {
+        let container =
+            stand.topology.add_pod(spec.uid(&hash(number))).unwrap().add_container("server").unwrap();
+        let labels = [(NAME, "server"), (POD_UID, &hash(number)), (POD_NAMESPACE, "b"), (POD_NAME, name)];
+        runtime.knows_by("s", container.id(), &labels);
+        container
+    };
+    let mirror = |container: &Container, uid: &str| {
+        let mut mirror = pod_object(&stand, container.pod());
+        let hash = json!(container.pod().uid());
+        mirror["metadata"]["uid"] = json!(uid);
+        mirror["metadata"]["annotations"] =
+            json!({"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash});
+        mirror["metadata"]["ownerReferences"] =
+            json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "n"}]);
+        mirror
+    };
+    let server = || PodSpec::new("b", "server").host_network();
+    let first = start(0, server(), "server");
+    let object = mirror(&first, "first");
+    stand.write(object.clone());
+    eventually("it is known", || udp(&first, &outside()[0]).succeeded());
+    passes(&first, &outside()[0]);
+
+    first.pod().remove().unwrap();
+    let second = start(1, server(), "server");
+    leaves(&second);
+    // Others are unknown pods as ever: by another name, and in a network of its own.
+    let other = start(2, PodSpec::new("b", "other").host_network(), "other");
+    let elsewhere = start(3, PodSpec::new("b", "server"), "server");
+    let known = |number: u64| eventually("the runtime is asked", || names(&stand)["by_runtime"] == number);
+    known(3);
+    for _ in 0..3 {
+        [&other, &elsewhere].iter().for_each(|container| denied(container, &outside()[0]));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    stand.remove(&object);
+    stand.write(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "marker"}}));
+    for _ in 0..10 {
+        passes(&second, &outside()[0]);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    stand.write(mirror(&second, "second"));
+    eventually("the mirror is known", || endpoints(&stand.agent).iter().any(|one| one["uid"] == "second"));
+    passes(&second, &outside()[0]);
 }
 
 #[test]

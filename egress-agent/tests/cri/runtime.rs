@@ -14,8 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use egress_agent::cri::api::{
-    Container, LIST_CONTAINERS, ListContainersRequest, ListContainersResponse, NAME, POD_UID, VERSION,
-    VersionRequest, VersionResponse,
+    Container, LIST_CONTAINERS, ListContainersRequest, ListContainersResponse, NAME, POD_NAME, POD_UID,
+    VERSION, VersionRequest, VersionResponse,
 };
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -177,8 +177,12 @@ impl Runtime {
 
     /// As [`Self::knows`], in the sandbox of this id.
     pub(crate) fn knows_in(&self, sandbox: &str, id: &str, name: &str, uid: &str) {
-        let labels = [(NAME, name), (POD_UID, uid), ("io.kubernetes.pod.name", "any")];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        self.knows_by(sandbox, id, &[(NAME, name), (POD_UID, uid), (POD_NAME, "any")]);
+    }
+
+    /// As [`Self::knows`], with all labels.
+    pub(crate) fn knows_by(&self, sandbox: &str, id: &str, labels: &[(&str, &str)]) {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let container = Container { id: id.to_owned(), pod_sandbox_id: sandbox.to_owned(), labels };
         self.shared.containers.lock().unwrap().insert(id.to_owned(), container);
     }

@@ -266,6 +266,12 @@ impl Index {
         containers.filter(|one| *one.name == *name).any(|one| one.kind.lasts())
     }
 
+    /// Whether a pod says it has this UID, or hash.
+    #[must_use]
+    pub fn is_claimed(&self, uid: &str) -> bool {
+        !self.by_uid(uid).is_empty() || !self.by_hash(uid).is_empty()
+    }
+
     /// The one pod that says it has this UID, or hash.
     fn claimed(&self, uid: &str) -> Option<&Arc<Pod>> {
         let by_uid = self.by_uid(uid);

@@ -175,7 +175,8 @@ fn race(stage: &Stage, level: u32, pod: u64) -> anyhow::Result<()> {
     let mut socket = Race { datapath: &mut datapath, hook: Hook::Socket, device: 0 };
     socket.run("pods", |round| {
         endpoints.put(pod, isolated());
-        endpoints.put(u64::from(other(round)), free);
+        // As large as no cgroup's: the parent of the pod's is looked for, too, where the pod is missed.
+        endpoints.put(u64::from(other(round)) << 32, free);
     });
     socket.run("rows", |round| {
         rows.put(denied, nothing());

@@ -11,7 +11,7 @@ use crate::subject::{self, Subject};
 use crate::view::{Hook, LOOPBACK_IFINDEX, Meta, Owner, Socket, View};
 use crate::wire::{
     ABI, APPROVAL_AUDIT, APPROVAL_CAME_IN, APPROVAL_LOCKED, APPROVAL_LOOPBACK, Approval, Config,
-    IDENTITY_GONE, IDENTITY_WORLD, PROTOCOL_ANY, ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT, read,
+    IDENTITY_WORLD, PROTOCOL_ANY, ROW_ENTRIES, RowKey, VERDICT_ALLOW, VERDICT_AUDIT, read,
 };
 use crate::witness;
 
@@ -254,9 +254,7 @@ where
             return Verdict::of(reason);
         }
         return Verdict::of(match refused {
-            None if is_there(view, flow) && owner.replies(view, flow, &meta, cgroup) => {
-                Reason::WitnessedReply
-            }
+            None if owner.replies(view, flow, &meta, cgroup) => Reason::WitnessedReply,
             Some(refused) if veth && follows(view, refused, flow, cgroup) => Reason::FollowsFragment,
             _ => reason,
         });
@@ -280,16 +278,10 @@ where
     if matches!(verdict.action, Action::Allow) {
         return verdict;
     }
-    if decision.identity != IDENTITY_GONE && owner.replies(view, &decision.flow, &meta, cgroup) {
+    if owner.replies(view, &decision.flow, &meta, cgroup) {
         return Verdict::of(Reason::WitnessedReply);
     }
     verdict
-}
-
-/// Whether somebody may be there to be answered.
-#[inline(always)]
-fn is_there<V: View>(view: &V, flow: &Flow) -> bool {
-    view.address(&flow.destination) != Some(IDENTITY_GONE)
 }
 
 /// Whether a packet that was refused is the rest of a datagram whose first fragment has passed.

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 
 use egress_common::connection;
 use egress_common::wire::{
-    Addr, Approval, FLAG_AUDIT, IDENTITY_GONE, POLICY_SENT_ON, PROTOCOL_ANY, Ports, STATE_INVALID,
-    STATE_ISOLATED, UNKNOWN_POLICY, VERDICT_ALLOW, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT,
-    WITNESS_SLOTS, WITNESS_STOOD, WITNESS_TTL, Witness, WitnessKey,
+    Addr, Approval, FLAG_AUDIT, POLICY_SENT_ON, PROTOCOL_ANY, Ports, STATE_INVALID, UNKNOWN_POLICY,
+    VERDICT_ALLOW, WITNESS_CAME_IN, WITNESS_CLOSED, WITNESS_FRAGMENT, WITNESS_SLOTS, WITNESS_STOOD,
+    WITNESS_TTL, Witness, WitnessKey,
 };
 use egress_common::witness::{self, FIRST, Half, SECOND, place};
 use egress_common::{Action, Flow, Hook, Reason, Socket};
@@ -339,24 +339,6 @@ fn a_pod_that_is_not_known_yet_answers() {
                 assert_eq!(maps.reason_of(hook, Socket::Inet, &ends.udp()), Reason::WitnessedReply);
                 assert_eq!(maps.reason_of(hook, Socket::Inet, &ends.sctp()), Reason::UnknownPod);
             }
-        }
-    }
-}
-
-/// Whatever the pod's state, and whatever was seen.
-#[test]
-fn nobody_is_answered_whose_pod_has_gone() {
-    for reply in replies() {
-        let mut maps = Maps::new();
-        for state in [STATE_ISOLATED, STATE_INVALID] {
-            maps.endpoint_mut().state = state;
-            maps.addresses.clear();
-            let (key, seen) = reply.seen;
-            assert_eq!(reply.after(&mut maps, key, seen), Reason::WitnessedReply, "{}", reply.name);
-            maps.addresses.insert(seen.remote, 7);
-            assert_eq!(reply.after(&mut maps, key, seen), Reason::WitnessedReply, "{}", reply.name);
-            maps.addresses.insert(seen.remote, IDENTITY_GONE);
-            assert_ne!(reply.after(&mut maps, key, seen), Reason::WitnessedReply, "{}", reply.name);
         }
     }
 }

@@ -6,7 +6,7 @@ mod common;
 use std::net::IpAddr;
 
 use common::{World, json, labels, lock, mesh, np, pod};
-use egress_common::wire::{IDENTITY_GONE, IDENTITY_WORLD, RowKey};
+use egress_common::wire::{IDENTITY_WORLD, RowKey};
 use egress_policy::index::{Event, Index};
 use egress_policy::object::{Kind, Object, address};
 use proptest::prelude::{Just, Strategy, proptest};
@@ -87,40 +87,6 @@ fn every_identity_in_use_has_its_rows_or_denies() {
     for RowKey { identity, .. } in desired.rows.keys() {
         assert!(used.contains(identity));
     }
-}
-
-/// Nobody is answered at the address of a pod that has gone, but where a policy names that itself; until somebody has it.
-#[test]
-fn an_address_that_was_a_pods_is_told_from_the_world() {
-    const POD: &str = "10.0.1.3";
-    let addr = address(POD.parse::<IpAddr>().unwrap());
-    let around = lock(json!({"allow": {"to": [{"cidr": "10.0.1.0/24"}]}}));
-    let own = lock(json!({"allow": {"to": [{"cidr": format!("{POD}/32")}]}}));
-    let gone = |mut world: World| {
-        let pods = world.index.objects().filter(|object| world.index.own_addresses(object).contains(&addr));
-        let pods: Vec<_> = pods.collect();
-        assert_eq!(pods.len(), 1);
-        assert!(!world.index.is_nobodys(&addr));
-        drop(world.index.apply(Event::Delete(pods[0].clone())));
-        assert!(world.index.is_nobodys(&addr));
-        drop(world.index.set_gone(addr, true));
-        world
-    };
-    for world in [full(), full().with(around)] {
-        assert_eq!(identity(&gone(world.clone()), POD), IDENTITY_GONE);
-        let mut back = gone(world.clone());
-        drop(back.index.set_gone(addr, false));
-        assert_ne!(identity(&back, POD), IDENTITY_GONE);
-        let anew = gone(world).with(pod("other/new", POD, json!({"app": "free"})));
-        assert_ne!(identity(&anew, POD), IDENTITY_GONE);
-    }
-    let named = identity(&gone(full().with(own)), POD);
-    assert!(![IDENTITY_GONE, IDENTITY_WORLD].contains(&named));
-    // Where nobody is judged, nobody asks.
-    assert_eq!(identity(&gone(World { local: Vec::new(), ..full() }), POD), IDENTITY_GONE);
-    let mut free = mesh();
-    free.unknown = egress_policy::compile::UnknownPods::Deny;
-    assert_eq!(identity(&gone(free), POD), IDENTITY_WORLD);
 }
 
 #[test]

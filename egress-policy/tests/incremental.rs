@@ -9,10 +9,10 @@ mod random;
 use std::env;
 
 use common::{NODE, json, lock, mesh, namespace, np, pod, service, set, slice};
-use egress_common::wire::{Addr, Endpoint, STATE_INVALID, STATE_ISOLATED};
+use egress_common::wire::{Endpoint, STATE_INVALID, STATE_ISOLATED};
 use egress_policy::compile::{Compiler, LocalPod, Node, PodState, UnknownPods, compile};
 use egress_policy::index::{Dirty, Event, Index};
-use egress_policy::object::{Kind, Object, read};
+use egress_policy::object::{Object, read};
 use egress_policy::plan::{State, diff, diff_at};
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, proptest};
@@ -40,8 +40,6 @@ enum Change {
     Cgroup(u16),
     /// What unknown pods may do changes, or whether objects are missing.
     Setting(u8),
-    /// Pods have gone long enough ago.
-    Forget,
     /// The compiler is brought up to date.
     Update,
 }
@@ -52,7 +50,6 @@ fn history() -> impl Strategy<Value = Vec<Change>> {
         3 => (any::<bool>(), any::<u16>()).prop_map(|(which, at)| Change::Delete(which, at)),
         2 => any::<u16>().prop_map(Change::Cgroup),
         1 => any::<u8>().prop_map(Change::Setting),
-        1 => proptest::strategy::Just(Change::Forget),
         8 => proptest::strategy::Just(Change::Update),
     ];
     vec(change, 1..60)
@@ -65,8 +62,6 @@ struct Follower {
     local: Vec<LocalPod>,
     unknown: UnknownPods,
     incomplete: bool,
-    /// What was said to be gone.
-    gone: Vec<Addr>,
     /// What the maps hold.
     observed: State,
 }
@@ -80,30 +75,12 @@ impl Follower {
             local: Vec::new(),
             unknown: UnknownPods::DenyOutside,
             incomplete: false,
-            gone: Vec::new(),
             observed: State::default(),
         }
     }
 
-    /// As the agent does.
     fn apply(&mut self, event: Event) {
-        let object = match &event {
-            Event::Upsert(object) => object.object_ref(),
-            Event::Delete(object) => object.clone(),
-        };
-        let pod = object.kind == Kind::Pod;
-        let had = if pod { self.index.own_addresses(&object) } else { Vec::new() };
         self.dirty |= self.index.apply(event);
-        for addr in had.into_iter().filter(|addr| self.index.is_nobodys(addr)).collect::<Vec<_>>() {
-            self.dirty |= self.index.set_gone(addr, true);
-            self.gone.push(addr);
-        }
-    }
-
-    fn forget(&mut self) {
-        for addr in self.gone.drain(..) {
-            self.dirty |= self.index.set_gone(addr, false);
-        }
     }
 
     fn update(&mut self) -> Result<usize, TestCaseError> {
@@ -206,7 +183,6 @@ proptest! {
                         _ => UnknownPods::DenyOutside,
                     };
                 }
-                Change::Forget => follower.forget(),
                 Change::Update => drop(follower.update()?),
             }
         }

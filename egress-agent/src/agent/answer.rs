@@ -3,7 +3,7 @@
 //! Invariant: the owner task does what takes no time, and reads; what takes time is done aside with a copy of the objects. Of the maps,
 //! what the kernel holds is told, not what the agent remembers. Tested by `tests/operate.rs`.
 
-use egress_common::wire::{Endpoint, IDENTITY_GONE, IDENTITY_WORLD, RowKey};
+use egress_common::wire::{Endpoint, IDENTITY_WORLD, RowKey};
 use egress_policy::Index;
 use egress_policy::compile::UnknownPods;
 use egress_policy::explain::{Judge, Target};
@@ -144,7 +144,6 @@ fn entries(state: &State, cgroup: u64, proxy: Option<u64>, to: Target) -> Vec<St
     let mut lines = vec![Step::PutEndpoint(cgroup, *endpoint).entry()];
     let prefix = state.cidrs.iter().find(|(cidr, _)| cidr.addr == addr).map(|(_, identity)| *identity);
     let (identity, from) = match (state.addresses.get(&addr), prefix) {
-        (Some(identity), _) if *identity == IDENTITY_GONE => (*identity, "an address whose pod has gone"),
         (Some(identity), _) => (*identity, "an address"),
         (None, Some(identity)) => (identity, "a prefix"),
         (None, None) => (IDENTITY_WORLD, "neither address nor prefix: the world"),

@@ -5,10 +5,11 @@
 
 use std::time::Instant;
 
-use egress_policy::index::{Dirty, Event};
+use egress_policy::index::Event;
 use egress_policy::object::{Kind, Object, ObjectRef, Pod};
 
 use super::Agent;
+use crate::clock::monotonic;
 
 /// Between the name of a pod that is kept and its UID: no name has spaces.
 const BEFORE: &str = " (before, UID ";
@@ -42,8 +43,8 @@ impl Agent {
     /// Takes an event in, and keeps the pods whose processes may still run.
     pub(super) fn take(&mut self, event: Event) {
         match self.own.complete(&self.node, event) {
-            Event::Delete(object) => match self.stands(&object) {
-                Some((name, _)) => {
+            Event::Delete(object) => match self.kept_for(&object) {
+                Some(name) => {
                     if !self.lingering.iter().any(|(_, of)| *of == object) {
                         self.lingering.push((name, object));
                     }
@@ -63,9 +64,20 @@ impl Agent {
     /// would be unknown, which may be more than their policies allow.
     fn stands(&self, object: &ObjectRef) -> Option<(String, Pod)> {
         let Some(Object::Pod(pod)) = self.index.get(object) else { return None };
-        let follows = |local| self.predecessor(local).is_some_and(|before| *before == pod);
-        let here = self.scan.pods.iter().find(|local| self.claims(&pod, &local.uid) || follows(local))?;
+        let here = self.scan.pods.iter().find(|local| self.claims(&pod, &local.uid))?;
         Some((here.uid.clone(), pod))
+    }
+
+    /// The cgroup's name for which an object is kept that goes.
+    fn kept_for(&self, object: &ObjectRef) -> Option<String> {
+        self.stands(object).map(|(name, _)| name).or_else(|| self.followed(object))
+    }
+
+    /// The hash in the name of the cgroup of the static pod that is judged as the one of this object.
+    fn followed(&self, object: &ObjectRef) -> Option<String> {
+        let mut new = self.scan.pods.iter().filter(|local| self.is_told(local, object));
+        let here = new.find(|local| self.predecessor(local).is_some())?;
+        Some(here.uid.clone())
     }
 
     /// Makes room for a pod: another one that stands under its name is kept under one that no pod can have, and one that
@@ -104,7 +116,10 @@ impl Agent {
         let (stay, gone): (Vec<_>, Vec<_>) = self.lingering.drain(..).partition(|(uid, _)| stands(uid));
         self.lingering = stay;
         for (_, object) in gone {
-            self.index(Event::Delete(object));
+            match self.followed(&object) {
+                Some(hash) => self.lingering.push((hash, object)),
+                None => self.index(Event::Delete(object)),
+            }
         }
     }
 
@@ -131,24 +146,8 @@ impl Agent {
         };
         let had = if object.kind == Kind::Pod { self.index.own_addresses(&object) } else { Vec::new() };
         let changed = self.index.apply(event);
-        self.look_at(changed);
-        let now = Instant::now();
-        for addr in had.into_iter().filter(|addr| self.index.is_nobodys(addr)).collect::<Vec<_>>() {
-            self.gone.hold(addr, now);
-            let changed = self.index.set_gone(addr, true);
-            self.look_at(changed);
-        }
-    }
-
-    /// Lets go of the addresses whose last pod is long gone.
-    pub(super) fn forget_gone(&mut self) {
-        while let Some(addr) = self.gone.next_over(Instant::now()) {
-            let changed = self.index.set_gone(addr, false);
-            self.look_at(changed);
-        }
-    }
-
-    fn look_at(&mut self, changed: Dirty) {
+        let now = monotonic();
+        had.into_iter().filter(|addr| !self.index.owned(addr)).for_each(|addr| self.gone.leave(addr, now));
         self.dirty |= !changed.is_empty();
         // The first look is at everything, whatever has changed before it.
         if !self.waits_for_source() {

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, IDENTITY_GONE, STATE_UNSELECTED};
+use egress_common::wire::{ABI, Endpoint, FLAG_AUDIT, FLAG_HOST_NETWORK, STATE_UNSELECTED};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Index};
 use egress_policy::object::ObjectRef;
@@ -35,7 +35,7 @@ use crate::pods::{PodRoot, Scan};
 use crate::preflight::Missing;
 use crate::source::{Changes, Objects};
 use crate::watch::Watcher;
-use crate::witnesses::Witnesses;
+use crate::witnesses::{Here, Witnesses};
 
 /// Everything the agent knows.
 pub(crate) struct Agent {
@@ -65,7 +65,7 @@ pub(crate) struct Agent {
     lingering: Vec<(String, ObjectRef)>,
     /// What services led to a moment ago.
     former: former::Former,
-    /// Addresses that were pods' a while ago.
+    /// Addresses that were pods' a moment ago.
     gone: gone::Gone,
     /// The source was not read whole yet.
     held: bool,
@@ -118,18 +118,6 @@ impl Agent {
         let enforced = |one: &Endpoint| one.state != STATE_UNSELECTED && one.flags & FLAG_AUDIT == 0;
         let left = before.filter(|(_, endpoint)| adopted && enforced(endpoint));
         let left = left.map(|(cgroup, endpoint)| (*cgroup, *endpoint)).collect();
-        // When they went is not known any more.
-        let mut gone = gone::Gone::default();
-        let mut index = Index::of_node(&node);
-        let nobodys = datapath
-            .observed()
-            .addresses
-            .iter()
-            .filter(|(_, identity)| adopted && **identity == IDENTITY_GONE);
-        for (addr, _) in nobodys {
-            gone.hold(addr, Instant::now());
-            index.set_gone(addr, true);
-        }
         Self {
             root,
             unknown_pods,
@@ -137,7 +125,7 @@ impl Agent {
             source,
             source_state: Changes::default(),
             cluster: None,
-            index,
+            index: Index::of_node(&node),
             node,
             scan: Scan::default(),
             scan_error: None,
@@ -148,7 +136,7 @@ impl Agent {
             coverage: Coverage::default(),
             lingering: Vec::new(),
             former: former::Former::default(),
-            gone,
+            gone: gone::Gone::default(),
             held: true,
             packed: false,
             adopted,
@@ -240,7 +228,6 @@ impl Agent {
     /// Looks whether what was done still stands, and has what failed done again.
     pub(crate) fn check(&mut self) {
         self.look_elsewhere();
-        self.forget_gone();
         self.dirty |= self.retry || self.has_new_static();
         if let Err(error) = self.datapath.check() {
             tracing::error!("{error:#}; attaching again");
@@ -254,8 +241,10 @@ impl Agent {
             Turn::Look if self.datapath.attached().is_none() => {}
             Turn::Look => match self.datapath.witnesses() {
                 Ok(map) => {
-                    let here = self.scan.pods.iter().map(|pod| pod.cgroup).collect();
-                    witnesses.sweep(map, here, monotonic());
+                    let now = monotonic();
+                    let cgroups = self.scan.pods.iter().map(|pod| pod.cgroup).collect();
+                    let gone = self.gone.since(now, |addr| self.index.owned(addr));
+                    witnesses.sweep(map, Here { cgroups, gone }, now);
                 }
                 Err(error) => tracing::error!("{error:#}"),
             },

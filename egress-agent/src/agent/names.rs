@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use egress_policy::compile::{LocalContainer, LocalPod};
-use egress_policy::object::Pod;
+use egress_policy::object::{ObjectRef, Pod};
 use tokio::sync::watch;
 
 use super::Agent;
@@ -85,16 +85,23 @@ impl Agent {
     }
 
     /// The static pod whose place the next one of its name has taken: under another hash, of which the API server does not know yet. To
-    /// replace its mirror, kubelet has to reach the API server, which may be this very pod. Only of the node's own network, as before: what is
-    /// judged as its predecessor is nobody's who could be locked down meanwhile.
+    /// replace its mirror, kubelet has to reach the API server, which may be this very pod. Only of the node's own network, and where no
+    /// policy locks such pods down whatever their labels are: these may have changed as well.
     pub(super) fn predecessor(&self, pod: &PodCgroup) -> Option<&Pod> {
         let (namespace, name) = self.names.pods.get(&pod.uid)?;
-        let is_hash = pod.uid.len() == 32 && pod.uid.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let before =
-            self.index.pod(namespace, name).filter(|_| is_hash && !self.index.is_claimed(&pod.uid))?;
+        let before = self.index.pod(namespace, name).filter(|_| self.is_new_static(&pod.uid))?;
         let is_here = before.node().map(|node| &**node) == Some(&self.node);
         let is_static = before.host_network && before.static_hash().is_some();
-        (is_here && is_static && network::is_nodes_own(&pod.path)).then_some(before)
+        let stays = is_here && is_static && !self.index.may_lock_down(namespace);
+        (stays && network::is_nodes_own(&pod.path)).then_some(before)
+    }
+
+    /// Whether a runtime has told that a cgroup is that of a pod of an object's name.
+    pub(super) fn is_told(&self, pod: &PodCgroup, object: &ObjectRef) -> bool {
+        let told = self.names.pods.get(&pod.uid);
+        told.is_some_and(|(namespace, name)| {
+            (object.namespace.as_deref(), &*object.name) == (Some(namespace), name)
+        })
     }
 
     /// Whether a cgroup's name is the hash of a static pod that no object says it is.

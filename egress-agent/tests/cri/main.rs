@@ -198,6 +198,30 @@ fn a_static_pod_with_another_manifest_goes_on_as_it_was() {
         [&other, &elsewhere].iter().for_each(|container| denied(container, &outside()[0]));
         std::thread::sleep(Duration::from_millis(500));
     }
+    // kubelet writes the new one's status into the old mirror.
+    let mut patched = object.clone();
+    patched["metadata"]["labels"]["patched"] = json!("yes");
+    let known = || stand.agent.status().unwrap()["source"]["objects"].as_u64();
+    let before = known();
+    stand.write(patched);
+    // What is written after it is read with it or after it.
+    stand.write(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "patched"}}));
+    eventually("that is known", || known() > before);
+    for _ in 0..5 {
+        passes(&second, &outside()[0]);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Whom a policy may lock down, whatever the labels, is unknown.
+    let lock = |namespace: &str| {
+        let subjects = json!([{"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "pods": {"matchLabels": {"app": "another"}}}]);
+        stand.write(json!({"apiVersion": "egress-enforcer.io/v1alpha1", "kind": "EgressGatewayPolicy",
+            "metadata": {"name": "other"}, "spec": {"subjects": subjects, "gateways": []}}));
+    };
+    lock("b");
+    eventually("a policy may be about it", || !udp(&second, &outside()[0]).succeeded());
+    lock("c");
+    leaves(&second);
     stand.remove(&object);
     stand.write(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "marker"}}));
     for _ in 0..10 {

@@ -239,10 +239,6 @@ pub struct Cidr {
 /// The identity of an address that neither `IPCACHE` nor `CIDRS` knows.
 pub const IDENTITY_WORLD: u64 = 1;
 
-/// The identity of an address that was a pod's a while ago, and is nobody's and named by nothing now: no row has it, and nobody is answered
-/// there. What is sent to it would leave by the node's route for the cluster.
-pub const IDENTITY_GONE: u64 = 2;
-
 /// The policy of rows that allow nobody anything: their ports are those at which packets to an address of a pod or node do not end, as
 /// services, or ports of nodes, lead on from there ([`witness::arrived`](crate::witness::arrived)).
 pub const POLICY_SENT_ON: u64 = 1;

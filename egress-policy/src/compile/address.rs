@@ -49,7 +49,7 @@ pub(super) struct NodePorts {
 
 /// Whether an address is nothing but itself: its identity is a base identity.
 pub(super) fn plain(index: &Index, addr: &Addr) -> bool {
-    !in_front(index, addr) && owners(index, addr) <= 1 && !index.is_gone(addr)
+    !in_front(index, addr) && owners(index, addr) <= 1
 }
 
 /// Whether an address stands for others: a service's, or a node's with ports that lead out.

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use egress_common::wire::{
-    ABI, Addr, Config, IDENTITY_GONE, IDENTITY_WORLD, POLICY_SENT_ON, Proxy, ROW_ENTRIES, RowKey,
-    UNKNOWN_ALLOW, UNKNOWN_DENY, UNKNOWN_POLICY,
+    ABI, Addr, Config, IDENTITY_WORLD, POLICY_SENT_ON, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW,
+    UNKNOWN_DENY, UNKNOWN_POLICY,
 };
 
 use super::address::{self, Addresses, NodePorts};
@@ -240,10 +240,10 @@ impl Compiler {
             policies.grants.iter().for_each(|grant| self.grants.singles(grant, &mut addresses));
             self.cidrs(keys);
         }
-        // Where there are no policies, nobody asks what is behind a service, or who has gone.
+        // Where there are no policies, nobody asks what is behind a service.
         if self.isolating != self.policies.any() {
             self.isolating = !self.isolating;
-            addresses.extend(index.vips().chain(index.gone()));
+            addresses.extend(index.vips());
         }
         self.addresses(index, addresses, keys);
         let identities = self.identities.collect();
@@ -332,8 +332,7 @@ impl Compiler {
         let asked = self.isolating || !index.is_vip(&addr);
         let identity = if asked { judge.identity(&addr) } else { IDENTITY_WORLD };
         let otherwise = lengths.lookup(&desired.cidrs, &addr).map_or(IDENTITY_WORLD, |(_, id)| *id);
-        let gone = || (self.isolating && index.is_gone(&addr)).then_some(IDENTITY_GONE);
-        let after = (identity != otherwise).then_some(identity).or_else(gone);
+        let after = (identity != otherwise).then_some(identity);
         let before = desired.addresses.get(&addr).copied();
         if before != after {
             keys.addresses.insert(addr);
@@ -344,8 +343,9 @@ impl Compiler {
                 None => desired.addresses.remove(&addr),
             };
         }
+        let origin = Origin::Address(addr);
         let wrong = address::wrong(index, &addr);
-        self.report(Origin::Address(addr), wrong.into_iter().collect());
+        self.report(origin, wrong.into_iter().collect());
         after
     }
 

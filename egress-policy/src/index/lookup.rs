@@ -183,6 +183,14 @@ impl Index {
         self.namespaces.get(namespace)?.enforcement.as_deref()
     }
 
+    /// Whether a pod of the node's network in this namespace may be locked down, whatever its labels and service account. No NetworkPolicy is
+    /// about such pods.
+    #[must_use]
+    pub fn may_lock_down(&self, namespace: &str) -> bool {
+        let labels = self.namespace(namespace);
+        self.gateway_policies.values().any(|policy| policy.may_select(namespace, labels))
+    }
+
     /// The pods whose address this is.
     pub(crate) fn owners(&self, addr: &Addr) -> &[Arc<Pod>] {
         self.owners.list(addr)
@@ -219,25 +227,9 @@ impl Index {
         pod.into_iter().flat_map(super::owned).collect()
     }
 
-    /// Whether an address was a pod's a moment ago, as [`Index::set_gone`] said, and is nobody's now.
-    #[must_use]
-    pub fn is_gone(&self, addr: &Addr) -> bool {
-        self.gone.contains(addr) && self.is_nobodys(addr)
-    }
-
-    /// The addresses of which that was said.
-    pub(crate) fn gone(&self) -> impl Iterator<Item = Addr> {
-        self.gone.iter().copied()
-    }
-
-    /// Whether no object has an address.
-    #[must_use]
-    pub fn is_nobodys(&self, addr: &Addr) -> bool {
-        !self.owned(addr) && !self.answering.contains_key(addr) && !self.is_vip(addr)
-    }
-
     /// Whether an address is a pod's or a node's.
-    pub(crate) fn owned(&self, addr: &Addr) -> bool {
+    #[must_use]
+    pub fn owned(&self, addr: &Addr) -> bool {
         self.owners.contains_key(addr) || self.node_names.contains_key(addr)
     }
 
@@ -266,10 +258,10 @@ impl Index {
         containers.filter(|one| *one.name == *name).any(|one| one.kind.lasts())
     }
 
-    /// Whether a pod says it has this UID, or hash.
+    /// Whether a pod says it has this UID, or one of this node this hash.
     #[must_use]
     pub fn is_claimed(&self, uid: &str) -> bool {
-        !self.by_uid(uid).is_empty() || !self.by_hash(uid).is_empty()
+        !self.by_uid(uid).is_empty() || self.by_hash(uid).iter().any(|pod| pod.node() == self.node.as_ref())
     }
 
     /// The one pod that says it has this UID, or hash.

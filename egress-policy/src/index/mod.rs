@@ -69,8 +69,6 @@ pub struct Index {
     gateways: BTreeSet<Name>,
     /// Single addresses that are a gateway of some lock-down, with how many entries say so.
     gateway_addresses: BTreeMap<Addr, usize>,
-    /// What was said of addresses that are nobody's any more.
-    gone: BTreeSet<Addr>,
     lookups: services::Lookups,
     leading_out: node_ports::LeadingOut,
 }
@@ -173,17 +171,11 @@ impl Index {
         }
     }
 
-    /// Takes in whether an address was a pod's a moment ago: as long as nobody has it, nobody is answered there. Who says so keeps the time.
-    pub fn set_gone(&mut self, addr: Addr, gone: bool) -> Dirty {
-        let changed = if gone { self.gone.insert(addr) } else { self.gone.remove(&addr) };
-        Dirty { addresses: changed.then_some(addr).into_iter().collect(), ..Dirty::default() }
-    }
-
     /// All there is to look at.
     pub(crate) fn everything(&self) -> Dirty {
         let mut dirty = Dirty { every_pod: true, ..Dirty::default() };
         dirty.addresses.extend(self.owners.keys().chain(self.answering.keys()));
-        dirty.addresses.extend(self.gateway_addresses.keys().chain(&self.gone));
+        dirty.addresses.extend(self.gateway_addresses.keys());
         dirty.addresses.extend(self.lookups.within(Addr([0; 16])..=Addr([255; 16])));
         let host = self.pods().filter(|pod| pod.host_network).map(Pod::object_ref);
         let others = self.objects().filter(|object| !matches!(object.kind, Kind::Pod));

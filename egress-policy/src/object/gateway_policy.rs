@@ -49,6 +49,15 @@ impl EgressGatewayPolicy {
         let mut listed = self.subjects.iter().filter(|subject| subject.system_namespaces || !lifeline);
         (self.unreadable_subjects && !lifeline) || listed.any(|subject| subject.who.matches(pod, namespace))
     }
+
+    /// Whether a pod of a namespace may be one of its subjects, whatever its labels and service account.
+    #[must_use]
+    pub fn may_select(&self, name: &str, namespace: NamespaceLabels<'_>) -> bool {
+        let lifeline = LIFELINE_NAMESPACES.contains(&name);
+        let mut listed = self.subjects.iter().filter(|subject| subject.system_namespaces || !lifeline);
+        (self.unreadable_subjects && !lifeline)
+            || listed.any(|subject| namespace.match_selector(&subject.who.namespaces))
+    }
 }
 
 /// `spec.proxy`: what only some containers of a subject may send.

@@ -19,12 +19,19 @@ done
 
 cargo xtask image --output "$images"
 vagrant up --provision
+# libvirt's provider forwards the port by an ssh of its own, which it starts with the machine alone.
+if ! (exec 3<> /dev/tcp/127.0.0.1/16443) 2> /dev/null; then
+  vagrant reload --provision
+fi
 for image in egress-agent egress-probe; do
   vagrant ssh --command "sudo k3s ctr images import -" -- -T < "$images/$image.tar"
 done
-umask 077
-vagrant ssh --command "sudo cat /etc/rancher/k3s/k3s.yaml" -- -T |
-  tr -d '\r' | sed 's|https://127.0.0.1:6443|https://127.0.0.1:16443|' > "$kubeconfig"
+rm -f "$kubeconfig"
+(
+  umask 077
+  vagrant ssh --command "sudo cat /etc/rancher/k3s/k3s.yaml" -- -T |
+    tr -d '\r' | sed 's|https://127.0.0.1:6443|https://127.0.0.1:16443|' > "$kubeconfig"
+)
 export KUBECONFIG=$kubeconfig
 
 deploy/install.sh deploy/kustomize/overlays/kind

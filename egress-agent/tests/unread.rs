@@ -218,9 +218,9 @@ fn an_agent_in_a_pod_that_the_pinned_maps_do_not_know_can_reach_its_source() {
         passes(own, &address);
         denied(other, &address);
     }
-    // What is known of it counts once that was read.
-    fs::write(&path, &text).unwrap();
+    // What is known of it counts once that was read; it is ready as soon as the last file can be.
     stand.write(pod_object(&stand, other.pod()));
+    fs::write(&path, &text).unwrap();
     stand.agent.wait("it is read", |status| status["ready"] == true).unwrap();
     passes(other, &outside()[0]);
     denied(own, &outside()[0]);

@@ -68,6 +68,9 @@ pub enum Command {
     /// Print the map writes that would bring this node to the desired state, or a node of objects from nothing.
     Plan(PlanArgs),
     /// List what weakens the mesh's exit: pods that get round their sidecar, gateways without a policy, policies that do not do what they seem to.
+    ///
+    /// In files, what makes pods (Deployments, Jobs, CronJobs, whatever else has a template) is looked at like pods, but for the proxy that a
+    /// mesh injects later. On a cluster the pods themselves are.
     #[command(after_help = offline::checks())]
     Lint(LintArgs),
     /// Remove every link, program, map and pin of the enforcer from this node: nothing is enforced afterwards.

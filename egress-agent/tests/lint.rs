@@ -106,6 +106,50 @@ fn what_cannot_be_read_is_no_success() {
     assert!(text(&output.stderr).contains("cannot read the source directory"), "{output:?}");
 }
 
+/// As a repository has them, which has no pods.
+#[test]
+fn workloads_in_files_are_looked_at() {
+    let dir = objects(&json!({}));
+    let deployment = |user: Value| {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": "shop", "name": "cart"},
+            "spec": {"template": {"spec": {"containers": [{"name": "app", "securityContext": {"runAsUser": user}}]}}},
+        })
+        .to_string()
+    };
+    let file = dir.path().join("cart.json");
+    fs::write(&file, deployment(json!(1000))).unwrap();
+    let output = agent(dir.path(), &[]);
+    assert_eq!(text(&output.stdout), "no findings in 2 pods, 1 workload, 1 policy\n");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+
+    fs::write(&file, deployment(json!(1337))).unwrap();
+    let output = agent(dir.path(), &["--output", "json"]);
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), &line["check"], &line["object"]),
+        (Some(1), &json!("proxy-user"), &json!("Deployment shop/cart"))
+    );
+    // Alone it is something to look at, and a template that cannot be read is told, not passed over.
+    let output = agent(&file, &[]);
+    assert_eq!(text(&output.stdout), "no findings in 1 workload, 0 policies\n", "{output:?}");
+    fs::write(&file, deployment(json!("root"))).unwrap();
+    let output = agent(dir.path(), &[]);
+    let stderr = text(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && stderr.contains("Deployment cart: spec.template.spec"),
+        "{stderr}"
+    );
+    // A verdict needs no template, so that it counts for nothing there.
+    let source = format!("file:{}", dir.path().display());
+    let mut explain = Command::new(env!("CARGO_BIN_EXE_egress-agent"));
+    let explain =
+        explain.args(["explain", "--source", &source, "--from", "shop/web", "--to", "10.1.0.2:443/TCP"]);
+    let output = explain.env_clear().output().unwrap();
+    let stderr = text(&output.stderr);
+    assert!(output.status.success() && stderr.contains("of no account here: 1 Deployment"), "{output:?}");
+}
+
 #[test]
 fn findings_that_are_not_asked_for_are_left_out() {
     let dir = objects(&json!({"runAsUser": 1337}));

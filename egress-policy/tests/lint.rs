@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use common::{Value, World, egp, json, labels, namespace, node, np, pod, set, slice, world};
 use egress_policy::compile::PodState;
 use egress_policy::lint::{Check, Finding, Severity, lint};
+use egress_policy::object::{Read, Workload, read};
 
 /// A pod with an application beside a proxy.
 fn meshed(name: &str, ip: &str, labels: Value) -> Value {
@@ -59,7 +60,7 @@ fn clean() -> World {
 }
 
 fn findings(world: &World) -> Vec<String> {
-    lint(&world.index)
+    lint(&world.index, &[])
         .iter()
         .map(|Finding { check, object, detail }| format!("{check} {object}: {detail}"))
         .collect()
@@ -685,7 +686,7 @@ fn a_subject_is_who_the_compiler_locks_down() {
             let pod = pod(name, &format!("10.0.9.{i}"), json!({"app": app}));
             world.add(set(pod, "/spec/ephemeralContainers", json!([{"name": "debugger"}])));
         }
-        let (compiled, found) = (world.compile(), lint(&world.index));
+        let (compiled, found) = (world.compile(), lint(&world.index, &[]));
         for name in names {
             let endpoint = compiled.endpoints.get(&world.cgroup(name));
             let locked_down = endpoint.is_some_and(|endpoint| endpoint.state != PodState::Unselected);
@@ -710,7 +711,7 @@ fn the_worst_comes_first_and_the_order_of_objects_does_not_matter() {
         for object in objects {
             world.add(object);
         }
-        lint(&world.index)
+        lint(&world.index, &[])
     };
     let found = of(objects());
     let checks: Vec<_> = found.iter().map(|f| f.check.name()).collect();
@@ -733,7 +734,154 @@ fn a_subject_without_the_proxy_that_its_lock_names() {
         let web = containers(pod("app/web", "10.0.1.1", json!({})), json!([{"name": "app"}, {"name": name}]));
         let world = world([namespace("app", json!({"mesh": "on"})), namespace("gw", json!({})), gate(), web]);
         let world = world.with(egp("mesh", spec(json!({"proxy": {"containers": ["envoy"]}}))));
-        lint(&world.index).iter().filter(|finding| finding.check == Check::NoProxy).count()
+        lint(&world.index, &[]).iter().filter(|finding| finding.check == Check::NoProxy).count()
     };
     assert_eq!((with("istio-proxy"), with("envoy")), (1, 0));
+}
+
+/// The workloads that an object is read as.
+fn workloads(objects: &[Value]) -> Vec<Workload> {
+    let reads = objects.iter().flat_map(|object| read(object.clone()).unwrap());
+    reads
+        .map(|one| match one {
+            Read::Workload { makes, .. } => *makes.unwrap(),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+fn deployment(name: &str, labels: Value, spec: Value) -> Value {
+    let (namespace, name) = name.split_once('/').unwrap();
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": namespace, "name": name},
+        "spec": {"template": {"metadata": {"labels": labels}, "spec": spec}},
+    })
+}
+
+/// What the clean mesh without its pods is told with these workloads.
+fn of_workloads(objects: &[Value]) -> Vec<String> {
+    let world = world([
+        namespace("app", json!({"mesh": "on"})),
+        namespace("gw", json!({})),
+        namespace("other", json!({})),
+        egp("mesh", spec(json!({}))),
+    ]);
+    lint(&world.index, &workloads(objects))
+        .iter()
+        .map(|one| format!("{} {}: {}", one.check, one.object, one.detail))
+        .collect()
+}
+
+fn gateway() -> Value {
+    deployment("gw/gate", json!({"istio": "egressgateway"}), json!({"containers": [{"name": "istio-proxy"}]}))
+}
+
+#[test]
+fn a_workload_is_looked_at_as_the_pods_that_it_will_make() {
+    let plain = json!({"containers": [{"name": "app"}]});
+    let lawful = deployment("app/web", json!({"app": "web"}), plain.clone());
+    assert_eq!(of_workloads(&[lawful.clone(), gateway()]), Vec::<String>::new());
+
+    let bad = json!({"containers": [{"name": "app", "securityContext": {"runAsUser": 1337, "capabilities": {"add": ["NET_ADMIN"]}}}]});
+    assert_eq!(
+        of_workloads(&[deployment("app/web", json!({}), bad), gateway()]),
+        [
+            "proxy-user Deployment app/web: container app runs as user 1337, which is Istio's proxy",
+            "net-capability Deployment app/web: container app has NET_ADMIN",
+        ]
+    );
+    let annotations = json!({"traffic.sidecar.istio.io/excludeOutboundPorts": "443"});
+    let excludes = set(lawful.clone(), "/spec/template/metadata/annotations", annotations);
+    assert_eq!(
+        of_workloads(&[excludes, gateway()]),
+        ["mesh-exclusion Deployment app/web: traffic.sidecar.istio.io/excludeOutboundPorts is \"443\""]
+    );
+    let host = json!({"hostNetwork": true, "containers": [{"name": "app"}]});
+    assert_eq!(
+        of_workloads(&[deployment("app/web", json!({}), host), gateway()]),
+        ["host-network Deployment app/web: hostNetwork is true"]
+    );
+    // No gateway's template, and none that anybody named.
+    assert_eq!(
+        of_workloads(std::slice::from_ref(&lawful)),
+        ["no-way-out EgressGatewayPolicy mesh: spec.gateways[0] (out) matches no pod"]
+    );
+    let elsewhere = deployment("other/gate", json!({"istio": "egressgateway"}), plain);
+    assert_eq!(
+        of_workloads(&[lawful, gateway(), elsewhere]),
+        [
+            "gateway-without-policy Deployment other/gate: label istio is \"egressgateway\", but no policy's gateways name it"
+        ]
+    );
+}
+
+/// The proxy is injected when pods are made, but for those that ask for none.
+#[test]
+fn a_template_need_not_have_the_proxy_that_is_injected() {
+    let meshed = namespace("app", json!({"mesh": "on", "istio-injection": "enabled"}));
+    let world = world([
+        meshed,
+        namespace("gw", json!({})),
+        egp("mesh", spec(json!({"proxy": {"containers": ["istio-proxy"]}}))),
+    ]);
+    let told = |object: Value| -> Vec<String> {
+        let all = workloads(&[object, gateway()]);
+        lint(&world.index, &all)
+            .iter()
+            .map(|one| format!("{} {}: {}", one.check, one.object, one.detail))
+            .collect()
+    };
+    let shared = json!({"shareProcessNamespace": true, "containers": [{"name": "app"}]});
+    let plain = json!({"containers": [{"name": "app"}]});
+    assert_eq!(told(deployment("app/web", json!({}), plain.clone())), Vec::<String>::new());
+    assert_eq!(
+        told(deployment("app/web", json!({}), shared)),
+        ["shared-processes Deployment app/web: shareProcessNamespace is true"]
+    );
+    assert_eq!(
+        told(deployment("app/web", json!({"sidecar.istio.io/inject": "false"}), plain)),
+        ["injection-disabled Deployment app/web: label sidecar.istio.io/inject is \"false\""]
+    );
+}
+
+#[test]
+fn whatever_has_a_template_of_pods_is_a_workload_but_what_another_one_controls() {
+    let pod = json!({"metadata": {"labels": {"app": "a"}}, "spec": {"serviceAccountName": "sa", "containers": [{"name": "app"}]}});
+    let object = |version: &str, kind: &str, extra: Value| {
+        let mut object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "a"}});
+        object.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        object
+    };
+    for (version, kind, extra) in [
+        ("apps/v1", "StatefulSet", json!({"spec": {"template": pod}})),
+        ("batch/v1", "CronJob", json!({"spec": {"jobTemplate": {"spec": {"template": pod}}}})),
+        ("v1", "PodTemplate", json!({"template": pod})),
+        ("serving.knative.dev/v1", "Service", json!({"spec": {"template": pod}})),
+    ] {
+        let [found] = &workloads(&[object(version, kind, extra)])[..] else { panic!("{kind}") };
+        assert_eq!(found.to_string(), format!("{kind} default/a"));
+        assert_eq!(
+            (&*found.pod.spec.service_account, found.pod.labels.get("app")),
+            ("sa", Some("a")),
+            "{kind}"
+        );
+    }
+    let owned = |controller: bool| {
+        let owners = json!([{"kind": "Deployment", "name": "a", "controller": controller}]);
+        set(
+            object("apps/v1", "ReplicaSet", json!({"spec": {"template": pod}})),
+            "/metadata/ownerReferences",
+            owners,
+        )
+    };
+    assert!(matches!(read(owned(true)).unwrap()[..], [Read::Ignored { .. }]));
+    assert_eq!(workloads(&[owned(false)]).len(), 1);
+    // What is wrong with a template is said, with its place.
+    let wrong = object(
+        "apps/v1",
+        "Deployment",
+        json!({"spec": {"template": {"spec": {"containers": [{"name": 7}]}}}}),
+    );
+    let [Read::Workload { makes: Err(error), .. }] = &read(wrong).unwrap()[..] else { panic!() };
+    assert_eq!(error.path, "spec.template.spec.containers[0].name");
 }

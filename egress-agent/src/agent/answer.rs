@@ -53,7 +53,7 @@ impl Agent {
                 let index = self.index.clone();
                 let errors: Vec<_> = self.source_state.errors.iter().map(ToString::to_string).collect();
                 Answer::Aside(Box::new(move || {
-                    let mut told = offline::tell_findings(&index, &errors, &asked, output)?;
+                    let mut told = offline::tell_findings(&index, &[], &errors, &asked, output)?;
                     told.notes.splice(0..0, errors);
                     Ok(told)
                 }))

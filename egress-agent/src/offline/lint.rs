@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 
 use egress_policy::Index;
 use egress_policy::lint::{Check, Finding, Severity, lint as findings};
-use egress_policy::object::Kind;
+use egress_policy::object::{Kind, Workload};
 use serde_json::json;
 
-use super::{Told, load};
+use super::{Aside, Loaded, Told, nothing_counts, tell_ignored};
 use crate::cli::{Asked, LintArgs, Output, SourceArgs};
 use crate::table::table;
 
@@ -34,18 +34,44 @@ pub fn checks() -> String {
 /// # Errors
 /// The source cannot be read.
 pub fn lint(args: &LintArgs, source: &SourceArgs) -> anyhow::Result<Told> {
-    let loaded = load(source)?;
-    tell(&loaded.index, &loaded.unread, &args.asked, args.read.output)
+    let (Loaded { index, mut unread, .. }, Aside { mut ignored, workloads: read }) = super::read(source)?;
+    if index.is_empty() && read.is_empty() {
+        return Err(nothing_counts(source));
+    }
+    let mut workloads = Vec::new();
+    for workload in read {
+        match workload {
+            Ok(workload) => {
+                if let Some(number) = ignored.get_mut(&*workload.kind) {
+                    *number -= 1;
+                }
+                workloads.push(workload);
+            }
+            Err(error) => {
+                eprintln!("egress-agent: {error}");
+                unread.push(error.to_string());
+            }
+        }
+    }
+    ignored.retain(|_, number| *number > 0);
+    tell_ignored(&ignored);
+    tell(&index, &workloads, &unread, &args.asked, args.read.output)
 }
 
 /// What weakens the exit, of these objects; some things could not be read, which was said.
-pub(crate) fn tell(index: &Index, unread: &[String], asked: &Asked, output: Output) -> anyhow::Result<Told> {
+pub(crate) fn tell(
+    index: &Index,
+    workloads: &[Workload],
+    unread: &[String],
+    asked: &Asked,
+    output: Output,
+) -> anyhow::Result<Told> {
     let is_asked = |finding: &Finding| {
         let check = finding.check;
         !asked.skip.iter().any(|name| *name == check.name())
             && (!asked.errors_only || check.severity() == Severity::Error)
     };
-    let (found, left): (Vec<_>, Vec<_>) = findings(index).into_iter().partition(is_asked);
+    let (found, left): (Vec<_>, Vec<_>) = findings(index, workloads).into_iter().partition(is_asked);
     let out = match output {
         Output::Json => {
             let unread = unread.iter().map(|detail| {
@@ -55,10 +81,10 @@ pub(crate) fn tell(index: &Index, unread: &[String], asked: &Asked, output: Outp
             let lines = found.iter().map(|finding| Ok(serde_json::to_string(finding)? + "\n"));
             unread.map(Ok).chain(lines).collect::<anyhow::Result<String>>()?
         }
-        Output::Table => text(index, &found),
+        Output::Table => text(index, workloads.len(), &found),
     };
     let mut notes = Vec::new();
-    if index.pods().next().is_none() {
+    if index.pods().next().is_none() && workloads.is_empty() {
         notes.push("there are no pods among the objects: only policies were looked at".to_owned());
     }
     if index.gateway_policies().next().is_none() {
@@ -74,7 +100,7 @@ pub(crate) fn tell(index: &Index, unread: &[String], asked: &Asked, output: Outp
 }
 
 /// The findings, what to do about each kind of them, and how many there are.
-fn text(index: &Index, found: &[Finding]) -> String {
+fn text(index: &Index, workloads: usize, found: &[Finding]) -> String {
     let mut out = String::new();
     if !found.is_empty() {
         let mut rows = table(&["SEVERITY", "CHECK", "OBJECT", "FINDING"]);
@@ -94,7 +120,12 @@ fn text(index: &Index, found: &[Finding]) -> String {
     let of = [(number(Severity::Error), "error"), (number(Severity::Warning), "warning")];
     let of: Vec<String> = of.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| count(n, what)).collect();
     let what = if of.is_empty() { "no findings".to_owned() } else { of.join(", ") };
-    let pods = count(index.pods().count(), "pod");
+    let number = index.pods().count();
+    let pods = match (number, workloads) {
+        (_, 0) => count(number, "pod"),
+        (0, _) => count(workloads, "workload"),
+        _ => format!("{}, {}", count(number, "pod"), count(workloads, "workload")),
+    };
     let network_policies = index.objects().filter(|object| object.kind == Kind::NetworkPolicy).count();
     let policies = match index.gateway_policies().count() + network_policies {
         1 => "1 policy".to_owned(),

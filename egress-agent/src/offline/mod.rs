@@ -18,22 +18,23 @@ pub(crate) use plan::tell as tell_plan;
 pub(crate) use simulate::tell as tell_flows;
 pub use simulate::{SimulatedFlow, flows, simulate};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use egress_common::packet::protocol;
 use egress_policy::compile::Doubt;
 use egress_policy::explain::{Judged, Target};
 use egress_policy::index::Index;
+use egress_policy::object::Workload;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{SourceArgs, Unknown};
-use crate::source::Objects;
+use crate::source::{Objects, SourceError};
 
 /// What a command says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,6 +179,37 @@ impl Loaded {
 
 /// Reads all objects of a source. What cannot be read, and what does not count, is told on stderr; the rest counts.
 fn load(source: &SourceArgs) -> anyhow::Result<Loaded> {
+    let (loaded, aside) = read(source)?;
+    tell_ignored(&aside.ignored);
+    if loaded.index.is_empty() { Err(nothing_counts(source)) } else { Ok(loaded) }
+}
+
+/// What a source has beside objects that count.
+struct Aside {
+    /// Kinds that do not count, with their number.
+    ignored: BTreeMap<String, usize>,
+    /// What makes pods, which is among them, or what is wrong with it.
+    workloads: Vec<Result<Workload, SourceError>>,
+}
+
+fn tell_ignored(ignored: &BTreeMap<String, usize>) {
+    if !ignored.is_empty() {
+        let kinds: Vec<_> = ignored.iter().map(|(kind, number)| format!("{number} {kind}")).collect();
+        eprintln!("egress-agent: of no account here: {}", kinds.join(", "));
+    }
+}
+
+fn nothing_counts(source: &SourceArgs) -> anyhow::Error {
+    let hint = if source.source.is_read_once() {
+        ""
+    } else {
+        " (files end in .yaml, .yml or .json; those of directories in it are not read)"
+    };
+    anyhow!("{} has no objects that count{hint}", source.source)
+}
+
+/// Reads all objects of a source. What cannot be read is told on stderr.
+fn read(source: &SourceArgs) -> anyhow::Result<(Loaded, Aside)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -192,24 +224,13 @@ fn load(source: &SourceArgs) -> anyhow::Result<Loaded> {
     for error in &changes.errors {
         eprintln!("egress-agent: {error}");
     }
-    if !changes.ignored.is_empty() {
-        let kinds: Vec<_> = changes.ignored.iter().map(|(kind, number)| format!("{number} {kind}")).collect();
-        eprintln!("egress-agent: of no account here: {}", kinds.join(", "));
-    }
     let mut index = Index::default();
     for event in changes.events {
         index.apply(event);
     }
-    if index.is_empty() {
-        let hint = if source.source.is_read_once() {
-            ""
-        } else {
-            " (files end in .yaml, .yml or .json; those of directories in it are not read)"
-        };
-        bail!("{} has no objects that count{hint}", source.source);
-    }
     let unread = changes.errors.iter().map(ToString::to_string).collect();
-    Ok(Loaded { index, unread, incomplete: changes.incomplete })
+    let aside = Aside { ignored: changes.ignored, workloads: changes.workloads };
+    Ok((Loaded { index, unread, incomplete: changes.incomplete }, aside))
 }
 
 /// Who of these senders is not among the objects, as one sentence each for pods and containers: somebody may have written a name wrongly.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use ::kube::Client;
 use anyhow::Context as _;
 use egress_policy::index::Event;
-use egress_policy::object::Kind;
+use egress_policy::object::{Kind, Workload};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -67,6 +67,8 @@ pub struct Changes {
     pub errors: Vec<SourceError>,
     /// Kinds that are none of ours, with their number.
     pub ignored: BTreeMap<String, usize>,
+    /// Those of them that make pods, of every file, or what is wrong with them. They are `lint`'s.
+    pub workloads: Vec<Result<Workload, SourceError>>,
     /// How the watches stand.
     pub watches: Vec<WatchStatus>,
 }

@@ -139,7 +139,7 @@ impl Index {
     }
 
     /// Whether a pod is meant as a gateway by any lock-down, valid or not.
-    pub(super) fn means_gateway(&self, pod: &Pod) -> bool {
+    pub(crate) fn means_gateway(&self, pod: &Pod) -> bool {
         let labels = self.namespace(&pod.namespace);
         let gateways = self.gateway_policies.values().flat_map(|policy| &policy.gateways);
         gateways.filter_map(|gateway| gateway.pods.as_ref()).any(|peer| peer.matches(pod, labels))

@@ -4,9 +4,11 @@
 //! by `tests/lint.rs`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use super::Place;
 use crate::index::Index;
-use crate::object::{Container, ContainerKind, LIFELINE_NAMESPACES, NamespaceLabels, Pod};
+use crate::object::{Container, ContainerKind, LIFELINE_NAMESPACES, NamespaceLabels, Pod, Workload};
 
 /// Containers that are a mesh's proxy.
 const PROXIES: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
@@ -17,10 +19,12 @@ const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// Gateway API's label on the pods of a gateway.
 const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
-/// A pod with its part in the policies.
+/// A pod, or what a workload makes, with its part in the policies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member<'a> {
     pub(super) pod: &'a Pod,
+    /// What makes it. There is no pod yet, and nothing is injected.
+    pub(super) workload: Option<&'a Workload>,
     pub(super) namespace: NamespaceLabels<'a>,
     /// Subjects of some policy mean it.
     pub(super) selected: bool,
@@ -41,18 +45,39 @@ impl Member<'_> {
         locks.flat_map(|proxy| &proxy.containers).map(String::as_str).collect()
     }
 
+    /// What findings about it name.
+    pub(super) fn place(&self) -> Place {
+        match self.workload {
+            None => self.pod.object_ref().into(),
+            Some(Workload { kind, pod }) => Place::Workload {
+                kind: kind.clone(),
+                namespace: pod.namespace.clone(),
+                name: Arc::from(&*pod.name),
+            },
+        }
+    }
+
+    /// How lists of several name it.
+    pub(super) fn name(&self) -> String {
+        match self.workload {
+            None => format!("{}/{}", self.pod.namespace, self.pod.name),
+            Some(workload) => workload.to_string(),
+        }
+    }
+
     /// Whether it is locked down.
     pub(super) fn subject(&self) -> bool {
         self.selected && !self.gateway
     }
 }
 
-/// Every pod that has not finished.
-pub(super) fn members(index: &Index) -> Vec<Member<'_>> {
-    index.pods().filter(|pod| !pod.finished).map(|pod| member(index, pod)).collect()
+/// Every pod that has not finished, and every workload.
+pub(super) fn members<'a>(index: &'a Index, workloads: &'a [Workload]) -> Vec<Member<'a>> {
+    let pods = index.pods().filter(|pod| !pod.finished).map(|pod| member(index, pod, None));
+    pods.chain(workloads.iter().map(|one| member(index, &one.pod, Some(one)))).collect()
 }
 
-fn member<'a>(index: &'a Index, pod: &'a Pod) -> Member<'a> {
+fn member<'a>(index: &'a Index, pod: &'a Pod, workload: Option<&'a Workload>) -> Member<'a> {
     let namespace = index.namespace(&pod.namespace);
     let lifeline = LIFELINE_NAMESPACES.contains(&&*pod.namespace);
     let subjects = index.gateway_policies().flat_map(|policy| &policy.subjects);
@@ -62,9 +87,13 @@ fn member<'a>(index: &'a Index, pod: &'a Pod) -> Member<'a> {
     Member {
         index,
         pod,
+        workload,
         namespace,
         selected: index.gateway_policies().any(|policy| policy.selects(pod, namespace)),
-        gateway: index.is_gateway(pod),
+        gateway: match workload {
+            None => index.is_gateway(pod),
+            Some(_) => index.means_gateway(pod),
+        },
         undecided: subjects.any(|subject| !namespace.decides(&subject.who.namespaces))
             || gateways.any(|peer| !namespace.decides(&peer.namespaces)),
     }

@@ -2,7 +2,7 @@
 //! policies that do not do what they seem to.
 //!
 //! Invariants: equal objects give equal findings, in one order; a pod is a subject here when the compiler locks it
-//! down; what could not be looked at is a finding, never silence. Tested by `tests/lint.rs`, with a lawful twin for each
+//! down, and a workload when it would its pods; what could not be looked at is a finding, never silence. Tested by `tests/lint.rs`, with a lawful twin for each
 //! check.
 
 mod check;
@@ -12,11 +12,51 @@ mod policies;
 
 pub use check::{Check, Severity};
 
+use std::fmt;
+use std::sync::Arc;
+
 use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 
 use crate::index::Index;
-use crate::object::ObjectRef;
+use crate::object::{ObjectRef, Workload};
+
+/// What a finding is about. Displayed as `Pod ns/name` or `Deployment ns/name`, serialised as that string.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// An object that counts.
+    Object(ObjectRef),
+    /// Something that makes pods.
+    Workload {
+        /// Its kind.
+        kind: Arc<str>,
+        /// Its namespace.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Object(object) => object.fmt(f),
+            Self::Workload { kind, namespace, name } => write!(f, "{kind} {namespace}/{name}"),
+        }
+    }
+}
+
+impl From<ObjectRef> for Place {
+    fn from(object: ObjectRef) -> Self {
+        Self::Object(object)
+    }
+}
+
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 /// One thing that weakens the exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +64,7 @@ pub struct Finding {
     /// What was looked for.
     pub check: Check,
     /// Where it is.
-    pub object: ObjectRef,
+    pub object: Place,
     /// What it is here.
     pub detail: String,
 }
@@ -47,15 +87,16 @@ impl Serialize for Finding {
 struct Found(Vec<Finding>);
 
 impl Found {
-    fn add(&mut self, check: Check, object: ObjectRef, detail: impl Into<String>) {
-        self.0.push(Finding { check, object, detail: detail.into() });
+    fn add(&mut self, check: Check, object: impl Into<Place>, detail: impl Into<String>) {
+        self.0.push(Finding { check, object: object.into(), detail: detail.into() });
     }
 }
 
-/// Everything that weakens the exit, the worst first, then by object, check and detail.
+/// Everything that weakens the exit, the worst first, then by object, check and detail. `workloads` are looked at as pods into which a
+/// mesh will put its proxy.
 #[must_use]
-pub fn lint(index: &Index) -> Vec<Finding> {
-    let members = mesh::members(index);
+pub fn lint(index: &Index, workloads: &[Workload]) -> Vec<Finding> {
+    let members = mesh::members(index, workloads);
     let mut found = Found::default();
     pods::lint(&members, &mut found);
     policies::lint(index, &members, &mut found);

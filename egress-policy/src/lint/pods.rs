@@ -15,37 +15,41 @@ const PROXY_USERS: [(i64, &str); 2] = [(1337, "Istio"), (2102, "Linkerd")];
 /// The group that Istio's redirect lets pass.
 const PROXY_GROUP: i64 = 1337;
 
+/// What the members of a namespace are called.
+type Noun = &'static str;
+
 pub(super) fn lint(members: &[Member<'_>], found: &mut Found) {
     // Without a mesh nobody has a proxy.
     let mesh = members.iter().any(|one| has_proxy(one.pod) || is_mesh(one.namespace));
-    let mut outside: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let mut undecided: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut outside: BTreeMap<(&str, Noun), Vec<&str>> = BTreeMap::new();
+    let mut undecided: BTreeMap<(&str, Noun), usize> = BTreeMap::new();
     for member in members {
-        let Member { pod, namespace, .. } = *member;
+        let Member { pod, namespace, workload, .. } = *member;
+        let noun = if workload.is_some() { "workload" } else { "pod" };
         if member.subject() {
             subject(member, mesh, found);
         } else if member.undecided && !member.gateway {
-            *undecided.entry(&pod.namespace).or_default() += 1;
+            *undecided.entry((&pod.namespace, noun)).or_default() += 1;
         } else if !member.gateway
             && !LIFELINE_NAMESPACES.contains(&&*pod.namespace)
             && (is_mesh(namespace) || has_proxy(pod))
             && !only_proxy(pod)
         {
-            outside.entry(&pod.namespace).or_default().push(&pod.name);
+            outside.entry((&pod.namespace, noun)).or_default().push(&pod.name);
         }
         if let Some((key, value)) = egress_gateway_label(pod).filter(|_| !member.gateway) {
             let host = if pod.host_network { ", as none can: it is on the host network" } else { "" };
             let detail = format!("label {key} is {value:?}, but no policy's gateways name it{host}");
-            found.add(Check::GatewayWithoutPolicy, pod.object_ref(), detail);
+            found.add(Check::GatewayWithoutPolicy, member.place(), detail);
         }
     }
-    for (name, pods) in outside {
+    for ((name, noun), pods) in outside {
         let verb = if pods.len() == 1 { "is a subject" } else { "are subjects" };
-        let detail = format!("{} {verb} of no policy: {}", count(pods.len(), "pod"), few(pods));
+        let detail = format!("{} {verb} of no policy: {}", count(pods.len(), noun), few(pods));
         found.add(Check::NotLockedDown, namespace(name), detail);
     }
-    for (name, pods) in undecided {
-        let detail = format!("it has no object: {} could not be looked at", count(pods, "pod"));
+    for ((name, noun), pods) in undecided {
+        let detail = format!("it has no object: {} could not be looked at", count(pods, noun));
         found.add(Check::NamespaceMissing, namespace(name), detail);
     }
 }
@@ -57,7 +61,7 @@ fn namespace(name: &str) -> ObjectRef {
 fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
     let pod = member.pod;
     for (key, value) in pod.spec.mesh_annotations.iter().filter(|(key, value)| excludes(key, value)) {
-        found.add(Check::MeshExclusion, pod.object_ref(), format!("{key} is {value:?}"));
+        found.add(Check::MeshExclusion, member.place(), format!("{key} is {value:?}"));
     }
     let lock: Vec<_> = member.lock().into_iter().collect();
     let proxy = |one: &Container| one.kind.lasts() && lock.contains(&&*one.name);
@@ -69,29 +73,32 @@ fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
         let names = lock.join(" or ");
         lacks.then(|| format!("no container {names}, by which alone its policies let it out"))
     };
+    let mut injected = false;
     if pod.host_network {
-        found.add(Check::HostNetwork, pod.object_ref(), "hostNetwork is true");
+        found.add(Check::HostNetwork, member.place(), "hostNetwork is true");
     } else if let Some(detail) = lacks {
         match asks_for_no_proxy(pod) {
-            Some(wish) => found.add(Check::InjectionDisabled, pod.object_ref(), wish),
-            None => found.add(Check::NoProxy, pod.object_ref(), detail),
+            Some(wish) => found.add(Check::InjectionDisabled, member.place(), wish),
+            // What a mesh injects is not in a template yet.
+            None if member.workload.is_some() => injected = true,
+            None => found.add(Check::NoProxy, member.place(), detail),
         }
     }
     for path in pod.spec.host_paths.iter().filter(|path| owns_node(path)) {
-        found.add(Check::NodeCapability, pod.object_ref(), format!("it mounts {path} of its node"));
+        found.add(Check::NodeCapability, member.place(), format!("it mounts {path} of its node"));
     }
     let proxy = |one: &Container| is_proxy(one) || member.lock().contains(&&*one.name);
-    if pod.spec.shared_processes && pod.spec.containers.iter().any(proxy) {
-        found.add(Check::SharedProcesses, pod.object_ref(), "shareProcessNamespace is true");
+    if pod.spec.shared_processes && (injected || pod.spec.containers.iter().any(proxy)) {
+        found.add(Check::SharedProcesses, member.place(), "shareProcessNamespace is true");
     }
     for container in &pod.spec.containers {
         if let Some(target) = &container.target
             && pod.spec.containers.iter().any(|one| one.name == *target && proxy(one))
         {
             let detail = format!("container {} is ephemeral, and its target is {target}", container.name);
-            found.add(Check::SharedProcesses, pod.object_ref(), detail);
+            found.add(Check::SharedProcesses, member.place(), detail);
         }
-        self::container(pod, container, found);
+        self::container(member, container, found);
     }
 }
 
@@ -163,9 +170,9 @@ fn asks_for_no_proxy(pod: &Pod) -> Option<String> {
     Some(format!("annotation {linkerd} is {value:?}"))
 }
 
-fn container(pod: &Pod, container: &Container, found: &mut Found) {
-    let name = &container.name;
-    let mut add = |check, detail: String| found.add(check, pod.object_ref(), detail);
+fn container(member: &Member<'_>, container: &Container, found: &mut Found) {
+    let (pod, name) = (member.pod, &container.name);
+    let mut add = |check, detail: String| found.add(check, member.place(), detail);
     if container.kind == ContainerKind::Ephemeral {
         add(Check::DebugContainer, format!("container {name} is ephemeral"));
     }

@@ -78,11 +78,12 @@ fn valid(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], fo
         audits(index, policy, members, found);
     }
     // A pod that has finished was a subject, and its next run will be one; a pod that cannot be judged may be one.
-    let mut selected =
-        index.pods().filter(|pod| policy.selects(pod, index.namespace(&pod.namespace))).peekable();
-    if !no_pods(index) && !members.iter().any(|m| m.undecided) {
+    let finished = index.pods().filter(|pod| pod.finished).map(|pod| (pod, index.is_gateway(pod)));
+    let all = finished.chain(members.iter().map(|member| (member.pod, member.gateway)));
+    let mut selected = all.filter(|(pod, _)| policy.selects(pod, index.namespace(&pod.namespace))).peekable();
+    if !no_pods(index, members) && !members.iter().any(|m| m.undecided) {
         let none = selected.peek().is_none();
-        if selected.all(|pod| index.is_gateway(pod)) {
+        if selected.all(|(_, gateway)| gateway) {
             let what = if none { "no pod" } else { "pods of gateways alone, which are no subjects" };
             let detail = format!("spec.subjects select {what}");
             found.add(Check::PolicyWithoutSubjects, object.clone(), detail);
@@ -93,7 +94,7 @@ fn valid(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], fo
         match &to.peer {
             ToPeer::Cidr(cidr) => open(policy, &path, cidr, found),
             ToPeer::Service { namespace, name }
-                if index.service(namespace, name).is_none() && !no_pods(index) =>
+                if index.service(namespace, name).is_none() && !no_pods(index, members) =>
             {
                 let detail = format!("{path}: there is no Service {namespace}/{name} among the objects");
                 found.add(Check::LikelyMistake, object.clone(), detail);
@@ -126,8 +127,7 @@ fn exemptions(policy: &EgressGatewayPolicy, gateway: &Gateway, members: &[Member
         found.add(Check::GatewayAnyNamespace, policy.object_ref(), detail);
     }
     let exempt = of(peer, members).filter(|member| member.selected && !only_proxy(member.pod));
-    let exempt: Vec<String> =
-        exempt.map(|member| format!("{}/{}", member.pod.namespace, member.pod.name)).collect();
+    let exempt: Vec<String> = exempt.map(|member| member.name()).collect();
     if !exempt.is_empty() {
         let names = few(exempt.iter().map(String::as_str));
         let detail = format!("{} exempts {}: {names}", path(gateway), count(exempt.len(), "subject"));
@@ -144,7 +144,7 @@ fn audits(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], f
             && others.any(|one| one.selects(member.pod, member.namespace))
     };
     let enforced = members.iter().filter(enforced);
-    let names: Vec<_> = enforced.map(|one| format!("{}/{}", one.pod.namespace, one.pod.name)).collect();
+    let names: Vec<_> = enforced.map(Member::name).collect();
     if !names.is_empty() {
         let subjects = count(names.len(), "subject");
         let few = few(names.iter().map(String::as_str));
@@ -169,7 +169,7 @@ fn locks(index: &Index, policy: &EgressGatewayPolicy, members: &[Member<'_>], fo
         };
         let locks = |member: &Member<'_>| {
             let mut locking = locking.iter().filter(|one| one.selects(member.pod, member.namespace));
-            Some((format!("{}/{}", member.pod.namespace, member.pod.name), &*locking.next()?.name))
+            Some((member.name(), &*locking.next()?.name))
         };
         let open: Vec<_> = members.iter().filter(is_client).filter_map(locks).collect();
         let by: BTreeSet<_> = open.iter().map(|(_, by)| *by).collect();
@@ -215,10 +215,13 @@ fn way_out(
     if let Some(what) = unrestricted {
         found.add(Check::GatewayUnrestricted, policy.object_ref(), format!("{} has {what}", path(gateway)));
     }
-    let ready = |member: &Member<'_>| member.pod.addresses.iter().any(|ip| !unready.contains(ip));
+    // Of what is not there yet nobody knows.
+    let ready = |member: &Member<'_>| {
+        member.workload.is_some() || member.pod.addresses.iter().any(|ip| !unready.contains(ip))
+    };
     let undecided = members.iter().any(|member| !member.namespace.decides(&peer.namespaces));
     if gateway.addresses.is_empty()
-        && !no_pods(index)
+        && !no_pods(index, members)
         && !undecided
         && !of(peer, members).any(|member| ready(&member))
     {
@@ -266,8 +269,8 @@ fn others(
 }
 
 /// Without any pod nothing can be said of which pods are meant.
-fn no_pods(index: &Index) -> bool {
-    index.pods().next().is_none()
+fn no_pods(index: &Index, members: &[Member<'_>]) -> bool {
+    members.is_empty() && index.pods().next().is_none()
 }
 
 /// The pods that a gateway entry means.

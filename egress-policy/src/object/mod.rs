@@ -20,6 +20,7 @@ mod selector;
 mod service_read;
 mod set;
 mod uid;
+mod workload;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -49,6 +50,7 @@ pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
 pub use selector::{NamespaceLabels, Requirement, Selector};
 pub use set::Set;
 pub use uid::Uid;
+pub use workload::Workload;
 
 /// `matchLabels` key of a namespace's name (`kubernetes.io/metadata.name`), on every namespace by definition.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -153,6 +155,15 @@ pub enum Read {
         /// The first thing that is wrong with it.
         error: ObjectError,
     },
+    /// It makes pods, or means to: of its template something is wrong then. It does not count, but `lint` looks at it.
+    Workload {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What it makes.
+        makes: Result<Box<Workload>, ObjectError>,
+    },
     /// It is of a kind that does not count.
     Ignored {
         /// Its kind.
@@ -163,7 +174,7 @@ pub enum Read {
 }
 
 impl Read {
-    /// What the index has to be told: `None` for ignored objects.
+    /// What the index has to be told: `None` for what does not count.
     #[must_use]
     pub fn event(self) -> Option<crate::index::Event> {
         use crate::index::Event;
@@ -171,7 +182,7 @@ impl Read {
             Self::Object(object) => Some(Event::Upsert(object)),
             Self::Invalid { stand_in: Some(object), .. } => Some(Event::Upsert(*object)),
             Self::Invalid { stand_in: None, object, .. } => Some(Event::Delete(object)),
-            Self::Ignored { .. } => None,
+            Self::Workload { .. } | Self::Ignored { .. } => None,
         }
     }
 }
@@ -270,7 +281,12 @@ fn read_into(
         (None, Some((meant, error))) => {
             Read::Invalid { object: meant.object(name, value), stand_in: None, error }
         }
-        (None, None) => Read::Ignored { kind: kind.to_owned(), name: name.to_owned() },
+        (None, None) => match workload::read(kind, name, value) {
+            Some(makes) => {
+                Read::Workload { kind: kind.to_owned(), name: name.to_owned(), makes: makes.map(Box::new) }
+            }
+            None => Read::Ignored { kind: kind.to_owned(), name: name.to_owned() },
+        },
     });
     Ok(())
 }
@@ -346,7 +362,7 @@ pub fn stand_in(kind: Kind, name: &str, value: &Value) -> Option<Object> {
         Kind::NetworkPolicy | Kind::EgressGatewayPolicy => match read_as(kind, value) {
             Ok(Read::Object(object)) => Some(object),
             Ok(Read::Invalid { stand_in, .. }) => stand_in.map(|object| *object),
-            Ok(Read::Ignored { .. }) | Err(_) => None,
+            Ok(Read::Workload { .. } | Read::Ignored { .. }) | Err(_) => None,
         },
         Kind::Pod | Kind::Namespace | Kind::Node => None,
     }

@@ -20,7 +20,7 @@ fn reader(spec: &Value) -> Result<Object, String> {
     match read(egp("mesh", spec.clone())).unwrap().remove(0) {
         Read::Object(object) => Ok(object),
         Read::Invalid { error, .. } => Err(error.to_string()),
-        Read::Ignored { .. } => panic!("not read at all"),
+        Read::Workload { .. } | Read::Ignored { .. } => panic!("not read at all"),
     }
 }
 

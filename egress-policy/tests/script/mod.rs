@@ -234,7 +234,9 @@ fn known(mut object: Value, valid: bool) -> Result<Value, String> {
     }
     for read in read(object.clone()).map_err(|error| error.to_string())? {
         match read {
-            Read::Ignored { kind, .. } => return Err(format!("a {kind} is nothing that counts")),
+            Read::Workload { kind, .. } | Read::Ignored { kind, .. } => {
+                return Err(format!("a {kind} is nothing that counts"));
+            }
             Read::Invalid { object, error, stand_in } if valid || stand_in.is_none() => {
                 return Err(format!("{object}: {error}"));
             }

@@ -163,7 +163,7 @@ fn take(
     last: BTreeMap<ObjectRef, Object>,
     changes: &mut Changes,
 ) -> BTreeMap<ObjectRef, Object> {
-    let FileRead { mut objects, invalid, mut unread, may_hide_policy, ignored } = read;
+    let FileRead { mut objects, invalid, mut unread, may_hide_policy, ignored, workloads } = read;
     let first = last.is_empty();
     let mut kept = 0;
     if !unread.is_empty() {
@@ -182,6 +182,7 @@ fn take(
     for (kind, number) in ignored {
         *changes.ignored.entry(kind).or_default() += number;
     }
+    changes.workloads.extend(workloads);
     objects
 }
 

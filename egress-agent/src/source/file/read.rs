@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use egress_policy::object::{self, Object, ObjectRef, Read};
+use egress_policy::object::{self, Object, ObjectRef, Read, Workload};
 use serde_json::Value;
 
 use crate::source::SourceError;
@@ -33,6 +33,8 @@ pub(super) struct FileRead {
     pub(super) may_hide_policy: bool,
     /// Objects of kinds that do not count.
     pub(super) ignored: BTreeMap<String, usize>,
+    /// Those of them that make pods, or what is wrong with them.
+    pub(super) workloads: Vec<Result<Workload, SourceError>>,
 }
 
 impl FileRead {
@@ -99,6 +101,14 @@ fn objects(out: &mut FileRead, file: &str, line: usize, document: &str, value: V
             }
             Read::Invalid { object, stand_in: None, error } => {
                 out.unread(file, Some(line), format!("{object}: {error}"), Some(object.kind.name()));
+                continue;
+            }
+            Read::Workload { kind, name, makes } => {
+                out.workloads.push(match makes {
+                    Ok(workload) => Ok(*workload),
+                    Err(error) => Err(at(format!("{kind} {name}: {error}"))),
+                });
+                *out.ignored.entry(kind).or_default() += 1;
                 continue;
             }
             Read::Ignored { kind, .. } => {

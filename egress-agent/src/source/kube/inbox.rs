@@ -207,6 +207,7 @@ impl Inbox {
             listed: std::mem::take(&mut contents.listed).into_iter().collect(),
             errors,
             ignored: BTreeMap::new(),
+            workloads: Vec::new(),
             watches,
         }
     }

@@ -186,7 +186,9 @@ pub(super) fn arrived(kind: Kind, raw: &RawValue) -> Result<Arrived, Garbage> {
     let (object, error) = match object::read_as(kind, &value) {
         Ok(Read::Object(object)) => (Some(object), None),
         Ok(Read::Invalid { stand_in, error, .. }) => (stand_in.map(|one| *one), Some(error.to_string())),
-        Ok(Read::Ignored { kind: other, .. }) => return Err(Garbage(format!("a {other} among {kind}s"))),
+        Ok(Read::Workload { kind: other, .. } | Read::Ignored { kind: other, .. }) => {
+            return Err(Garbage(format!("a {other} among {kind}s")));
+        }
         Err(error) => (None, Some(error.to_string())),
     };
     Ok(Arrived { name, version, object, error })

@@ -33,6 +33,12 @@ impl Connector {
         Self { kubeconfig, ..Self::default() }
     }
 
+    /// By this client, until it is refused.
+    #[cfg(test)]
+    pub(super) fn with(client: Client) -> Self {
+        Self { client: Mutex::new((Some(client), 0)), ..Self::default() }
+    }
+
     /// The client, with a number that [`refused`](Self::refused) takes.
     ///
     /// # Errors

@@ -102,6 +102,9 @@ pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>
             }
             Err(error) => Err(Stop::Failed(format!("{error:#}"))),
         };
+        if !matches!(stop, Err(Stop::NotInstalled)) {
+            follower.absent = None;
+        }
         let wait = match stop {
             // The server ends watches from time to time.
             Ok(()) if started.elapsed() > timing.brief => Duration::ZERO,
@@ -156,7 +159,7 @@ struct Follower {
     newest: u64,
     /// Since when lists have been older than that.
     older: Option<Instant>,
-    /// Since when the kind, which was there, is not installed.
+    /// Since when every answer has been that the kind is not installed: one blip after another must not add up.
     absent: Option<Instant>,
 }
 
@@ -254,7 +257,7 @@ impl Follower {
             return Err(Stop::Failed(format!("the list of {}s has no version", self.kind)));
         }
         self.not_older(&version)?;
-        (self.older, self.absent, self.halves) = (None, None, 0);
+        (self.older, self.halves) = (None, 0);
         self.newest = number(&version);
         self.inbox.listed(self.kind, listed);
         self.inbox.state(self.kind, State::Watching, None);

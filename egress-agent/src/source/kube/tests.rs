@@ -49,7 +49,16 @@ impl World {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("config");
         fs::write(&path, kubeconfig(&fixture.url(), token)).unwrap();
-        let cluster = Watches::start_with(Connector::new(Some(path)), timing);
+        Self::of(Watches::start_with(Connector::new(Some(path)), timing), dir)
+    }
+
+    /// For tests that stop the clock; with the times of a real agent.
+    fn without_socket(fixture: &Fixture) -> Self {
+        let connector = Connector::with(fixture.client_without_socket());
+        Self::of(Watches::start_with(connector, Timing::default()), TempDir::new().unwrap())
+    }
+
+    fn of(cluster: Watches, dir: TempDir) -> Self {
         Self { cluster, objects: BTreeMap::new(), last: Changes::default(), gone: Vec::new(), dir }
     }
 
@@ -425,6 +434,43 @@ async fn what_stands_before_the_api_server_and_answers_404_takes_nothing_away() 
     world.meanwhile(Duration::from_secs(5), |world| world.has("EgressGatewayPolicy mesh")).await;
     fixture.lift_faults();
     world.until("all is well", |world| world.last.errors.is_empty()).await;
+}
+
+/// A control plane that knows nothing of the definition, as one that a load balancer reaches by mistake.
+fn blank(fixture: &Fixture) {
+    let text = "customresourcedefinitions.apiextensions.k8s.io \"egressgatewaypolicies.egress-enforcer.io\" not found";
+    let none = Fault::Failure(Failure::new(404, "NotFound", text));
+    fixture.fault("customresourcedefinitions", &[Verb::Get], none);
+    fixture.fault("egressgatewaypolicies", &Verb::READ, Fault::NothingHere);
+    fixture.cut_watches("egressgatewaypolicies");
+}
+
+#[tokio::test(start_paused = true)]
+async fn moments_without_the_definition_do_not_add_up_to_a_minute() {
+    let fixture = fixture();
+    fixture.apply("egressgatewaypolicies", "", "mesh", &json!({"spec": {"subjects": [{}]}}));
+    let mut world = World::without_socket(&fixture);
+    world.complete().await;
+    let there = |world: &World| world.has("EgressGatewayPolicy mesh");
+    for _ in 0..3 {
+        blank(&fixture);
+        world.until("it is said", |world| world.error().contains("is not installed any more")).await;
+        world.meanwhile(Duration::from_secs(50), there).await;
+        fixture.lift_faults();
+        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        world.meanwhile(Duration::from_mins(3), there).await;
+    }
+    // Nor is what was no answer at all a part of it.
+    blank(&fixture);
+    world.meanwhile(Duration::from_secs(50), there).await;
+    fixture.lift_faults();
+    fixture.fault("*", &Verb::ALL, Fault::Unavailable);
+    world.meanwhile(Duration::from_mins(2), there).await;
+    fixture.lift_faults();
+    blank(&fixture);
+    world.meanwhile(Duration::from_secs(50), there).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    world.until("it stays away", |world| !there(world)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

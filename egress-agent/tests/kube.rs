@@ -7,6 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::{Stand, denied, eventually, outside, passes, pod_object, policy, udp};
+use egress_agent::cluster::LEASE;
 use egress_fixture::{Fault, Fixture, Verb};
 use egress_probe::Outcome;
 use egress_topology::{CgroupDriver, Container, PodSpec, kubernetes};
@@ -347,6 +348,46 @@ fn the_api_server_is_told_what_became_of_policies_and_packets() {
     eventually("the policy is not accepted", || accepted(&world).0 == json!("False"));
     let services = world.status()["services"].to_string();
     assert!(services.contains("Leading") && !services.contains("NotAllowed"), "{services}");
+}
+
+#[test]
+fn what_is_denied_while_the_api_server_refuses_the_agent_is_told_afterwards() {
+    let mut world = World::new();
+    let pod = world.pod(PodSpec::new("a", "pod"));
+    world.apply(&policy(json!({})));
+    world.stand.start();
+    denied(&pod, &outside()[0]);
+    let lease = |world: &World| {
+        world.fixture.get("leases", "egress-enforcer", LEASE).unwrap_or_default()["spec"].clone()
+    };
+    eventually("it leads", || world.status()["services"].to_string().contains("Leading"));
+    let before = lease(&world);
+    eventually("the pod has an event", || !world.fixture.all("corev1events").is_empty());
+    // Whoever is refused makes a new client at every try.
+    world.fixture.set(|settings| settings.token = Some("another".to_owned()));
+    world.fixture.cut_watches("pods");
+    eventually("it is said", || {
+        world.status().to_string().contains("does not accept the agent's credentials")
+    });
+    let other = format!("{}:9", outside()[0]);
+    world.fixture.forget_requests();
+    assert_eq!(pod.attempt(&["udp", &other, "--timeout-ms", "1500"]).unwrap().outcome, Outcome::Denied);
+    let refused = |world: &World| world.fixture.requests_of("pods", Verb::Watch).len();
+    eventually("it was refused again", || refused(&world) >= 3);
+    world.fixture.set(|settings| settings.token = None);
+    let told = |world: &World| {
+        let events = world.fixture.all("corev1events");
+        events
+            .iter()
+            .any(|event| event["message"].as_str().unwrap_or_default().contains(&format!("{other}/UDP")))
+    };
+    eventually("it is told", || told(&world));
+    assert_eq!(world.status()["services"].to_string().matches("\"left_out\":0").count(), 3);
+    let after = lease(&world);
+    assert_eq!(
+        (&after["holderIdentity"], &after["leaseTransitions"]),
+        (&before["holderIdentity"], &before["leaseTransitions"])
+    );
 }
 
 #[test]

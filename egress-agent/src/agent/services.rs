@@ -8,14 +8,19 @@ use super::Agent;
 use crate::cluster::{Cluster, ServiceStatus};
 
 impl Agent {
-    /// Starts what is written to the API server once that can be reached, and hands over what the status of policies is counted from
+    /// Starts what is written to the API server once that can be reached, tells it of each new client, and hands over what the status of policies is counted from
     /// where that is asked for.
-    pub(crate) fn serve(&mut self, start: impl FnOnce(&Client) -> Cluster) {
-        if let Some((client, number)) = self.source.client()
-            && self.cluster.as_ref().is_none_or(|(_, of)| *of != number)
-        {
-            // With those of the client before it, which was refused.
-            self.cluster = Some((start(&client), number));
+    pub(crate) fn serve(&mut self, start: impl FnOnce(Client) -> Cluster) {
+        if let Some((client, number)) = self.source.client() {
+            match &mut self.cluster {
+                None => self.cluster = Some((start(client), number)),
+                Some((_, of)) if *of == number => {}
+                // Not started anew: the events that wait to be written are from when nobody could be reached.
+                Some((cluster, of)) => {
+                    cluster.reach_by(client);
+                    *of = number;
+                }
+            }
         }
         let cluster = self.cluster.as_ref().map(|(cluster, _)| cluster);
         if let Some(cluster) = cluster.filter(|cluster| cluster.wants_census() && !self.held) {

@@ -1,7 +1,7 @@
 //! What the agent writes to the API server: the status of policies, events of pods, the node's taint.
 //!
 //! Invariants: enforcement waits for nothing here and rests on nothing here. Each service is a task of its own, fed by
-//! channels; a right that is missing costs that service alone, is logged once and shown in its [`ServiceStatus`]. Tested by
+//! channels, and outlives every client: what it has to tell, and whether it leads, stays. A right that is missing costs that service alone, is logged once and shown in its [`ServiceStatus`]. Tested by
 //! `tests/cluster/main.rs`.
 
 mod events;
@@ -63,6 +63,7 @@ impl Settings {
 
 /// The services, as the owner of the objects sees them. They end when this is dropped, without a clean end.
 pub struct Cluster {
+    clients: watch::Sender<Client>,
     reports: Vec<Report>,
     census: watch::Sender<Option<Arc<Census>>>,
     wanted: Arc<AtomicBool>,
@@ -72,13 +73,25 @@ pub struct Cluster {
     others: Vec<JoinHandle<()>>,
 }
 
-/// Starts the services.
+/// A client that sends each request by whichever client is the newest.
+fn newest(clients: watch::Receiver<Client>) -> Client {
+    let namespace = clients.borrow().default_namespace().to_owned();
+    let service = tower::service_fn(move |request| {
+        let client = clients.borrow().clone();
+        async move { client.send(request).await }
+    });
+    Client::new(service, namespace)
+}
+
+/// Starts the services. They go on with another client where [`Cluster::reach_by`] gives them one.
 pub fn spawn(
-    client: &Client,
+    client: Client,
     settings: &Settings,
     published: watch::Receiver<Arc<Published>>,
     flows: broadcast::Receiver<Arc<Flow>>,
 ) -> Cluster {
+    let (clients, client) = watch::channel(client);
+    let client = newest(client);
     let mut reports = Vec::new();
     let mut report = |name| {
         let report = Report::new(name);
@@ -93,17 +106,12 @@ pub fn spawn(
     let policies = Api::all_with(client.clone(), &status::resource());
     let writer =
         status::Writer::new(policies, report("policy status"), leading.clone(), counted, Arc::clone(&wanted));
-    let recorder = events::Recorder::new(
-        client.clone(),
-        settings.node.clone(),
-        report("pod events"),
-        published.clone(),
-        flows,
-    );
+    let (node, events) = (settings.node.clone(), report("pod events"));
+    let recorder = events::Recorder::new(client.clone(), node, events, published.clone(), flows);
     let mut others = vec![tokio::spawn(writer.run()), tokio::spawn(recorder.run())];
     if let Some(key) = &settings.lift_taint {
         let lifter = taint::Lifter {
-            nodes: Api::all(client.clone()),
+            nodes: Api::all(client),
             node: settings.node.clone(),
             key: key.clone(),
             report: report("taint"),
@@ -113,10 +121,15 @@ pub fn spawn(
     }
     let (ending, ends) = watch::channel(false);
     let election = tokio::spawn(election.run(ends));
-    Cluster { reports, census, wanted, leading, ending, election, others }
+    Cluster { clients, reports, census, wanted, leading, ending, election, others }
 }
 
 impl Cluster {
+    /// Another client is to be used from now on: the one before it was refused, or reached nobody for long.
+    pub fn reach_by(&self, client: Client) {
+        self.clients.send_replace(client);
+    }
+
     /// Whether [`count`](Self::count) is of use now. Cheap: to be asked at every turn.
     #[must_use]
     pub fn wants_census(&self) -> bool {

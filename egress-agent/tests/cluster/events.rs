@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egress_agent::admin::server::Published;
+use egress_agent::cluster::LEASE;
 use egress_agent::flow::Flow;
 use egress_agent::status::EndpointStatus;
 use egress_fixture::{Failure, Fault, Fixture, Verb};
@@ -151,6 +152,35 @@ async fn a_server_that_is_away_costs_no_event_and_little_memory() {
         assert_eq!(of_pod(&fixture, pod)[0]["count"], 100);
     }
     assert_eq!(one.service("pod events").error, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_after_which_another_client_is_used_costs_no_event() {
+    let (fixture, one) = start(2);
+    until("it leads", || one.cluster.leads().then_some(())).await;
+    one.flows.send(flow(99, 443)).unwrap();
+    one.flows.send(flow(1, 443)).unwrap();
+    until("an event", || of_pod(&fixture, 1).first().map(|_| ())).await;
+    // For good: whoever goes on with this client reaches nobody.
+    one.connect(false);
+    for _ in 0..120 {
+        one.flows.send(flow(1, 443)).unwrap();
+        one.flows.send(flow(2, 443)).unwrap();
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(!one.cluster.leads() && of_pod(&fixture, 2).is_empty());
+    one.cluster.reach_by(fixture.client_without_socket());
+    until("it is told", || of_pod(&fixture, 2).first().map(|_| ())).await;
+    assert_eq!(of_pod(&fixture, 2)[0]["count"], 120);
+    until("it is counted", || (of_pod(&fixture, 1)[0]["count"] == 121).then_some(())).await;
+    assert_eq!((of_pod(&fixture, 1).len(), one.service("pod events").left_out), (1, 1));
+    // As who it was before, at its next look.
+    until("it leads on", || one.cluster.leads().then_some(())).await;
+    let lease = fixture.get("leases", "egress-enforcer", LEASE).unwrap();
+    assert_eq!(lease["spec"]["leaseTransitions"], 1);
+    one.cluster.end().await;
+    let lease = fixture.get("leases", "egress-enforcer", LEASE).unwrap();
+    assert_eq!(lease["spec"].get("holderIdentity"), None);
 }
 
 #[tokio::test(start_paused = true)]

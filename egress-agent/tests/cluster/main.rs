@@ -40,7 +40,7 @@ fn services(fixture: &Fixture, node: &str, lift_taint: bool) -> Services {
         namespace: "egress-enforcer".to_owned(),
         lift_taint: lift_taint.then(|| TAINT.to_owned()),
     };
-    let cluster = spawn(&client, &settings, receiver, flows.subscribe());
+    let cluster = spawn(client, &settings, receiver, flows.subscribe());
     Services { cluster, published, flows, connected }
 }
 

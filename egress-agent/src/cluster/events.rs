@@ -20,9 +20,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
-use super::service::{Deed, Pace, Refusal, Report, ask, random};
+use super::service::{Deed, Pace, Refusal, Report, ask};
 use super::tally::{Done, PodName, Tally, Write};
 use crate::admin::server::Published;
+use crate::chance::random;
 use crate::flow::Flow;
 
 /// How often events that are over are forgotten.

@@ -17,7 +17,8 @@ use kube::api::{Api, GetParams, PostParams};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::service::{Deed, Refusal, Report, ask, jittered};
+use super::service::{Deed, Refusal, Report, ask};
+use crate::chance::jittered;
 
 /// The name of the lease.
 pub const LEASE: &str = "egress-agent-leader";

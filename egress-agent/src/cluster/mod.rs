@@ -21,6 +21,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
 use crate::admin::server::Published;
+use crate::chance::random;
 use crate::flow::Flow;
 pub use lease::LEASE;
 use service::Report;
@@ -98,7 +99,7 @@ pub fn spawn(
         reports.push(report.clone());
         report
     };
-    let identity = format!("{}_{:016x}", settings.node, service::random());
+    let identity = format!("{}_{:016x}", settings.node, random());
     let leases = Api::namespaced(client.clone(), &settings.namespace);
     let (election, leading) = lease::Election::new(leases, identity, report("leader election"));
     let (census, counted) = watch::channel(None);

@@ -3,11 +3,12 @@
 //! Invariant: a request ends within [`PATIENCE`]; the same trouble is logged once, until something else happens. Tested below
 //! and by the services' tests.
 
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::chance::jittered;
 
 /// How long a request may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -184,22 +185,9 @@ impl Pace {
     }
 }
 
-/// Up to half as long again, so that the nodes of a cluster do not ask at once.
-pub(super) fn jittered(wait: Duration) -> Duration {
-    let share = u32::try_from(random() % 1000).unwrap_or(0);
-    wait + wait / 2 * share / 1000
-}
-
-/// A number that nobody guesses twice.
-pub(super) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use super::{Deed, Duration, Pace, Refusal, Report, WITHOUT_RIGHT, jittered};
+    use super::{Deed, Duration, Pace, Refusal, Report, WITHOUT_RIGHT};
 
     #[test]
     fn waits_grow_and_the_servers_word_counts() {
@@ -213,8 +201,6 @@ mod tests {
         let told = Refusal::Later(String::new(), Some(Duration::from_secs(30)));
         assert!(pace.after(&told) >= Duration::from_secs(30));
         assert!(pace.after(&Refusal::NotAllowed) >= WITHOUT_RIGHT);
-        let hours: BTreeSet<Duration> = (0..10).map(|_| jittered(Duration::from_hours(10))).collect();
-        assert!(hours.len() > 1);
     }
 
     #[test]

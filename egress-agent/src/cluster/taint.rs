@@ -12,8 +12,9 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::service::{Deed, Pace, Refusal, Report, ask, jittered};
+use super::service::{Deed, Pace, Refusal, Report, ask};
 use crate::admin::server::Published;
+use crate::chance::jittered;
 
 /// From one look at the node to the next.
 const LOOK: Duration = Duration::from_mins(5);

@@ -21,12 +21,14 @@ use super::connect::Connector;
 use super::inbox::{Inbox, State};
 use super::stop::{DEFINITION, Stop, meaning, path, resource, silent};
 use super::wire::{self, Event};
+use crate::chance::{jittered, random};
 use crate::source::Listed;
 
 /// Objects of a page: those of a tenant may have more than a MiB each, and a page is held as a whole.
 const PAGE: u32 = 100;
-/// How long the server is asked to keep a watch open, in seconds.
-const WATCH: u32 = 290;
+/// How long the server is asked to keep a watch open, in seconds: this, and up to as much again by chance, as `client-go` does
+/// (`minWatchTimeout` of its reflector). Otherwise all agents would ask for all watches at once again for ever after each start of the server.
+const WATCH: u32 = 300;
 /// Longest line of a watch. The API server's own limit for an object is 3 MiB.
 const LINE: u64 = 16 << 20;
 /// How often the same version may be followed by what is not understood, before everything is listed anew.
@@ -45,8 +47,10 @@ pub(super) struct Timing {
     pub(super) brief: Duration,
     /// An older state than what is known is refused. A cluster that was restored from a backup stays older.
     pub(super) older: Duration,
-    /// Between looks for a kind that is not installed.
+    /// Between looks for a kind that is not installed, at first; up to half as long again by chance.
     pub(super) installed: Duration,
+    /// The same, where it stays away: every agent of a cluster without it asks for ever.
+    pub(super) away: Duration,
     /// The longest wait after failures.
     pub(super) wait: Duration,
 }
@@ -59,6 +63,7 @@ impl Default for Timing {
             brief: Duration::from_secs(5),
             older: Duration::from_secs(60),
             installed: Duration::from_secs(5),
+            away: Duration::from_secs(20),
             wait: Duration::from_secs(15),
         }
     }
@@ -79,7 +84,7 @@ pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>
     let mut follower = Follower::new(kind, timing, inbox);
     let mut waits = backoff(timing.wait);
     let mut garbage = 0;
-    let mut unreachable = None;
+    let (mut unreachable, mut look) = (None, timing.installed);
     loop {
         let (started, version) = (Instant::now(), follower.version.clone());
         let stop = match connector.client().await {
@@ -103,7 +108,7 @@ pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>
             Err(error) => Err(Stop::Failed(format!("{error:#}"))),
         };
         if !matches!(stop, Err(Stop::NotInstalled)) {
-            follower.absent = None;
+            (follower.absent, look) = (None, timing.installed);
         }
         let wait = match stop {
             // The server ends watches from time to time.
@@ -114,8 +119,11 @@ pub(super) async fn follow(kind: Kind, timing: Timing, connector: Arc<Connector>
                 continue;
             }
             Err(Stop::NotInstalled) => {
-                follower.not_installed();
-                timing.installed
+                let wait = jittered(look);
+                if follower.not_installed() {
+                    look = (look * 2).min(timing.away);
+                }
+                wait
             }
             Err(Stop::Gone) => {
                 tracing::info!(%kind, "listing anew: the API server does not keep the version that was read last");
@@ -202,14 +210,15 @@ impl Follower {
         }
     }
 
-    /// The kind is not installed. Where it was, that has to last: all its objects go with it.
-    fn not_installed(&mut self) {
+    /// The kind is not installed; tells whether that counts. Where it was, it has to last: all its objects go with it.
+    fn not_installed(&mut self) -> bool {
         let since = *self.absent.get_or_insert_with(Instant::now);
         if self.newest > 0 && since.elapsed() < self.timing.older {
             let reason = format!(
                 "{DEFINITION} is not installed any more; those of its policies that were not deleted with it count for a minute"
             );
-            return self.inbox.state(self.kind, State::Failing, Some(reason));
+            self.inbox.state(self.kind, State::Failing, Some(reason));
+            return false;
         }
         (self.version, self.newest) = (None, 0);
         self.inbox.listed(self.kind, Listed::default());
@@ -218,6 +227,7 @@ impl Follower {
             resource(self.kind).0
         );
         self.inbox.state(self.kind, State::NotInstalled, Some(reason));
+        true
     }
 
     /// Takes in everything, page by page.
@@ -290,7 +300,7 @@ impl Follower {
     ) -> Result<(), Stop> {
         let params = WatchParams {
             send_initial_events: listing.is_some(),
-            timeout: Some(WATCH),
+            timeout: Some(WATCH + u32::try_from(random() % u64::from(WATCH)).unwrap_or(0)),
             ..WatchParams::default()
         };
         let request = Request::new(path(self.kind)).watch(&params, version);

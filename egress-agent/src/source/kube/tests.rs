@@ -16,7 +16,7 @@ use super::{Connector, Watches};
 use crate::source::Changes;
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(35);
 
 /// What an agent would know.
 struct World {
@@ -39,6 +39,7 @@ impl World {
             answer: Duration::from_secs(2),
             older: Duration::from_secs(3),
             installed: Duration::from_millis(100),
+            away: Duration::from_millis(400),
             wait: Duration::from_millis(500),
             brief: Duration::from_millis(200),
         };
@@ -339,6 +340,48 @@ async fn a_kind_that_is_not_installed_is_empty_and_is_picked_up_when_it_comes() 
         fixture.remove_definition();
         world.until("it goes", |world| !world.has("EgressGatewayPolicy mesh")).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_stays_away_is_looked_for_less_often() {
+    let fixture = fixture();
+    fixture.remove_definition();
+    let mut world = World::without_socket(&fixture);
+    world.complete().await;
+    let asked = || fixture.requests_of("egressgatewaypolicies", Verb::Watch).len();
+    let mut waits = BTreeSet::new();
+    for _ in 0..20 {
+        let (start, before) = (Instant::now(), asked());
+        world.until("it is looked for", |_| asked() > before).await;
+        waits.insert(start.elapsed());
+    }
+    let (first, last) = (waits.first().unwrap(), waits.last().unwrap());
+    assert!(*first < Duration::from_secs(8) && *last > Duration::from_secs(20), "{waits:?}");
+    assert!(*last <= Duration::from_secs(30) && waits.len() > 10, "{waits:?}");
+    fixture.install_definition();
+    fixture.apply("egressgatewaypolicies", "", "mesh", &json!({"spec": {"subjects": [{}]}}));
+    world.until("it is picked up", |world| world.has("EgressGatewayPolicy mesh")).await;
+    // Once it is there, it is looked for often where it goes.
+    fixture.remove_definition();
+    world.until("it is missed", |world| world.error().contains("is not installed any more")).await;
+    let before = asked();
+    world.meanwhile(Duration::from_secs(50), |_| true).await;
+    assert!(asked() >= before + 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_do_not_end_all_at_once() {
+    let fixture = fixture();
+    let mut world = World::without_socket(&fixture);
+    world.complete().await;
+    tokio::time::sleep(Duration::from_hours(2)).await;
+    let asked = fixture.requests().into_iter().filter(|one| one.verb == Some(Verb::Watch));
+    let seconds: Vec<u32> = asked.map(|one| one.query["timeoutSeconds"].parse().unwrap()).collect();
+    assert!(seconds.iter().all(|time| (300..600).contains(time)), "{seconds:?}");
+    // Seven kinds, of which each watches for seven and a half minutes or so.
+    assert!((85..170).contains(&seconds.len()), "{seconds:?}");
+    let different: BTreeSet<&u32> = seconds.iter().collect();
+    assert!(different.len() > 40, "{seconds:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,9 @@ use crate::source::Listed;
 
 /// Objects of a page: those of a tenant may have more than a MiB each, and a page is held as a whole.
 const PAGE: u32 = 100;
+/// The same, where the server forgot what it was listing before it came to the end: it keeps that for five minutes
+/// (`--etcd-compaction-interval`). After these there is no limit, as in `client-go` (`FullListIfExpired` of its pager).
+const LARGE: u32 = 1000;
 /// How long the server is asked to keep a watch open, in seconds: this, and up to as much again by chance, as `client-go` does
 /// (`minWatchTimeout` of its reflector). Otherwise all agents would ask for all watches at once again for ever after each start of the server.
 const WATCH: u32 = 300;
@@ -163,6 +166,8 @@ struct Follower {
     streaming: bool,
     /// Streaming lists that ended half-way, since the last whole one.
     halves: u32,
+    /// Objects of the next page, where they are limited.
+    page: Option<u32>,
     /// The highest version seen.
     newest: u64,
     /// Since when lists have been older than that.
@@ -180,6 +185,7 @@ impl Follower {
             version: None,
             streaming: true,
             halves: 0,
+            page: Some(PAGE),
             newest: 0,
             older: None,
             absent: None,
@@ -203,7 +209,17 @@ impl Follower {
                 stop
             }
             None => {
-                self.pages(client).await?;
+                let mut more = None;
+                let done = self.pages(client, &mut more).await;
+                self.page = match (&done, self.page) {
+                    (Ok(()), _) => Some(PAGE),
+                    (Err(Stop::Gone), Some(PAGE)) if more.is_some() => Some(LARGE),
+                    (Err(Stop::Gone), Some(_)) if more.is_some() => None,
+                    // Everything at once may be too much for it as well.
+                    (Err(_), None) => Some(LARGE),
+                    (Err(_), page) => page,
+                };
+                done?;
                 let version = self.version.clone().unwrap_or_default();
                 self.watch(client, &version, None).await
             }
@@ -230,13 +246,13 @@ impl Follower {
         true
     }
 
-    /// Takes in everything, page by page.
-    async fn pages(&mut self, client: &Client) -> Result<(), Stop> {
+    /// Takes in everything, page by page; `next` is where the next one begins.
+    async fn pages(&mut self, client: &Client, next: &mut Option<String>) -> Result<(), Stop> {
         let request = Request::new(path(self.kind));
         let mut listed = Listed::default();
-        let mut next = None;
         loop {
-            let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
+            let (limit, continue_token) = (self.page, next.clone());
+            let params = ListParams { limit, continue_token, ..ListParams::default() };
             let request = request.list(&params).map_err(|error| Stop::Failed(error.to_string()))?;
             let answer = timeout(self.timing.answer, client.request_text(request)).await;
             let text = match answer {
@@ -253,7 +269,7 @@ impl Follower {
                 listed.insert(&arrived.name);
                 self.inbox.upsert(arrived.name, arrived.object, arrived.error);
             }
-            next = page.metadata.r#continue.filter(|token| !token.is_empty());
+            *next = page.metadata.r#continue.filter(|token| !token.is_empty());
             if next.is_none() {
                 let version = page.metadata.resource_version.unwrap_or_default();
                 return self.listed(listed, version);

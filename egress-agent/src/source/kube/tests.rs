@@ -211,6 +211,48 @@ async fn long_lists_come_in_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_takes_longer_than_the_server_keeps_it_comes_in_larger_pages() {
+    for (pods, last) in [(150, Some("1000")), (1234, None)] {
+        let fixture = Fixture::start_with(settings(StreamingLists::GateOff)).unwrap();
+        for i in 0..pods {
+            fixture.apply("pods", "n", &format!("p{i}"), &pod("1"));
+        }
+        // Of every page the server forgets the version before the next one is asked for.
+        let slow = fixture.fault("pods", &[Verb::List], Fault::Delay(Duration::from_millis(50)));
+        let mut world = World::new(&fixture);
+        let changes = async {
+            for n in 0.. {
+                fixture.apply("pods", "n", "p0", &pod(&n.to_string()));
+                fixture.forget_history();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = world.complete() => {}
+            () = changes => {}
+        }
+        assert_eq!(world.pods(), pods);
+        let limits = || -> Vec<Option<String>> {
+            let lists = fixture.requests_of("pods", Verb::List);
+            lists.iter().map(|list| list.query.get("limit").cloned()).collect()
+        };
+        let asked = limits();
+        assert!(
+            asked.contains(&Some("100".to_owned())) && asked.contains(&Some("1000".to_owned())),
+            "{asked:?}"
+        );
+        assert!(asked.contains(&last.map(str::to_owned)) && asked.len() < 20, "{asked:?}");
+        // The next one begins with small pages again.
+        slow.lift();
+        fixture.until_watches("pods", 1).await;
+        fixture.forget_requests();
+        fixture.fail_watches("pods", &Failure::too_old(1, 2));
+        fixture.until_requests("pods", Verb::List, 1).await;
+        assert_eq!(limits()[0].as_deref(), Some("100"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_went_while_history_was_lost_is_gone_by_the_next_list() {
     for gone_as_answer in [false, true] {
         let mut fixture = Fixture::start_with(Settings { gone_as_answer, ..Settings::default() }).unwrap();

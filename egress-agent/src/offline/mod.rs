@@ -151,7 +151,7 @@ fn sent_to(address: IpAddr) -> IpAddr {
     }
 }
 
-/// How long a cluster may take to tell everything.
+/// How long a cluster may take to tell the next thing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The objects of a source, as far as they can be read.

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use egress_policy::index::Event;
 use egress_policy::object::{Kind, Object, ObjectRef};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::source::{Changes, Listed, SourceError};
 use crate::status::WatchStatus;
@@ -51,6 +52,8 @@ struct Watch {
     error: Option<String>,
     /// Since when it has been failing.
     failing: Option<Instant>,
+    /// When, before everything was listed, something came that was not there yet.
+    arrived: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -82,16 +85,22 @@ impl Inbox {
     /// An object is there. Without one it cannot be read, and what was read of it last stays; an `error` may come with either.
     pub(super) fn upsert(&self, name: ObjectRef, object: Option<Object>, error: Option<String>) {
         let mut contents = self.lock();
-        contents.watches.entry(name.kind).or_default().events += 1;
+        let kind = name.kind;
+        let mut fresh = false;
         match error {
-            Some(error) => drop(contents.unread.insert(name.clone(), error)),
+            Some(error) => fresh |= contents.unread.insert(name.clone(), error).is_none(),
             None => drop(contents.unread.remove(&name)),
         }
         if let Some(listed) = contents.listed.get_mut(&name.kind) {
             listed.insert(&name);
         }
         if let Some(object) = object {
-            contents.pending.insert(name, Some(Box::new(object)));
+            fresh |= contents.pending.insert(name, Some(Box::new(object))).is_none();
+        }
+        let watch = contents.watches.entry(kind).or_default();
+        watch.events += 1;
+        if fresh && !watch.synced {
+            watch.arrived = Some(Instant::now());
         }
         self.changed.notify_one();
     }
@@ -114,7 +123,10 @@ impl Inbox {
         contents.unread.retain(|name, _| name.kind != kind || listed.contains(name));
         contents.pending.retain(|name, _| name.kind != kind || listed.contains(name));
         let watch = contents.watches.entry(kind).or_default();
-        (watch.synced, watch.lists) = (true, watch.lists + 1);
+        if !std::mem::replace(&mut watch.synced, true) {
+            watch.arrived = Some(Instant::now());
+        }
+        watch.lists += 1;
         contents.listed.insert(kind, listed);
         self.changed.notify_one();
     }
@@ -137,13 +149,23 @@ impl Inbox {
         Kind::ALL.iter().all(|kind| contents.watches.get(kind).is_some_and(|watch| watch.synced))
     }
 
-    /// For how long everything that was not listed yet has been failing; `None` where something is still on its way.
+    /// For how long everything that was not listed yet has been failing, without anything new of it; `None` where something is still on
+    /// its way.
     pub(super) fn failing_for(&self) -> Option<Duration> {
         let contents = self.lock();
         let kinds = Kind::ALL.iter().map(|kind| contents.watches.get(kind));
         let missing = kinds.filter(|watch| watch.is_none_or(|watch| !watch.synced));
-        let since: Option<Vec<Instant>> = missing.map(|watch| watch?.failing).collect();
+        let since = |watch: &Watch| {
+            let failing = watch.failing?;
+            Some(watch.arrived.unwrap_or(failing).max(failing))
+        };
+        let since: Option<Vec<Instant>> = missing.map(|watch| since(watch?)).collect();
         since?.into_iter().map(|since| since.elapsed()).min()
+    }
+
+    /// When something came last that was not there yet, of what was not listed by then.
+    pub(super) fn arrived(&self) -> Option<Instant> {
+        self.lock().watches.values().filter_map(|watch| watch.arrived).max()
     }
 
     /// What was not listed yet, and why.

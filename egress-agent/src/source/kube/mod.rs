@@ -17,6 +17,7 @@ use ::kube::Client;
 use egress_policy::object::Kind;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 pub(crate) use connect::Connector;
 use inbox::Inbox;
@@ -69,27 +70,20 @@ impl Watches {
     /// Waits until every kind was listed once, for commands that judge from objects alone.
     ///
     /// # Errors
-    /// There is no configuration; or something is missing after `patience`, or after [`GIVE_UP`] where all that is missing fails: what, and
-    /// why.
+    /// There is no configuration; or something is missing, and nothing new of it came for `patience`, or for [`GIVE_UP`] where all of it
+    /// fails: what, and why.
     pub(crate) async fn complete(&self, patience: Duration) -> anyhow::Result<()> {
         // An agent looks for it again; somebody who asks is told.
         self.connector.client().await?;
-        let changed = self.changed();
-        let complete = async {
-            while !self.inbox.complete() {
-                if self.inbox.failing_for().is_some_and(|time| time >= GIVE_UP) {
-                    return false;
-                }
-                let _or_look_again = tokio::time::timeout(LOOK, changed.notified()).await;
+        let (changed, begun) = (self.changed(), Instant::now());
+        while !self.inbox.complete() {
+            let last = self.inbox.arrived().unwrap_or(begun);
+            if self.inbox.failing_for().is_some_and(|time| time >= GIVE_UP) || last.elapsed() >= patience {
+                return Err(anyhow::anyhow!("cannot read the cluster: {}", self.inbox.missing().join("; ")));
             }
-            true
-        };
-        match tokio::time::timeout(patience, complete).await {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => {
-                Err(anyhow::anyhow!("cannot read the cluster: {}", self.inbox.missing().join("; ")))
-            }
+            let _or_look_again = tokio::time::timeout(LOOK, changed.notified()).await;
         }
+        Ok(())
     }
 }
 

@@ -558,6 +558,42 @@ async fn moments_without_the_definition_do_not_add_up_to_a_minute() {
     world.until("it stays away", |world| !there(world)).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_asks_once_waits_as_long_as_something_new_comes() {
+    let patience = Duration::from_mins(1);
+    let fixture = fixture();
+    for i in 0..30 {
+        fixture.apply("pods", "n", &format!("p{i}"), &pod("1"));
+    }
+    let start = Instant::now();
+    let slow = fixture.fault("pods", &Verb::READ, Fault::Dribble(1 << 20, Duration::from_secs(10)));
+    fixture.fault_times("nodes", &Verb::READ, Fault::Internal, 1);
+    World::without_socket(&fixture).cluster.complete(patience).await.unwrap();
+    assert!(start.elapsed() > Duration::from_mins(5), "{:?}", start.elapsed());
+    slow.lift();
+    // What comes again and again is not new, and what is followed already tells nothing of what is missing.
+    fixture.fault("pods", &Verb::READ, Fault::EndAfter(5));
+    fixture.fault("nodes", &Verb::READ, Fault::Stalled);
+    let start = Instant::now();
+    let world = World::without_socket(&fixture);
+    let changes = async {
+        for n in 0.. {
+            fixture.apply("namespaces", "", &format!("n{n}"), &json!({}));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        done = world.cluster.complete(patience) => assert!(done.is_err()),
+        () = changes => {}
+    }
+    assert!(start.elapsed() < Duration::from_secs(75), "{:?}", start.elapsed());
+    // One refusal at first is nothing as long as something comes.
+    fixture.lift_faults();
+    fixture.fault_times("pods", &Verb::READ, Fault::Internal, 1);
+    fixture.fault("pods", &Verb::READ, Fault::Dribble(1 << 20, Duration::from_secs(2)));
+    World::without_socket(&fixture).cluster.complete(patience).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_that_says_nothing_is_asked_again() {
     let fixture = fixture();

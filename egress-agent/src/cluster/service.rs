@@ -138,7 +138,7 @@ fn refusal(error: &kube::Error) -> Refusal {
         404 => Refusal::NotFound(status.message.clone()),
         409 => Refusal::Conflict,
         // Others are refused by admission, such as what is to be made in a namespace that is going.
-        403 if status.message.contains("cannot ") => Refusal::NotAllowed,
+        403 if is_right_missing(&status.message) => Refusal::NotAllowed,
         400 | 403 | 405 | 413 | 415 | 422 => Refusal::Never(status.message.clone()),
         code => {
             let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
@@ -146,6 +146,25 @@ fn refusal(error: &kube::Error) -> Refusal {
             Refusal::Later(format!("{} ({code})", status.message.trim()), after)
         }
     }
+}
+
+/// Whether a 403 is the authorizer's, as in `events "x" is forbidden: User "u" cannot create resource "events" in API group "" in the
+/// namespace "n"` (`forbiddenMessage` and `NewForbidden` of `apiserver` and `apimachinery`). Admission answers 403 as well, in the words of
+/// whoever wrote a webhook, which must not silence the rest: those come after the name of the webhook (`admission webhook "x" denied the
+/// request: `) or of the plugin.
+fn is_right_missing(message: &str) -> bool {
+    let Some((what, why)) = message.split_once(" is forbidden: ") else {
+        return false;
+    };
+    // The resource, and the object's name in quotes where it has one.
+    let of_object = match what.split_once(' ') {
+        Some((_, name)) => name.starts_with('"') && name.ends_with('"') && !name.contains(' '),
+        None => true,
+    };
+    let user = why.strip_prefix("User \"").and_then(|rest| rest.split_once("\" cannot "));
+    let is_verb = |verb: &str| verb.bytes().all(|byte| byte.is_ascii_lowercase());
+    let deed = user.and_then(|(_, deed)| deed.split_once(" resource \""));
+    of_object && deed.is_some_and(|(verb, _)| is_verb(verb))
 }
 
 /// An error with its causes, which kube's own text leaves out.
@@ -187,7 +206,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use super::{Deed, Duration, Pace, Refusal, Report, WITHOUT_RIGHT};
+    use super::{Deed, Duration, Pace, Refusal, Report, WITHOUT_RIGHT, is_right_missing};
 
     #[test]
     fn waits_grow_and_the_servers_word_counts() {
@@ -201,6 +220,36 @@ mod tests {
         let told = Refusal::Later(String::new(), Some(Duration::from_secs(30)));
         assert!(pace.after(&told) >= Duration::from_secs(30));
         assert!(pace.after(&Refusal::NotAllowed) >= WITHOUT_RIGHT);
+    }
+
+    #[test]
+    fn the_authorizers_words_are_told_from_a_webhooks() {
+        let user = "User \"system:serviceaccount:egress-enforcer:egress-agent\"";
+        let group = "in API group \"coordination.k8s.io\"";
+        for message in [
+            format!(
+                "leases.coordination.k8s.io is forbidden: {user} cannot create resource \"leases\" {group} in the namespace \"n\""
+            ),
+            format!(
+                "nodes \"a\" is forbidden: {user} cannot get resource \"nodes\" in API group \"\" at the cluster scope: denied"
+            ),
+            format!(
+                "x.y \"a\" is forbidden: {user} cannot patch resource \"x/status\" in API group \"y\" at the cluster scope"
+            ),
+        ] {
+            assert!(is_right_missing(&message), "{message}");
+        }
+        for message in [
+            "admission webhook \"a.b\" denied the request: you cannot create events here".to_owned(),
+            format!("admission webhook \"a.b\" denied the request: events \"x\" is forbidden: {user} cannot create resource \"events\""),
+            format!("admission webhook \"a.b\" denied the request: x is forbidden: {user} cannot create resource \"events\" \"x\""),
+            format!("events \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: {user} cannot create resource \"e\""),
+            "events \"x\" is forbidden: unable to create new content in namespace n because it is being terminated".to_owned(),
+            format!("{user} cannot get path \"/\""),
+            String::new(),
+        ] {
+            assert!(!is_right_missing(&message), "{message}");
+        }
     }
 
     #[test]

@@ -225,3 +225,19 @@ async fn a_namespace_that_goes_and_a_right_that_is_missing_are_told_apart() {
     sleep(Duration::from_mins(4)).await;
     assert_eq!(forbidden.hits(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_webhook_that_refuses_events_silences_nobody_else() {
+    let (fixture, one) = start(2);
+    let text =
+        "admission webhook \"events.example.com\" denied the request: agents cannot create events here";
+    let refused = Fault::Failure(Failure::new(403, "Forbidden", text));
+    let refused = fixture.fault_times("corev1events", &[Verb::Create], refused, 1);
+    one.flows.send(flow(1, 443)).unwrap();
+    until("it is refused", || (refused.hits() == 1).then_some(())).await;
+    one.flows.send(flow(2, 443)).unwrap();
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((of_pod(&fixture, 1).len(), of_pod(&fixture, 2).len()), (0, 1));
+    let service = one.service("pod events");
+    assert_eq!((service.state.as_str(), service.error, service.left_out), ("Working", None, 1));
+}

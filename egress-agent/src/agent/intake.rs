@@ -144,6 +144,9 @@ impl Agent {
             Event::Upsert(object) => object.object_ref(),
             Event::Delete(object) => object.clone(),
         };
+        // As `Census` has them.
+        let counts = [Kind::Pod, Kind::Namespace, Kind::EndpointSlice, Kind::EgressGatewayPolicy];
+        self.uncounted |= counts.contains(&object.kind);
         let had = if object.kind == Kind::Pod { self.index.own_addresses(&object) } else { Vec::new() };
         let changed = self.index.apply(event);
         let now = monotonic();

@@ -47,6 +47,8 @@ pub(crate) struct Agent {
     source_state: Changes,
     /// What is written to the API server, once that was reached, and the number of the client that it uses.
     cluster: Option<(Cluster, u64)>,
+    /// Something that the status of policies is counted from has changed since that was handed over.
+    uncounted: bool,
     index: Index,
     scan: Scan,
     /// Why the pod root could not be read at the last look.
@@ -125,6 +127,7 @@ impl Agent {
             source,
             source_state: Changes::default(),
             cluster: None,
+            uncounted: true,
             index: Index::of_node(&node),
             node,
             scan: Scan::default(),

@@ -24,7 +24,7 @@ impl Agent {
         }
         let cluster = self.cluster.as_ref().map(|(cluster, _)| cluster);
         if let Some(cluster) = cluster.filter(|cluster| cluster.wants_census() && !self.held) {
-            cluster.count(self.index.census());
+            cluster.count(std::mem::take(&mut self.uncounted), || self.index.census());
         }
     }
 

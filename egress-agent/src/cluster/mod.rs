@@ -137,10 +137,11 @@ impl Cluster {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Hands over what the status of policies is counted from.
-    pub fn count(&self, census: Census) {
+    /// Hands over what the status of policies is counted from, or, where nothing of it has `changed` since the last time, that it stands.
+    pub fn count(&self, changed: bool, census: impl FnOnce() -> Census) {
         self.wanted.store(false, Ordering::Relaxed);
-        self.census.send_replace(Some(Arc::new(census)));
+        let census = (changed || self.census.borrow().is_none()).then(|| Arc::new(census()));
+        self.census.send_modify(|place| *place = census.or(place.take()));
     }
 
     /// Whether this agent writes the status of policies.

@@ -96,6 +96,7 @@ impl Writer {
     async fn lead(&mut self) {
         let mut compared = Instant::now();
         let mut rest = Duration::ZERO;
+        let mut last: Option<(Arc<Census>, Vec<Counted>)> = None;
         loop {
             tokio::time::sleep(rest).await;
             self.wanted.store(true, Ordering::Relaxed);
@@ -110,8 +111,16 @@ impl Writer {
                 continue;
             };
             let begun = std::time::Instant::now();
-            let Ok(counted) = tokio::task::spawn_blocking(move || census.count()).await else {
-                continue;
+            // Counting looks at every pod of the cluster: not where nothing has changed.
+            let counted = match last.take().filter(|(of, _)| Arc::ptr_eq(of, &census)) {
+                Some((_, counted)) => counted,
+                None => {
+                    let census = Arc::clone(&census);
+                    let Ok(counted) = tokio::task::spawn_blocking(move || census.count()).await else {
+                        continue;
+                    };
+                    counted
+                }
             };
             rest = REST.max(begun.elapsed() * SHARE);
             self.stands.retain(|name, _| counted.iter().any(|one| one.name == *name));
@@ -122,6 +131,7 @@ impl Writer {
                 self.pace.fine();
                 self.report.fine("Leading");
             }
+            last = Some((census, counted));
         }
     }
 

@@ -55,7 +55,7 @@ async fn turns(fixture: &Fixture, agents: &[&Services], time: Duration) {
     for _ in 0..time.as_secs() {
         for agent in agents {
             if agent.cluster.wants_census() {
-                agent.cluster.count(index(fixture).census());
+                agent.cluster.count(true, || index(fixture).census());
             }
         }
         sleep(Duration::from_secs(1)).await;
@@ -114,6 +114,36 @@ async fn the_leader_writes_and_only_what_changed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_not_changed_is_counted_once_and_compared_again() {
+    let fixture = cluster();
+    let one = leader(&fixture).await;
+    turns(&fixture, &[&one], Duration::from_secs(10)).await;
+    let (mut turned, mut looked) = (0, 0);
+    let written = status(&fixture, "mesh");
+    fixture.edit(POLICIES, "", "mesh", |policy| policy["status"]["subjects"] = 77.into());
+    for _ in 0..660 {
+        if one.cluster.wants_census() {
+            turned += 1;
+            one.cluster.count(false, || {
+                looked += 1;
+                index(&fixture).census()
+            });
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(turned > 100 && looked == 0, "{turned} {looked}");
+    // Somebody else had written it.
+    assert_eq!(status(&fixture, "mesh")["subjects"], written["subjects"]);
+    // Who never had anything is given it.
+    let other = services(&fixture, "node-b", false);
+    other.cluster.count(false, || {
+        looked += 1;
+        index(&fixture).census()
+    });
+    assert_eq!(looked, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_invalid_policy_says_what_is_wrong_until_it_is_put_right() {
     let fixture = cluster();
     let one = leader(&fixture).await;
@@ -151,7 +181,7 @@ async fn what_is_known_is_not_told_of_another_generation() {
     let old = index(&fixture);
     fixture.edit(POLICIES, "", "mesh", |policy| policy["spec"]["enforcement"] = "Audit".into());
     until("a wish", || one.cluster.wants_census().then_some(())).await;
-    one.cluster.count(old.census());
+    one.cluster.count(true, || old.census());
     sleep(Duration::from_secs(2)).await;
     until("the status", || Some(status(&fixture, "mesh")).filter(|status| !status.is_null())).await;
     assert_eq!(status(&fixture, "mesh")["observedGeneration"], 1, "it says of which generation it tells");
@@ -159,7 +189,7 @@ async fn what_is_known_is_not_told_of_another_generation() {
     assert_eq!(status(&fixture, "mesh")["observedGeneration"], 2);
     // Another leader knew better: it is not overwritten by what is older.
     until("a wish", || one.cluster.wants_census().then_some(())).await;
-    one.cluster.count(old.census());
+    one.cluster.count(true, || old.census());
     turns(&fixture, &[], Duration::from_secs(4)).await;
     assert_eq!(status(&fixture, "mesh")["observedGeneration"], 2);
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Serialize;
@@ -28,9 +28,10 @@ fn understood(object: &Value) -> Value {
             serde_json::from_value(object.clone()).unwrap_or_else(|e| panic!("{}: {e}", name(object)));
         serde_json::to_value(typed).unwrap()
     }
-    let known: [(&str, Through); 10] = [
+    let known: [(&str, Through); 11] = [
         ("Namespace", through::<Namespace>),
         ("ServiceAccount", through::<ServiceAccount>),
+        ("ResourceQuota", through::<ResourceQuota>),
         ("ClusterRole", through::<ClusterRole>),
         ("ClusterRoleBinding", through::<ClusterRoleBinding>),
         ("Role", through::<Role>),
@@ -65,7 +66,7 @@ fn compare(said: &Value, heard: &Value, path: &str) {
 #[test]
 fn every_field_is_one_that_kubernetes_has() {
     let mut seen = 0;
-    let chart = helm(&["--set", "namespace.create=true,nodeTaint.enabled=true"]);
+    let chart = helm(&["--set", "namespace.create=true,nodeTaint.enabled=true,openshift=true"]);
     for objects in render::KUSTOMIZE.map(kustomize).into_iter().chain([chart]) {
         for object in objects.iter().filter(|object| object["kind"] != "EgressGatewayPolicy") {
             compare(object, &understood(object), &name(object));
@@ -127,6 +128,7 @@ fn the_chart_refuses_values_that_it_does_not_have() {
         ("agents.port=1", "agents"),
         ("image.tag=a b", "tag"),
         ("nodeTaint.enabled=maybe", "enabled"),
+        ("openshift=maybe", "openshift"),
         ("agent.logFormat=xml", "logFormat"),
         // The root filesystem is read-only.
         ("agent.flowLog=/var/log/flows", "flowLog"),
@@ -363,6 +365,40 @@ fn the_guides_overlay_has_the_image_that_it_names() {
 fn the_node_taint_is_a_component_with_a_role_of_its_own() {
     let chart = helm(&["--set", "namespace.create=true,nodeTaint.enabled=true"]);
     assert_eq!(by_name(component("node-taint")), by_name(chart));
+}
+
+#[test]
+fn openshift_is_a_component_that_lets_the_account_use_one_constraint() {
+    let objects = component("openshift");
+    let chart = helm(&["--set", "namespace.create=true,openshift=true"]);
+    assert_eq!(by_name(objects.clone()), by_name(chart));
+    let (base, mut with) = (by_name(kustomize("base")), by_name(objects));
+    let binding = with.remove("RoleBinding egress-enforcer/egress-enforcer-openshift").unwrap();
+    assert_eq!(binding["roleRef"]["name"], "system:openshift:scc:privileged");
+    assert_eq!(binding["subjects"], one(&kustomize("base"), "ClusterRoleBinding")["subjects"]);
+    let namespace = with.get_mut("Namespace /egress-enforcer").unwrap()["metadata"].as_object_mut().unwrap();
+    assert_eq!(namespace.remove("annotations"), Some(json!({"openshift.io/node-selector": ""})));
+    assert_eq!(with, base);
+}
+
+#[test]
+fn the_pods_priority_has_a_quota_beside_it() {
+    let of = |objects: &[Value]| -> Option<(String, Value)> {
+        let class = one(objects, "DaemonSet")["spec"]["template"]["spec"]["priorityClassName"].clone();
+        let quota = objects.iter().find(|object| object["kind"] == "ResourceQuota")?;
+        let scope = quota.pointer("/spec/scopeSelector/matchExpressions/0").unwrap();
+        assert_eq!(scope, &json!({"scopeName": "PriorityClass", "operator": "In", "values": [class]}));
+        Some((name(quota), quota["spec"]["hard"].clone()))
+    };
+    let quota = Some(("ResourceQuota egress-enforcer/egress-agent".to_owned(), json!({"pods": "1G"})));
+    for path in render::KUSTOMIZE {
+        assert_eq!(of(&kustomize(path)), quota, "{path}");
+    }
+    assert_eq!(of(&helm(&[])), quota);
+    assert_eq!(of(&helm(&["--set", "priorityClassName=mine"])), quota);
+    assert_eq!(of(&helm(&["--set", "priorityClassName="])), None);
+    // In there it would count, and could stop, the pods of others.
+    assert_eq!(of(&helm(&["--namespace", "kube-system"])), None);
 }
 
 #[test]

@@ -96,7 +96,10 @@ async fn troubles(client: &Client, agent: &AgentArgs) -> anyhow::Result<String> 
     let found = pods.list(&ListParams::default().labels(&agent.agent_label)).await;
     let found = found.map_err(|error| anyhow!("cannot list pods: {}", text(&error)))?;
     let said: Vec<String> = found.items.iter().filter_map(trouble).collect();
-    Ok(if said.is_empty() { "nothing is wrong with their pods".to_owned() } else { said.join("; ") })
+    if !said.is_empty() {
+        return Ok(said.join("; "));
+    }
+    Ok(agent.refused(client).await?.unwrap_or_else(|| "nothing is wrong with their pods".to_owned()))
 }
 
 /// The agents that were there.

@@ -5,7 +5,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 
@@ -90,13 +90,31 @@ impl AgentArgs {
         }))
     }
 
+    /// When and why the API server refused a pod of the DaemonSet last, as far as there are events of it: a quota, Pod Security, or
+    /// another admission. Such a pod is nowhere else.
+    pub(crate) async fn refused(&self, client: &Client) -> anyhow::Result<Option<String>> {
+        let set = self.daemon_set(client).await?.metadata.name.unwrap_or_default();
+        let api: Api<Event> = Api::namespaced(client.clone(), &self.agent_namespace);
+        let about = format!("involvedObject.kind=DaemonSet,involvedObject.name={set},reason=FailedCreate");
+        let found = api.list(&ListParams::default().fields(&about)).await;
+        let found = found
+            .map_err(|error| anyhow!("cannot list events in {}: {}", self.agent_namespace, text(&error)))?;
+        let last = found.items.into_iter().max_by_key(|event| event.last_timestamp.clone());
+        Ok(last.map(|event| {
+            let when = event.last_timestamp.map_or_else(String::new, |time| format!("{}: ", time.0));
+            format!("{when}{}", event.message.unwrap_or_default())
+        }))
+    }
+
     /// Why no agent is ready on a node, for people.
     pub(crate) async fn why_not(&self, client: &Client, node: &str) -> anyhow::Result<String> {
         let pods = self.pods(client, node).await?;
         let Some(pod) = pods.first() else {
-            return Ok(format!(
-                "the agent's DaemonSet has no pod on node {node}: its tolerations or its node selector may not fit"
-            ));
+            let none = format!("the agent's DaemonSet has no pod on node {node}");
+            return Ok(match self.refused(client).await? {
+                Some(said) => format!("{none}; what its controller was told last: {said}"),
+                None => format!("{none}: its node selector, its affinity or its tolerations may not fit"),
+            });
         };
         let name = pod.metadata.name.as_deref().unwrap_or("?");
         let why = trouble(pod).unwrap_or_else(|| "it is not ready".to_owned());
@@ -358,11 +376,62 @@ pub(crate) async fn preconditions(client: &Client, agent: &AgentArgs) -> anyhow:
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
     fn node(value: Value) -> Node {
         serde_json::from_value(value).unwrap()
+    }
+
+    /// An API server that has these objects, each under a part of the request's first line, and lists of nothing.
+    async fn server(objects: Vec<(&'static str, Value)>) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = kube::Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                let request = String::from_utf8(request).unwrap();
+                let asked = |part: &str| request.lines().next().unwrap().contains(part);
+                let items: Vec<_> =
+                    objects.iter().filter(|(part, _)| asked(part)).map(|(_, object)| object).collect();
+                let body = json!({"metadata": {}, "items": items}).to_string();
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close";
+                let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        Client::try_from(config).unwrap()
+    }
+
+    fn agent() -> AgentArgs {
+        AgentArgs {
+            agent_namespace: "egress-enforcer".to_owned(),
+            agent_label: "app.kubernetes.io/name=egress-enforcer".to_owned(),
+            agent_container: "agent".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_without_an_agent_says_what_refused_its_pod() {
+        let set = ("/daemonsets?", json!({"metadata": {"name": "egress-agent"}}));
+        let event = |second: u32, message: &str| {
+            let event = json!({
+                "metadata": {}, "involvedObject": {}, "message": message,
+                "lastTimestamp": format!("2026-01-01T00:00:0{second}Z"),
+            });
+            ("involvedObject.name%3Degress-agent%2Creason%3DFailedCreate", event)
+        };
+        let client = server(vec![set.clone()]).await;
+        let guess = agent().why_not(&client, "n1").await.unwrap();
+        assert!(guess.contains("no pod on node n1") && guess.contains("tolerations"), "{guess}");
+        let client = server(vec![set, event(1, "old"), event(3, "no quota"), event(2, "older")]).await;
+        let told = agent().why_not(&client, "n1").await.unwrap();
+        assert!(told.contains("no pod on node n1") && told.contains("00:00:03Z: no quota"), "{told}");
+        assert!(!told.contains("tolerations"), "{told}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod agent;
 mod monitoring;
 mod objects;
+mod scripts;
 
 use std::sync::OnceLock;
 

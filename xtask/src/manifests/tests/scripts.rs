@@ -1,0 +1,103 @@
+//! The scripts, with programs in `PATH` that say what a cluster would and write down what they were asked.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::command::root;
+
+/// A directory with programs that are not what they are called.
+struct Stand {
+    directory: tempfile::TempDir,
+}
+
+/// What became of a script.
+struct Ended {
+    well: bool,
+    stderr: String,
+    /// Every call of a program, with its name.
+    calls: Vec<String>,
+}
+
+impl Stand {
+    /// A `kubectl` that does what the arms of a `case` of its arguments say, and otherwise nothing, successfully.
+    fn new(kubectl: &str) -> Self {
+        let stand = Self { directory: tempfile::tempdir().unwrap() };
+        stand.program("kubectl", &format!("case \"$*\" in\n{kubectl}\nesac"));
+        stand
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn program(&self, name: &str, body: &str) {
+        let file = self.path(name);
+        let log = self.path("calls");
+        fs::write(&file, format!("#!/bin/bash\necho \"{name} $*\" >> {}\n{body}\n", log.display())).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn run(&self, script: &Path, arguments: &[&str]) -> Ended {
+        let path = format!("{}:{}", self.directory.path().display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("bash");
+        command.arg(script).args(arguments).env("PATH", path).env("UNINSTALL_TIMEOUT", "0");
+        let output = command.output().unwrap();
+        let calls = fs::read_to_string(self.path("calls")).unwrap_or_default();
+        Ended {
+            well: output.status.success(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            calls: calls.lines().map(str::to_owned).collect(),
+        }
+    }
+}
+
+impl Ended {
+    /// Where a call with these words stands among all.
+    fn position(&self, words: &str) -> usize {
+        let found = self.calls.iter().position(|call| call.contains(words));
+        found.unwrap_or_else(|| panic!("no {words}: {:?}", self.calls))
+    }
+}
+
+const OVERLAY: &str = "deploy/kustomize/overlays/enforce";
+
+fn install(kubectl: &str) -> Ended {
+    Stand::new(kubectl).run(&root().join("deploy/install.sh"), &[OVERLAY])
+}
+
+#[test]
+fn installing_takes_fields_that_others_have_written() {
+    let ended = install("");
+    assert!(ended.well, "{}", ended.stderr);
+    let applied: Vec<_> = ended.calls.iter().filter(|call| call.contains(" apply ")).collect();
+    assert_eq!(applied.len(), 2, "{applied:?}");
+    assert!(applied.iter().all(|call| call.contains("--server-side --force-conflicts -k")), "{applied:?}");
+    assert!(ended.position("deploy/crd") < ended.position("--for=condition=Established"));
+    assert!(ended.position("--for=condition=Established") < ended.position(OVERLAY));
+    assert!(ended.position(OVERLAY) < ended.position("rollout status daemonset/egress-agent"));
+}
+
+#[test]
+fn installing_leaves_to_helm_what_is_helms() {
+    let ended = install("*\"get daemonset egress-agent\"*release-name*) echo mine ;;");
+    assert!(!ended.well);
+    assert!(ended.stderr.contains("Helm's release mine"), "{}", ended.stderr);
+    assert!(!ended.calls.iter().any(|call| call.contains(" apply ")), "{:?}", ended.calls);
+}
+
+#[test]
+fn installing_says_why_there_are_no_pods() {
+    let refused =
+        "*\"rollout status\"*) exit 1 ;;\n*reason=FailedCreate*) echo 'Error creating: no quota' ;;";
+    let ended = install(refused);
+    assert!(!ended.well);
+    assert!(ended.stderr.contains("pods could not be made") && ended.stderr.contains("no quota"));
+    let events = &ended.calls[ended.position("get events")];
+    assert!(events.contains("involvedObject.kind=DaemonSet,involvedObject.name=egress-agent"), "{events}");
+    // Also where nobody may read events.
+    let ended = install("*\"rollout status\"*) exit 1 ;;\n*\"get events\"*) exit 1 ;;");
+    assert!(!ended.well && !ended.stderr.contains("pods could not be made"), "{}", ended.stderr);
+    ended.position("logs --selector");
+}

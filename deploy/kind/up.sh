@@ -29,5 +29,10 @@ for image in egress-agent egress-probe; do
   kind load image-archive --name "$name" "$images/$image.tar"
 done
 
+# The new image has the old one's name, and Kubernetes starts no pod again because of it. Before installing, which waits for the pods: an
+# image that does not work would never be replaced after it.
+if [ -n "$(kubectl --namespace egress-enforcer get daemonset egress-agent --ignore-not-found --output name)" ]; then
+  kubectl --namespace egress-enforcer rollout restart daemonset/egress-agent
+fi
 deploy/install.sh deploy/kustomize/overlays/kind
 cargo xtask verify --all-nodes --kubeconfig "$kubeconfig"

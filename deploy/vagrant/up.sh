@@ -34,5 +34,10 @@ rm -f "$kubeconfig"
 )
 export KUBECONFIG=$kubeconfig
 
+# The new image has the old one's name, and Kubernetes starts no pod again because of it. Before installing, which waits for the pods: an
+# image that does not work would never be replaced after it.
+if [ -n "$(kubectl --namespace egress-enforcer get daemonset egress-agent --ignore-not-found --output name)" ]; then
+  kubectl --namespace egress-enforcer rollout restart daemonset/egress-agent
+fi
 deploy/install.sh deploy/kustomize/overlays/kind
 cargo xtask verify --kubeconfig "$kubeconfig"

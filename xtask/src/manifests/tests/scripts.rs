@@ -101,3 +101,36 @@ fn installing_says_why_there_are_no_pods() {
     assert!(!ended.well && !ended.stderr.contains("pods could not be made"), "{}", ended.stderr);
     ended.position("logs --selector");
 }
+
+/// Where the scripts that make a cluster run: a repository without anything but `deploy`, and programs that do nothing.
+fn up(script: &str, kubectl: &str) -> Ended {
+    let stand = Stand::new(kubectl);
+    for program in ["kind", "docker", "vagrant"] {
+        stand.program(program, "");
+    }
+    stand.program(
+        "cargo",
+        "mkdir -p target/image && touch target/image/egress-agent.tar target/image/egress-probe.tar",
+    );
+    let deploy = stand.path("repository/deploy");
+    fs::create_dir_all(&deploy).unwrap();
+    let copied = Command::new("cp").arg("-r").arg(root().join("deploy/.")).arg(&deploy).status().unwrap();
+    assert!(copied.success());
+    stand.run(&deploy.join(script), &[])
+}
+
+#[test]
+fn a_second_run_starts_the_new_image() {
+    let restart = "rollout restart daemonset/egress-agent";
+    for script in ["kind/up.sh", "vagrant/up.sh"] {
+        let first = up(script, "");
+        assert!(first.well, "{script}: {}", first.stderr);
+        assert!(!first.calls.iter().any(|call| call.contains(restart)), "{script}: {:?}", first.calls);
+        let second = up(script, "*\"get daemonset\"*\"output name\"*) echo daemonset.apps/egress-agent ;;");
+        assert!(second.well, "{script}: {}", second.stderr);
+        // What waits for the pods comes after it, and what looks at them last.
+        assert!(second.position("cargo xtask image") < second.position(restart), "{script}");
+        assert!(second.position(restart) < second.position("rollout status"), "{script}");
+        assert!(second.position("rollout status") < second.position("cargo xtask verify"), "{script}");
+    }
+}

@@ -169,6 +169,37 @@ fn the_pod_may_do_what_is_listed_and_no_more() {
     );
 }
 
+/// Labels of nodes, and whether they get an agent: as the scheduler reads it, absent labels are in no list.
+#[test]
+fn nodes_that_run_no_pods_of_daemon_sets_are_left_out() {
+    let meant = |objects: &[Value], labels: &Value| {
+        let pod = pod(objects);
+        let selector = pod["nodeSelector"].as_object().into_iter().flatten();
+        let terms = &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        let [term] = &terms["nodeSelectorTerms"].as_array().unwrap()[..] else { panic!("{terms}") };
+        let expressions = term["matchExpressions"].as_array().unwrap();
+        selector.into_iter().all(|(label, value)| labels[label] == *value)
+            && expressions.iter().all(|one| {
+                assert_eq!(one["operator"], "NotIn");
+                !one["values"].as_array().unwrap().contains(&labels[one["key"].as_str().unwrap()])
+            })
+    };
+    for objects in render::KUSTOMIZE.map(kustomize).into_iter().chain([helm(&[])]) {
+        let is = |more: Value| {
+            let mut labels = json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"});
+            labels.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            meant(&objects, &labels)
+        };
+        assert!(is(json!({})) && is(json!({"type": "gpu", "eks.amazonaws.com/compute-type": "ec2"})));
+        assert!(is(json!({"eks.amazonaws.com/compute-type": "auto"})));
+        assert!(!is(json!({"eks.amazonaws.com/compute-type": "fargate"})));
+        assert!(!is(json!({"type": "virtual-kubelet"})));
+        assert!(!is(json!({"kubernetes.io/os": "windows"})));
+    }
+    let bare = helm(&["--set", "affinity.nodeAffinity=null"]);
+    assert!(pod(&bare).get("affinity").is_none());
+}
+
 #[test]
 fn uninstalling_runs_cleanup_with_what_the_agent_has() {
     let script = fs::read_to_string(root().join("deploy/uninstall.sh")).unwrap();

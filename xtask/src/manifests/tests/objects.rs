@@ -129,6 +129,7 @@ fn the_chart_refuses_values_that_it_does_not_have() {
         ("image.tag=a b", "tag"),
         ("nodeTaint.enabled=maybe", "enabled"),
         ("openshift=maybe", "openshift"),
+        ("affinity.nodeAffinities.a=b", "nodeAffinities"),
         ("agent.logFormat=xml", "logFormat"),
         // The root filesystem is read-only.
         ("agent.flowLog=/var/log/flows", "flowLog"),

@@ -134,3 +134,25 @@ fn a_second_run_starts_the_new_image() {
         assert!(second.position("rollout status") < second.position("cargo xtask verify"), "{script}");
     }
 }
+
+fn uninstall(kubectl: &str) -> Ended {
+    Stand::new(kubectl).run(&root().join("deploy/uninstall.sh"), &[])
+}
+
+/// What `kubectl` says of a DaemonSet that wants a number of pods, and of its pods.
+fn cluster(wanted: u32, pods: &str) -> String {
+    format!(
+        "*\"get daemonset\"*Scheduled*) printf 2/2/{wanted} ;;\n*\"get daemonset\"*args*) printf cleanup ;;\n\
+         *\"get pods\"*) printf '%s\\n' {pods} ;;"
+    )
+}
+
+#[test]
+fn uninstalling_ends_when_every_node_that_is_meant_is_clean() {
+    let clean = "'n1 cleanup now=0 before=' 'n2 cleanup now= before=0'";
+    let ended = uninstall(&cluster(2, clean));
+    assert!(ended.well, "{}", ended.stderr);
+    // A pod that waits for a node which takes none is meant by the DaemonSet as long as that has no affinity.
+    let ended = uninstall(&cluster(3, &format!("{clean} ' cleanup now= before='")));
+    assert!(!ended.well && ended.stderr.contains("2 of 3 nodes are clean"), "{}", ended.stderr);
+}

@@ -129,6 +129,13 @@ fn the_chart_refuses_values_that_it_does_not_have() {
         ("image.tag=a b", "tag"),
         ("nodeTaint.enabled=maybe", "enabled"),
         ("openshift=maybe", "openshift"),
+        ("agent.criSocketDirs={run/k0s}", "criSocketDirs"),
+        ("agent.criSocketDirs={/run/k0s/}", "criSocketDirs"),
+        ("agent.criSocketDirs={/run/../etc}", "criSocketDirs"),
+        ("agent.criSocketDirs={/}", "criSocketDirs"),
+        ("agent.criSocketDirs={/run/k0s,/run/k0s}", "criSocketDirs"),
+        ("agent.criSocketDirs={/run/crio}", "/run/crio is mounted by the chart already"),
+        ("agent.criSocketDirs={/run/egress-enforcer}", "is mounted by the chart already"),
         ("affinity.nodeAffinities.a=b", "nodeAffinities"),
         ("agent.logFormat=xml", "logFormat"),
         // The root filesystem is read-only.
@@ -346,6 +353,49 @@ fn component(name: &str) -> Vec<Value> {
     );
     fs::write(directory.path().join("kustomization.yaml"), text).unwrap();
     super::parse(&tools().kustomize_at(directory.path()).unwrap())
+}
+
+/// The base with the patch that the guide has after some words.
+fn guides_patch(after: &str) -> Vec<Value> {
+    let guide = fs::read_to_string(root().join("docs/install.md")).unwrap();
+    let (_, rest) = guide.split_once(after).unwrap();
+    let (_, rest) = rest.split_once("```yaml\n").unwrap();
+    let (patch, _) = rest.split_once("```").unwrap();
+    let directory = tempfile::tempdir_in(root().join("deploy/kustomize/overlays")).unwrap();
+    let text = format!("resources: [../../base]\npatches:\n{patch}");
+    fs::write(directory.path().join("kustomization.yaml"), text).unwrap();
+    super::parse(&tools().kustomize_at(directory.path()).unwrap())
+}
+
+#[test]
+fn sockets_of_other_runtimes_are_mounted_where_the_agent_looks() {
+    let set = "namespace.create=true,agent.criSocketDirs={/run/k0s}";
+    assert_eq!(
+        by_name(helm(&["--set", set])),
+        by_name(guides_patch("agent.criSocketDirs`, or in your overlay"))
+    );
+    let all = "agent.criSocketDirs={/run/k0s,/var/snap/microk8s/common/run,/run}";
+    let objects = helm(&["--set", all]);
+    let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mounted = |directory: &str| {
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == directory)?;
+        let volume =
+            pod["volumes"].as_array().unwrap().iter().find(|one| one["name"] == mount["name"]).unwrap();
+        assert_eq!(volume["hostPath"], json!({"path": directory, "type": ""}), "{directory}");
+        let how = (&mount["readOnly"], &mount["mountPropagation"]);
+        assert_eq!(how, (&json!(true), &json!("HostToContainer")), "{directory}");
+        Some(())
+    };
+    let source = fs::read_to_string(root().join("egress-agent/src/cri/mod.rs")).unwrap();
+    let (_, rest) = source.split_once("const PLACES: ").unwrap();
+    let places: Vec<_> = rest.split_once("];\n").unwrap().0.split('"').skip(1).step_by(2).collect();
+    assert_eq!(places.len(), 6, "{places:?}");
+    for place in places {
+        mounted(place.rsplit_once('/').unwrap().0).unwrap_or_else(|| panic!("{place} is not mounted"));
+    }
+    // One that the chart would mount is there once where it does not.
+    helm(&["--set", "agent.criSockets=false,agent.criSocketDirs={/run/crio}"]);
 }
 
 #[test]

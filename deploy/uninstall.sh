@@ -3,7 +3,8 @@
 #
 # What is pinned enforces without an agent, so that deleting the DaemonSet is not enough. Here the DaemonSet that is there, whoever has
 # installed it, runs `egress-agent cleanup` in place of the agent; this waits until it has succeeded on every node, and names those where
-# it has not. It may be run again. The objects stay: `helm uninstall`, or `kubectl delete -k` of the overlay, takes them afterwards.
+# it has not. It may be run again. What puts back what a repository says (Argo CD, Flux) has to be suspended before. The objects stay:
+# `helm uninstall`, or `kubectl delete -k` of the overlay, takes them afterwards.
 # UNINSTALL_TIMEOUT is in seconds.
 set -euo pipefail
 namespace=${1:-egress-enforcer}
@@ -19,6 +20,11 @@ agents() {
 wanted() {
   agents get daemonset egress-agent --output \
     jsonpath='{.metadata.generation}/{.status.observedGeneration}/{.status.desiredNumberScheduled}'
+}
+
+# What the DaemonSet runs now.
+runs() {
+  agents get daemonset egress-agent --output jsonpath='{.spec.template.spec.containers[?(@.name=="agent")].args[0]}'
 }
 
 # For each pod its node, what it runs, and the exit codes of its container now and before.
@@ -42,6 +48,9 @@ while true; do
   if [ "$SECONDS" -ge "$end" ]; then
     echo "uninstall.sh: $clean of $nodes nodes are clean after $patience s; the others enforce what is pinned there:" >&2
     grep -v -E "$ended_well" <<< "$found" >&2 || true
+    if [ "$(runs)" != cleanup ]; then
+      echo "uninstall.sh: somebody has put the agent back: where Argo CD, Flux or the like installed it, suspend its sync first" >&2
+    fi
     echo "uninstall.sh: look at \`kubectl --namespace $namespace describe pods\` and at their logs, and run this again" >&2
     exit 1
   fi

@@ -155,4 +155,13 @@ fn uninstalling_ends_when_every_node_that_is_meant_is_clean() {
     // A pod that waits for a node which takes none is meant by the DaemonSet as long as that has no affinity.
     let ended = uninstall(&cluster(3, &format!("{clean} ' cleanup now= before='")));
     assert!(!ended.well && ended.stderr.contains("2 of 3 nodes are clean"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("put the agent back"), "{}", ended.stderr);
+}
+
+#[test]
+fn uninstalling_says_who_may_have_put_the_agent_back() {
+    let again = cluster(1, "'n1 run now= before='").replace("printf cleanup", "printf run");
+    let ended = uninstall(&again);
+    assert!(!ended.well && ended.stderr.contains("0 of 1 nodes are clean"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("put the agent back") && ended.stderr.contains("suspend its sync"));
 }

@@ -236,7 +236,8 @@ pub(crate) async fn policies_are_known(client: &Client) -> anyhow::Result<()> {
     }
 }
 
-/// The nodes to play on: the one that is named, or all, or the first, that take pods and whose agents are ready.
+/// The nodes to play on: the one that is named, or all, or the first, that take pods and whose agents are ready. All are those that can
+/// have an agent.
 pub(crate) async fn nodes(
     client: &Client,
     agent: &AgentArgs,
@@ -249,13 +250,18 @@ pub(crate) async fn nodes(
         .await
         .map_err(|error| anyhow!("cannot list nodes: {}", text(&error)))?;
     let mut chosen = Vec::new();
-    let mut refused = Vec::new();
+    let (mut refused, mut left_out) = (Vec::new(), Vec::new());
     for node in found.items {
         let name = name(&node).to_owned();
         if named.is_some_and(|named| named != name) {
             continue;
         }
-        let why = match unfit(&node) {
+        if let Some(why) = agentless(&node).filter(|_| named.is_none()) {
+            eprintln!("    {why}: it is left out, and nothing is enforced there");
+            left_out.push(why);
+            continue;
+        }
+        let why = match agentless(&node).or_else(|| unfit(&node)) {
             Some(why) => Some(why),
             None if agent.ready(client, &name).await?.is_none() => Some(agent.why_not(client, &name).await?),
             None => None,
@@ -267,6 +273,10 @@ pub(crate) async fn nodes(
         if !all && !chosen.is_empty() {
             break;
         }
+    }
+    // Who asks for one node, or for all of none, is told of these as well.
+    if chosen.is_empty() {
+        refused.append(&mut left_out);
     }
     match (chosen.is_empty(), refused.is_empty(), named) {
         (true, true, Some(named)) => bail!("the cluster has no node {named}"),
@@ -281,6 +291,25 @@ pub(crate) async fn nodes(
 /// A node's name.
 pub(crate) fn name(node: &Node) -> &str {
     node.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// Labels of nodes that are no machines of their own, and so have no agent, as the DaemonSet's affinity has them (a test compares).
+const AGENTLESS: [(&str, &str); 2] =
+    [("eks.amazonaws.com/compute-type", "fargate"), ("type", "virtual-kubelet")];
+/// The label with a node's operating system.
+const OS: &str = "kubernetes.io/os";
+
+/// Why the DaemonSet does not mean a node, whoever has installed it. One that it could mean, and that a selector of somebody's own leaves
+/// out, is not among these: its pods are meant to be locked down.
+fn agentless(node: &Node) -> Option<String> {
+    let labels = node.metadata.labels.as_ref()?;
+    let has = |(label, value): &(&str, &str)| labels.get(*label).is_some_and(|found| found == value);
+    let why = match (labels.get(OS), AGENTLESS.iter().find(|one| has(one))) {
+        (Some(os), _) if os != "linux" => format!("{OS} is {os}"),
+        (_, Some((label, value))) => format!("{label} is {value}"),
+        _ => return None,
+    };
+    Some(format!("node {} has no agent, as its {why}", name(node)))
 }
 
 /// Why a node takes no pods.
@@ -457,6 +486,56 @@ mod tests {
         assert!(crio.contains("containers-storage:localhost/egress-enforcer/egress-probe:0.1.0"), "{crio}");
         let kind = of("containerd://2.1.9", "kind://docker/mesh/mesh-control-plane");
         assert!(kind.contains("kind load image-archive target/image/egress-probe.tar --name mesh"), "{kind}");
+    }
+
+    fn labelled(name: &str, labels: &Value) -> Value {
+        json!({
+            "metadata": {"name": name, "labels": labels},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        })
+    }
+
+    #[tokio::test]
+    async fn all_nodes_are_those_that_can_have_an_agent() {
+        let linux = labelled("linux", &json!({OS: "linux", "type": "gpu"}));
+        let windows = labelled("windows", &json!({OS: "windows"}));
+        let fargate = labelled("fargate", &json!({OS: "linux", "eks.amazonaws.com/compute-type": "fargate"}));
+        let virtually = labelled("virtual", &json!({"type": "virtual-kubelet"}));
+        let pod = json!({
+            "metadata": {"name": "egress-agent-1"},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        let mut objects = vec![("/daemonsets?", json!({"metadata": {"name": "egress-agent"}}))];
+        objects.extend([windows, fargate.clone(), virtually, linux].map(|node| ("/nodes?", node)));
+        // An agent on one node alone.
+        objects.push(("spec.nodeName%3Dlinux", pod));
+        let client = server(objects.clone()).await;
+        for all in [true, false] {
+            let chosen = nodes(&client, &agent(), None, all).await.unwrap();
+            assert_eq!(chosen.iter().map(name).collect::<Vec<_>>(), ["linux"]);
+        }
+        // Who names one is told.
+        let error = nodes(&client, &agent(), Some("fargate"), false).await.unwrap_err().to_string();
+        assert!(error.contains("compute-type is fargate"), "{error}");
+        // One that could have an agent is still missed.
+        objects.push(("/nodes?", labelled("bare", &json!({OS: "linux"}))));
+        let error = nodes(&server(objects).await, &agent(), None, true).await.unwrap_err().to_string();
+        assert!(error.contains("not every node") && error.contains("node bare"), "{error}");
+        assert!(!error.contains("fargate"), "{error}");
+        let error = nodes(&server(vec![("/nodes?", fargate)]).await, &agent(), None, true).await;
+        assert!(error.unwrap_err().to_string().contains("no node to play on: node fargate has no agent"));
+    }
+
+    #[test]
+    fn nodes_without_an_agent_are_those_that_the_manifest_leaves_out() {
+        let manifest = include_str!("../../../deploy/kustomize/base/daemonset.yaml");
+        let set: Value = serde_saphyr::from_str(manifest).unwrap();
+        let pod = &set["spec"]["template"]["spec"];
+        assert_eq!(pod["nodeSelector"], json!({OS: "linux"}));
+        let affinity = &pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        let expressions =
+            AGENTLESS.map(|(key, value)| json!({"key": key, "operator": "NotIn", "values": [value]}));
+        assert_eq!(affinity["nodeSelectorTerms"], json!([{"matchExpressions": expressions}]));
     }
 
     #[test]

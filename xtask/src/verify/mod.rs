@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// The node to play on; otherwise the first one that takes pods and has a ready agent.
     #[arg(long, env = "EGRESS_NODE", value_name = "NAME")]
     node: Option<String>,
-    /// Play on each node, one after the other.
+    /// Play on each node that can have an agent, one after the other.
     #[arg(long, env = "EGRESS_ALL_NODES", conflicts_with = "node")]
     all_nodes: bool,
     /// The image of egress-probe; `cargo xtask image` makes it.

@@ -2,10 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use egress_fixture::Fixture;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -190,6 +195,76 @@ shop/web,svc:data/db,5432,TCP
 shop/web,data/db,,ICMP
 shop/gone,203.0.113.9,443,TCP
 ";
+
+/// A proxy that tunnels (RFC 9110, section 9.3.6), and how often it was asked to.
+fn proxy() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, tunnels) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let count = tunnels.clone();
+    thread::spawn(move || {
+        for client in listener.incoming().map(Result::unwrap) {
+            let count = count.clone();
+            thread::spawn(move || tunnel(client, &count));
+        }
+    });
+    (address, tunnels)
+}
+
+fn tunnel(client: TcpStream, count: &AtomicUsize) {
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "{head:?}");
+    }
+    let to = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap();
+    count.fetch_add(1, Ordering::SeqCst);
+    let mut server = TcpStream::connect(to).unwrap();
+    let (mut answers, mut back) = (server.try_clone().unwrap(), client);
+    back.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+    let copied = thread::spawn(move || std::io::copy(&mut answers, &mut back));
+    let _ = std::io::copy(&mut reader, &mut server);
+    let _ = server.shutdown(Shutdown::Both);
+    let _ = copied.join();
+}
+
+/// As on a machine from which clusters are reached by a proxy only.
+#[test]
+fn a_cluster_is_read_through_the_proxy_that_is_configured_and_past_it_where_it_says_so() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let fixture = runtime.block_on(async { Fixture::start() }).unwrap();
+    fixture.install_definition();
+    let (address, tunnels) = proxy();
+    let dir = tempfile::tempdir().unwrap();
+    let lint = |proxy_url: Option<String>, variables: &[(&str, &str)]| {
+        let cluster = json!({"server": fixture.url(), "proxy-url": proxy_url});
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {}}],
+        });
+        let file = dir.path().join("kubeconfig");
+        fs::write(&file, config.to_string()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_egress-agent"));
+        command.args(["lint", "--source", "kube", "--kubeconfig"]).arg(&file).env_clear();
+        command.envs(variables.iter().copied()).output().unwrap()
+    };
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    fixture.apply_manifest("namespaces", &namespace);
+    let url = format!("http://{address}");
+    let told = |output: &Output| (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned());
+    let fine = (Some(0), "no findings in 0 pods, 0 policies\n".to_owned());
+
+    let output = lint(None, &[("HTTPS_PROXY", &url), ("NO_PROXY", "127.0.0.1")]);
+    assert_eq!((told(&output), tunnels.load(Ordering::SeqCst)), (fine.clone(), 0), "{output:?}");
+    let output = lint(None, &[("HTTPS_PROXY", &url)]);
+    assert_eq!(told(&output), fine, "{output:?}");
+    let by_variable = tunnels.load(Ordering::SeqCst);
+    assert!(by_variable > 0);
+    let output = lint(Some(url), &[]);
+    assert_eq!(told(&output), fine, "{output:?}");
+    assert!(tunnels.load(Ordering::SeqCst) > by_variable);
+}
 
 #[test]
 fn simulate_prints_a_line_per_flow_in_their_order_from_csv_and_json() {

@@ -88,6 +88,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             crate::memory::give_back_from_time_to_time();
             runtime()?.block_on(run::run(args))?;
         }
+        Command::Probe(args) => {
+            let fine = runtime()?.block_on(admin::client::probe(&args))?;
+            return Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Status(args) => runtime()?.block_on(admin::client::status(&args))?,
         Command::Endpoints(args) => runtime()?.block_on(admin::client::endpoints(&args))?,
         Command::Flows(args) => runtime()?.block_on(admin::client::flows(&args))?,

@@ -73,6 +73,8 @@ pub enum Command {
     /// mesh injects later. On a cluster the pods themselves are.
     #[command(after_help = offline::checks())]
     Lint(LintArgs),
+    /// Tell kubelet how the agent does, by its socket: a port may be somebody else's.
+    Probe(ProbeArgs),
     /// Remove every link, program, map and pin of the enforcer from this node: nothing is enforced afterwards.
     Cleanup(CleanupArgs),
     /// Mount a bpffs where the node has none, and leave one that is there: for nodes that are containers themselves (kind, k3d), by an init
@@ -183,6 +185,9 @@ pub struct RunArgs {
     /// egress-enforcer, when absent.
     #[arg(long, env = "EGRESS_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
+    /// The pod that the agent runs in, for `probe`; POD_NAME when absent.
+    #[arg(long, env = "POD_NAME", value_name = "NAME", hide = true)]
+    pub pod_name: Option<String>,
     /// Load this BPF object, built by `cargo xtask build-ebpf --trace`, and log each of its verdicts.
     #[cfg(feature = "trace")]
     #[arg(long, env = "EGRESS_TRACE_OBJECT", value_name = "FILE")]
@@ -333,6 +338,29 @@ pub struct PlanArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub read: ReadArgs,
+}
+
+/// Arguments of `probe`.
+#[derive(Clone, Debug, Args)]
+pub struct ProbeArgs {
+    /// What is asked for.
+    #[arg(value_enum, value_name = "WHAT")]
+    pub what: Probe,
+    /// The pod whose agent is to be ready: another one's that has the node does not count. Any agent's counts when absent.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub pod_name: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub socket: SocketArgs,
+}
+
+/// What a probe asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Probe {
+    /// Its loop turns: it need not be started anew. 1 where it has not for a minute.
+    Alive,
+    /// Everything desired is enforced. 1 with a line for each thing that is pending.
+    Ready,
 }
 
 /// Arguments of `lint`.

@@ -19,6 +19,7 @@ pub mod cri;
 pub mod datapath;
 pub mod flow;
 mod flow_file;
+pub mod health;
 pub mod http;
 pub mod lock;
 #[cfg(target_env = "gnu")]

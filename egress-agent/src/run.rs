@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::admin::server::{FlowLog, Published, Server};
+use crate::admin::server::{FlowLog, Published, Server, Vitals};
 use crate::agent::Agent;
 use crate::cli::{Hooks, RunArgs};
 use crate::cluster::{self, Settings};
@@ -74,6 +74,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (publish, published) = watch::channel(Arc::new(Published::starting(name.clone())));
     let mut flow_file =
         args.flow_log.as_deref().map(|path| FlowFile::open(path, meters.clone())).transpose()?;
+    // First of all: kubelet asks here.
+    let server = Server::bind(&args.socket.socket)?;
+    let flows = FlowLog::default();
+    let (ask, mut asked) = mpsc::channel(1);
+    let vitals = Vitals { meters: meters.clone(), pod: args.pod_name.clone() };
+    tokio::spawn(server.serve(published.clone(), vitals, flows.clone(), ask));
     if let Some(address) = args.listen {
         match Http::bind(address).await {
             Ok(http) => drop(tokio::spawn(http.serve(published.clone(), meters.clone()))),
@@ -85,10 +91,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    let server = Server::bind(&args.socket.socket)?;
-    let flows = FlowLog::default();
-    let (ask, mut asked) = mpsc::channel(1);
-    tokio::spawn(server.serve(published.clone(), flows.clone(), ask));
     let mut datapath = open(&args)?;
     let ring = datapath.take_events().context("the ring buffer was taken before")?;
     let mut events = Events::new(ring).context("cannot wait for the ring buffer")?;

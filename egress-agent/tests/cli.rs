@@ -22,7 +22,9 @@ fn stdout(output: &Output) -> String {
 #[test]
 fn the_command_line_is_sound_and_helps() {
     Cli::command().debug_assert();
-    for command in ["run", "status", "endpoints", "flows", "explain", "simulate", "plan", "lint", "cleanup"] {
+    for command in
+        ["run", "status", "endpoints", "flows", "explain", "simulate", "plan", "lint", "probe", "cleanup"]
+    {
         let output = agent(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).contains("EGRESS_"), "{command}: every flag has a variable");
@@ -48,7 +50,9 @@ fn wrong_usage_is_2() {
 #[test]
 fn no_agent_is_3_and_says_what_to_do() {
     let explain = ["explain", "--from", "a/b", "--to", "192.0.2.1:1/TCP"];
-    for command in [&["status"][..], &["endpoints"], &["flows"], &explain, &["plan"], &["lint"]] {
+    for command in
+        [&["status"][..], &["endpoints"], &["flows"], &explain, &["plan"], &["lint"], &["probe", "alive"]]
+    {
         let output = agent(&[command, &["--socket", "/nonexistent/socket"]].concat());
         assert_eq!(output.status.code(), Some(3), "{command:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("egress-agent run"), "{command:?}");

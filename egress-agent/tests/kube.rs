@@ -215,6 +215,56 @@ fn another_agent_on_the_node_is_waited_for() {
     assert_eq!(world.status()["ready"], true);
 }
 
+/// The manifest's probes: none of these is mended by a restart, which would take what follows policies away.
+#[test]
+fn kubelet_starts_no_agent_anew_whose_port_is_taken_or_whose_node_another_one_has() {
+    const PORT: &str = "127.0.0.1:9464";
+    const MANIFEST: &str = include_str!("../../deploy/kustomize/base/daemonset.yaml");
+    let manifest: Value = serde_saphyr::from_str(MANIFEST).unwrap();
+    let container = &manifest["spec"]["template"]["spec"]["containers"][0];
+    let command = |probe: &str| -> Vec<String> {
+        let words = container[probe]["exec"]["command"].as_array().unwrap().iter();
+        words.map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let mut world = World::new();
+    let agent = world.stand.agent.launched_by(["/usr/bin/env", "POD_NAME=first"]);
+    world.stand.agent = agent.arguments(&["--listen", PORT]);
+    let (binary, socket) = (world.stand.agent.binary().to_owned(), world.stand.agent.socket());
+    // As kubelet asks in a pod.
+    let ask = |world: &World, probe: &str, pod: &str| {
+        let command = command(probe);
+        assert_eq!(command[0], "egress-agent");
+        let exec = egress_topology::Exec::new(&binary, &command[1..]).environment("POD_NAME", pod);
+        let exec = exec.argument("--socket").argument(&socket);
+        let finished =
+            world.stand.topology.node_exec(&exec).unwrap().finish(Duration::from_secs(20)).unwrap();
+        (finished.status.code(), finished.stdout)
+    };
+    assert_eq!(ask(&world, "startupProbe", "first").0, Some(3), "there is none yet");
+
+    let stranger = world.stand.topology.node().run(|| Ok(std::net::TcpListener::bind(PORT)?)).unwrap();
+    world.stand.start();
+    for probe in ["startupProbe", "livenessProbe"] {
+        assert_eq!(ask(&world, probe, "first"), (Some(0), "ok\n".to_owned()), "{probe}");
+    }
+    assert_eq!(ask(&world, "readinessProbe", "first"), (Some(0), "ready\n".to_owned()));
+    drop(stranger);
+    eventually("it listens after all", || {
+        let connect = || Ok(std::net::TcpStream::connect(PORT)?);
+        world.stand.topology.node().run(connect).is_ok()
+    });
+
+    let second = world.stand.agent.run(&world.stand.topology).argument("--pod-name").argument("second");
+    let second = world.stand.topology.node_exec(&second).unwrap();
+    eventually("it waits", || second.stderr().contains("waiting for its end"));
+    for probe in ["startupProbe", "livenessProbe"] {
+        assert_eq!(ask(&world, probe, "second").0, Some(0), "{probe}");
+    }
+    let (code, said) = ask(&world, "readinessProbe", "second");
+    assert!(code == Some(1) && said.contains("in pod first has this node"), "{said}");
+    assert_eq!(ask(&world, "readinessProbe", "first").0, Some(0));
+}
+
 #[test]
 fn the_api_server_may_go_and_come_back() {
     let mut world = World::new();

@@ -14,15 +14,19 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
 use super::{FlowLine, Question, Request, Unreachable};
-use crate::cli::{FlowsArgs, Output, ReadArgs, SocketArgs};
+use crate::cli::{FlowsArgs, Output, Probe, ProbeArgs, ReadArgs, SocketArgs};
 use crate::datapath::ENDPOINTS;
 use crate::flow::Flow;
+use crate::health::Health;
 use crate::offline::Told;
 use crate::status::{EndpointStatus, Status};
 use crate::table::{print, table};
 
 /// How often who follows tries to reach an agent that went away.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a probe waits; kubelet's own patience with it is longer.
+const PROBE: Duration = Duration::from_secs(8);
 
 /// Lines of answer to a request.
 struct Answer {
@@ -65,6 +69,28 @@ pub async fn told(socket: &SocketArgs, question: Question) -> anyhow::Result<Tol
     let told: Result<Told, String> =
         answer.next().await?.context("the agent gave no answer; it may be of another version")?;
     told.map_err(anyhow::Error::msg)
+}
+
+/// `probe`: tells whether all is well.
+///
+/// # Errors
+/// The agent cannot be reached.
+pub async fn probe(args: &ProbeArgs) -> anyhow::Result<bool> {
+    let asked = async {
+        let mut answer = ask(&args.socket.socket, &Request::Health).await?;
+        answer.next::<Health>().await?.context("the agent gave no answer; it may be of another version")
+    };
+    let health = tokio::time::timeout(PROBE, asked).await.context("the agent gave no answer in time")??;
+    let said = match args.what {
+        Probe::Alive => health.alive(),
+        Probe::Ready => health.ready_in(args.pod_name.as_deref()),
+    };
+    // Kubelet shows it in the pod's events.
+    match &said {
+        Ok(text) => print!("{text}"),
+        Err(text) => print!("{text}"),
+    }
+    Ok(said.is_ok())
 }
 
 /// `status`.

@@ -19,6 +19,8 @@ use crate::offline::{SimulatedFlow, flows};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
+    /// Answered by one [`Health`](crate::health::Health).
+    Health,
     /// Answered by one [`Status`](crate::status::Status).
     Status,
     /// Answered by one line per [`EndpointStatus`](crate::status::EndpointStatus).

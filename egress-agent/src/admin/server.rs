@@ -18,7 +18,8 @@ use tokio::time::timeout;
 
 use super::{FlowLine, Question, Request};
 use crate::flow::Flow;
-use crate::metrics::Measured;
+use crate::health::Health;
+use crate::metrics::{Measured, Meters};
 use crate::offline::Told;
 use crate::status::{EndpointStatus, Status};
 
@@ -51,6 +52,15 @@ impl Published {
         let pending = vec!["the agent is starting: its first look is not done".to_owned()];
         Self { status: Status { node, pending, ..Status::default() }, ..Self::default() }
     }
+}
+
+/// What tells how the agent does, beside what is published.
+#[derive(Clone, Debug)]
+pub struct Vitals {
+    /// When the loop turned last.
+    pub meters: Arc<Meters>,
+    /// The pod that the agent runs in.
+    pub pod: Option<String>,
 }
 
 /// A question to the owner task.
@@ -140,6 +150,7 @@ impl Server {
     pub async fn serve(
         self,
         published: watch::Receiver<Arc<Published>>,
+        vitals: Vitals,
         flows: FlowLog,
         owner: mpsc::Sender<Asked>,
     ) {
@@ -150,9 +161,10 @@ impl Server {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let (published, flows, owner) = (published.clone(), flows.clone(), owner.clone());
+                    let vitals = vitals.clone();
                     tokio::spawn(async move {
                         let _place = place;
-                        if let Err(error) = answer(stream, &published, &flows, &owner).await {
+                        if let Err(error) = answer(stream, &published, &vitals, &flows, &owner).await {
                             tracing::debug!(%error, "a reader of the admin socket went away");
                         }
                     });
@@ -169,6 +181,7 @@ impl Server {
 async fn answer(
     stream: UnixStream,
     published: &watch::Receiver<Arc<Published>>,
+    vitals: &Vitals,
     flows: &FlowLog,
     owner: &tokio::sync::Mutex<mpsc::Sender<Asked>>,
 ) -> anyhow::Result<()> {
@@ -179,6 +192,10 @@ async fn answer(
     let request: Request = serde_json::from_str(&line).context("not a request")?;
     let now = Arc::clone(&published.borrow());
     match request {
+        Request::Health => {
+            let Vitals { meters, pod } = vitals;
+            send(&mut writer, &Health::of(&now, meters, pod.clone())).await?;
+        }
         Request::Status => send(&mut writer, &now.status).await?,
         Request::Endpoints => {
             for endpoint in &now.endpoints {

@@ -5,7 +5,6 @@
 
 mod places;
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +23,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::admin::server::Published;
+use crate::health::Health;
 use crate::metrics::{Meters, Metrics, OPENMETRICS, PLAIN};
 use places::Places;
 
-/// How long the loop may take for a turn; it has one at least each second, unless the kernel or a large change keeps it.
-const TURN: Duration = Duration::from_secs(60);
 /// How long a client may take to say what it wants,
 const HEAD: Duration = Duration::from_secs(5);
 /// and for everything together.
@@ -44,6 +42,12 @@ struct Answers {
     published: watch::Receiver<Arc<Published>>,
     meters: Arc<Meters>,
     metrics: Arc<Metrics>,
+}
+
+impl Answers {
+    fn health(&self) -> Health {
+        Health::of(&self.published.borrow(), &self.meters, None)
+    }
 }
 
 /// The listening port.
@@ -125,40 +129,24 @@ async fn metrics_text(State(answers): State<Answers>, headers: HeaderMap) -> Res
     }
 }
 
-/// Why the agent's loop counts as stuck.
-fn stuck(meters: &Meters) -> Option<String> {
-    let age = meters.turn_age();
-    (age > TURN).then(|| format!("the agent's loop has not turned for {} s", age.as_secs()))
-}
-
-/// Whether the owner task is alive, and nothing else: what it could not do is no reason to start it anew.
 async fn healthz(State(answers): State<Answers>) -> (StatusCode, String) {
-    match stuck(&answers.meters) {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(stuck) => (StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
-    }
+    said(answers.health().alive())
 }
 
-/// Whether everything desired is enforced; what is not has a line each.
 async fn readyz(State(answers): State<Answers>) -> (StatusCode, String) {
-    let now = Arc::clone(&answers.published.borrow());
-    let mut pending = now.status.pending.clone();
-    // What is published would be as old.
-    pending.extend(stuck(&answers.meters));
-    if now.status.ready && pending.is_empty() {
-        return (StatusCode::OK, "ready\n".to_owned());
+    said(answers.health().ready())
+}
+
+fn said(health: Result<&'static str, String>) -> (StatusCode, String) {
+    match health {
+        Ok(text) => (StatusCode::OK, text.to_owned()),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text),
     }
-    let mut text = "not ready\n".to_owned();
-    for pending in pending {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "- {pending}");
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Answers, Http, TURN};
+    use super::{Answers, Http};
     use crate::admin::server::Published;
     use crate::metrics::{Meters, Metrics};
     use crate::status::Status;
@@ -170,48 +158,23 @@ mod tests {
     use tokio::net::TcpStream;
     use tokio::sync::watch;
 
-    fn published(pending: &[&str]) -> Arc<Published> {
-        let pending: Vec<_> = pending.iter().map(|&text| text.to_owned()).collect();
-        let status = Status { ready: pending.is_empty(), pending, ..Status::default() };
-        Arc::new(Published { status, ..Published::default() })
-    }
-
-    fn answers(pending: &[&str]) -> Answers {
+    #[tokio::test]
+    async fn who_is_not_ready_is_alive() {
+        let pending = vec!["the source".to_owned()];
+        let status = Status { pending, ..Status::default() };
+        let (_publish, published) = watch::channel(Arc::new(Published { status, ..Published::default() }));
         let meters = Arc::new(Meters::default());
-        let (_, published) = watch::channel(published(pending));
         let metrics = Arc::new(Metrics::new(published.clone(), meters.clone()));
-        Answers { published, meters, metrics }
-    }
-
-    #[tokio::test]
-    async fn a_stuck_loop_is_neither_alive_nor_ready() {
-        let answers = answers(&[]);
-        let health = |answers: &Answers| super::healthz(State(answers.clone()));
-        let ready = |answers: &Answers| super::readyz(State(answers.clone()));
-        assert_eq!(health(&answers).await, (StatusCode::OK, "ok\n".to_owned()));
-        assert_eq!(ready(&answers).await, (StatusCode::OK, "ready\n".to_owned()));
-        answers.meters.turned_ago(TURN + Duration::from_secs(2));
-        let (code, text) = health(&answers).await;
-        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
-        assert!(text.contains("has not turned for 6"), "{text}");
-        assert_eq!(ready(&answers).await.0, StatusCode::SERVICE_UNAVAILABLE);
-        answers.meters.turned();
-        assert_eq!(health(&answers).await.0, StatusCode::OK);
-    }
-
-    #[tokio::test]
-    async fn who_is_not_ready_names_each_thing_and_is_alive() {
-        let answers = answers(&["the source", "the hook"]);
+        let answers = Answers { published, meters, metrics };
         let (code, text) = super::readyz(State(answers.clone())).await;
-        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(text, "not ready\n- the source\n- the hook\n");
-        assert_eq!(super::healthz(State(answers)).await.0, StatusCode::OK);
+        assert_eq!((code, &*text), (StatusCode::SERVICE_UNAVAILABLE, "not ready\n- the source\n"));
+        assert_eq!(super::healthz(State(answers)).await, (StatusCode::OK, "ok\n".to_owned()));
     }
 
     async fn serve() -> std::net::SocketAddr {
         let http = Http::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = http.listener.local_addr().unwrap();
-        let (publish, published) = watch::channel(published(&[]));
+        let (publish, published) = watch::channel(Arc::new(Published::default()));
         tokio::spawn(async move {
             let _publish = publish;
             http.serve(published, Arc::default()).await;

@@ -118,7 +118,7 @@ fn the_agent_has_the_rights_that_it_uses_and_no_more() {
 }
 
 #[test]
-fn probes_ask_the_port_that_the_agent_listens_at() {
+fn the_port_that_the_agent_listens_at_is_the_pods() {
     for path in ["base", "overlays/audit-first", "overlays/enforce", "overlays/kind"] {
         let objects = kustomize(path);
         let container = &pod(&objects)["containers"][0];
@@ -126,11 +126,26 @@ fn probes_ask_the_port_that_the_agent_listens_at() {
         assert_eq!(port["containerPort"], port["hostPort"]);
         let listen = format!("--listen=$(HOST_IP):{}", port["hostPort"]);
         assert!(texts(&container["args"]).contains(&listen.as_str()), "{path}");
+    }
+}
+
+/// `egress-agent/tests/kube.rs` runs the base's where the port is somebody else's, and where another agent has the node.
+#[test]
+fn probes_ask_the_agent_and_not_whoever_has_a_port() {
+    for objects in [kustomize("base"), helm(&[])] {
+        let container = &pod(&objects)["containers"][0];
         let asked = ["startupProbe", "livenessProbe", "readinessProbe"].map(|probe| {
-            assert_eq!(container[probe]["httpGet"]["port"], port["name"], "{path}: {probe}");
-            container[probe]["httpGet"]["path"].as_str().unwrap()
+            // The program waits eight seconds.
+            assert!(container[probe]["timeoutSeconds"].as_u64().unwrap() > 8, "{probe}");
+            texts(&container[probe]["exec"]["command"]).join(" ")
         });
-        assert_eq!(asked, ["/healthz", "/healthz", "/readyz"]);
+        assert_eq!(
+            asked,
+            ["egress-agent probe alive", "egress-agent probe alive", "egress-agent probe ready"]
+        );
+        let names = container["env"].as_array().unwrap();
+        let pod = names.iter().find(|one| one["name"] == "POD_NAME").unwrap();
+        assert_eq!(pod["valueFrom"]["fieldRef"]["fieldPath"], "metadata.name");
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::{env, fs};
 
 use egress_agent::admin::server::Published;
+use egress_agent::cluster::ServiceStatus;
 use egress_agent::metrics::{Behaviour, Label, METRICS, Meters, Metric, Metrics, PREFIX, document};
 use egress_agent::status::WatchStatus;
 use scrape::{Kind, parse};
@@ -69,6 +70,15 @@ fn what_is_served_is_the_list_in_both_formats() {
     let mut published = Published::starting("n".to_owned());
     let watch = WatchStatus { kind: "Pod".to_owned(), state: "Failing".to_owned(), ..WatchStatus::default() };
     published.status.source.watches.push(watch);
+    let service = |name: &str, state: &str, left_out| ServiceStatus {
+        name: name.to_owned(),
+        state: state.to_owned(),
+        left_out,
+        ..ServiceStatus::default()
+    };
+    published.status.services =
+        vec![service("leader election", "Leading", 0), service("pod events", "Failing", 7)];
+    published.measured.nodes = 3;
     let (_publish, published) = watch::channel(Arc::new(published));
     let meters = Arc::new(Meters::default());
     meters.arrived(std::time::Instant::now());
@@ -105,6 +115,13 @@ fn what_is_served_is_the_list_in_both_formats() {
         }
         assert_eq!(scrape.value("watch_state", &[("kind", "Pod"), ("state", "Failing")]), Some(1.0));
         assert_eq!(scrape.value("watch_state", &[("kind", "Pod"), ("state", "Watching")]), Some(0.0));
+        let is = |service: &str, state: &str| {
+            scrape.value("service_state", &[("service", service), ("state", state)]).unwrap()
+        };
+        assert_eq!((is("leader election", "Leading"), is("leader election", "Following")), (1.0, 0.0));
+        assert_eq!((is("pod events", "Failing"), is("pod events", "Working")), (1.0, 0.0));
+        assert_eq!(scrape.value("service_left_out_total", &[("service", "pod events")]), Some(7.0));
+        assert_eq!(scrape.value("nodes", &[]), Some(3.0));
         assert_eq!(scrape.value("event_to_enforced_seconds_count", &[]), Some(1.0));
         assert_eq!(scrape.value("ready", &[]), Some(0.0));
         assert_eq!(
@@ -134,6 +151,8 @@ const WORDS: &[&str] = &[
     "by",
     "on",
     "unless",
+    "and",
+    "max_over_time",
     "or",
     "vector",
     "rate",
@@ -300,6 +319,8 @@ fn the_alert_rules_speak_of_metrics_that_there_are_and_say_what_to_do() {
         "behind_seconds",
         "lost_events",
         "invalid_policies",
+        "service_state",
+        "nodes",
     ] {
         assert!(used.contains(metric), "no rule is about {metric}");
     }

@@ -5,7 +5,7 @@ mod common;
 use common::{Value, World, egp, error_of, json, labels, lock, mesh, namespace, np, pod, set};
 use egress_common::Reason;
 use egress_policy::compile::PodState;
-use egress_policy::object::{Read, read};
+use egress_policy::object::{Object, Read, read};
 
 fn reason(world: &World, name: &str) -> Reason {
     world.verdict(name, "10.0.1.3", "tcp/80").reason
@@ -357,4 +357,24 @@ fn what_is_odd_but_valid_is_said_where_it_is_and_nowhere_else() {
     };
     assert!(host(json!({"istio": "egressgateway"})).contains("Pod gw/host is on the host network"));
     assert_eq!(host(json!({})), "");
+}
+
+/// As the DaemonSet's node selector and affinity choose them.
+#[test]
+fn nodes_that_run_no_agent_are_told_from_others() {
+    let has_agent = |labels: serde_json::Value| {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": labels}});
+        match read(node).unwrap().remove(0) {
+            Read::Object(Object::Node(node)) => node.has_agent,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(has_agent(json!({})) && has_agent(json!({"kubernetes.io/os": "linux", "type": "large"})));
+    for label in [
+        ("kubernetes.io/os", "windows"),
+        ("eks.amazonaws.com/compute-type", "fargate"),
+        ("type", "virtual-kubelet"),
+    ] {
+        assert!(!has_agent(json!({label.0: label.1})), "{label:?}");
+    }
 }

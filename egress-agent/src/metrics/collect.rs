@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use egress_common::{Action, Hook, Reason};
 use egress_policy::compile::Severity;
 
-use super::list::{self, Behaviour, Metric, PREFIX, SEVERITIES, STATES, WATCH_STATES};
+use super::list::{self, Behaviour, Metric, PREFIX, SERVICE_STATES, SEVERITIES, STATES, WATCH_STATES};
 use super::{Coverage, Meters, process};
 use crate::admin::server::Published;
 
@@ -147,6 +147,7 @@ impl Collector for Snapshot {
         endpoints(&mut out, &now)?;
         self.maps(&mut out, &now)?;
         source(&mut out, &now)?;
+        services(&mut out, &now)?;
         out.counter(&list::REFUSED, self.meters.refused())?;
         out.gauges(&list::MEMORY, process::memory().map(|bytes| ([], number(bytes))))?;
         out.counters(&list::CPU, process::cpu().map(|seconds| ([], seconds)))
@@ -237,5 +238,17 @@ fn source(out: &mut Out<'_>, now: &Published) -> fmt::Result {
     out.gauges(&list::WATCH_SYNCED, watches().map(|one| ([&*one.kind], f64::from(u8::from(one.synced)))))?;
     out.gauges(&list::WATCH_OBJECTS, watches().map(|one| ([&*one.kind], number(one.objects))))?;
     out.counters(&list::WATCH_EVENTS, watches().map(|one| ([&*one.kind], one.events)))?;
-    out.counters(&list::WATCH_RELISTS, watches().map(|one| ([&*one.kind], one.relists)))
+    out.counters(&list::WATCH_RELISTS, watches().map(|one| ([&*one.kind], one.relists)))?;
+    out.gauge(&list::NODES, number(now.measured.nodes))
+}
+
+fn services(out: &mut Out<'_>, now: &Published) -> fmt::Result {
+    let services = || now.status.services.iter();
+    let states = services().flat_map(|service| {
+        let is = |state: &str| f64::from(u8::from(service.state == state));
+        SERVICE_STATES.map(|state| ([&*service.name, state], is(state)))
+    });
+    out.gauges(&list::SERVICE_STATE, states)?;
+    out.counters(&list::SERVICE_WRITES, services().map(|one| ([&*one.name], one.written)))?;
+    out.counters(&list::SERVICE_LEFT_OUT, services().map(|one| ([&*one.name], one.left_out)))
 }

@@ -21,6 +21,11 @@ pub(super) const STATES: [(&str, &str); 4] = [
 ];
 /// States of a watch, as `WatchStatus` has them.
 pub(super) const WATCH_STATES: [&str; 4] = ["Listing", "Watching", "Failing", "NotInstalled"];
+/// What agents write to the API server, as `ServiceStatus` has it.
+pub(super) const SERVICES: [&str; 4] = ["leader election", "policy status", "pod events", "taint"];
+/// States of these.
+pub(super) const SERVICE_STATES: [&str; 6] =
+    ["Waiting", "Leading", "Following", "Working", "Failing", "NotAllowed"];
 /// Severities of diagnostics.
 pub(super) const SEVERITIES: [&str; 2] = ["error", "warning"];
 
@@ -56,6 +61,10 @@ pub enum Label {
     Kind,
     /// How a watch is doing.
     Watch,
+    /// What an agent writes to the API server.
+    Service,
+    /// How it is doing with that.
+    ServiceState,
     /// A BPF program.
     Program,
     /// How bad a diagnostic is.
@@ -68,7 +77,7 @@ pub enum Label {
 
 impl Label {
     /// Every label.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Action,
         Self::Reason,
         Self::Hook,
@@ -78,6 +87,8 @@ impl Label {
         Self::Map,
         Self::Kind,
         Self::Watch,
+        Self::Service,
+        Self::ServiceState,
         Self::Program,
         Self::Severity,
         Self::Version,
@@ -92,7 +103,8 @@ impl Label {
             Self::Reason => "reason",
             Self::Hook => "hook",
             Self::Policy => "policy",
-            Self::State | Self::Watch => "state",
+            Self::State | Self::Watch | Self::ServiceState => "state",
+            Self::Service => "service",
             Self::Coverage => "coverage",
             Self::Map => "map",
             Self::Kind => "kind",
@@ -115,6 +127,8 @@ impl Label {
             Self::Map => Some(FILLED.to_vec()),
             Self::Kind => Some(Kind::ALL.map(Kind::name).to_vec()),
             Self::Watch => Some(WATCH_STATES.to_vec()),
+            Self::Service => Some(SERVICES.to_vec()),
+            Self::ServiceState => Some(SERVICE_STATES.to_vec()),
             Self::Severity => Some(SEVERITIES.to_vec()),
             Self::Policy | Self::Program | Self::Version | Self::Abi => None,
         }
@@ -137,6 +151,10 @@ impl Label {
             Self::Map => "A BPF map.",
             Self::Kind => "A kind of Kubernetes object.",
             Self::Watch => "How a watch is doing.",
+            Self::Service => "What an agent writes to the API server; enforcement rests on none of it.",
+            Self::ServiceState => {
+                "How it is doing with that; one agent of a cluster leads, and writes the status of policies."
+            }
             Self::Program => "A BPF program of the pod root, by its name in the kernel.",
             Self::Severity => {
                 "An `error` denies what cannot be understood; a `warning` has less effect than its author may think."
@@ -226,6 +244,11 @@ metrics! {
     WATCH_OBJECTS = Gauge "watch_objects" [Kind] "Objects of the kind";
     WATCH_EVENTS = Counter "watch_events" [Kind] "Events taken in since the start, those of lists included";
     WATCH_RELISTS = Counter "watch_relists" [Kind] "Times that all objects of the kind had to be listed anew";
+    NODES = Gauge "nodes" [] "Nodes of the cluster that are to have an agent, as every agent sees them";
+
+    SERVICE_STATE = Gauge "service_state" [Service ServiceState] "1 for the state that a service towards the API server is in, 0 for the others";
+    SERVICE_WRITES = Counter "service_writes" [Service] "What it wrote: renewals of the lease, statuses, Events";
+    SERVICE_LEFT_OUT = Counter "service_left_out" [Service] "What it left out: of pod events, flows that no Event tells of";
 
     REFUSED = Counter "http_refused" [] "Connections to this port that were closed unanswered, because their address had too many or all places were taken";
     MEMORY = Gauge "memory_bytes" [] "Resident memory of the agent";

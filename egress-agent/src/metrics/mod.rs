@@ -68,4 +68,6 @@ pub struct Measured {
     pub diagnostics: BTreeMap<Severity, usize>,
     /// Policies that cannot be understood.
     pub invalid_policies: usize,
+    /// Nodes of the cluster that are to have an agent.
+    pub nodes: usize,
 }

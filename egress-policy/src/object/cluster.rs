@@ -321,4 +321,6 @@ pub struct Node {
     /// Further addresses by which it answers, known to its own agent alone: its node ports are there, too, but who may reach the node may
     /// not for that reason reach these.
     pub further: Vec<IpAddr>,
+    /// Whether an agent is meant to run there, as `deploy/kustomize/base/daemonset.yaml` chooses nodes: of Linux, and machines of their own.
+    pub has_agent: bool,
 }

@@ -16,6 +16,13 @@ use super::{Kind, Labels, Metadata, Object, ObjectError, Uid, parse};
 const CONFIG_MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 const CONFIG_HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
 
+/// Labels of nodes that run no agent: those of Windows, and what is no machine of its own (EKS Fargate, virtual-kubelet).
+const WITHOUT_AGENT: [(&str, &str); 3] = [
+    ("kubernetes.io/os", "windows"),
+    ("eks.amazonaws.com/compute-type", "fargate"),
+    ("type", "virtual-kubelet"),
+];
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct RawPod {
@@ -151,7 +158,7 @@ pub(super) fn read(
             let enforcement = annotations.get(super::ENFORCEMENT_ANNOTATION).cloned();
             Ok(Object::Namespace(Namespace { name, labels, enforcement }))
         }
-        Kind::Node => node(parse(value, "")?, name).map(Object::Node),
+        Kind::Node => node(parse(value, "")?, name, &labels).map(Object::Node),
         _ => {
             let raw: RawPod = parse(value, "")?;
             let mut spec = pod_spec(raw.spec.as_ref())?;
@@ -270,12 +277,14 @@ fn pod(
     })
 }
 
-fn node(raw: RawNode, name: Arc<str>) -> Result<Node, ObjectError> {
+fn node(raw: RawNode, name: Arc<str>, labels: &Labels) -> Result<Node, ObjectError> {
     let mut addresses = Vec::new();
     for entry in raw.status.unwrap_or_default().addresses.unwrap_or_default() {
         if matches!(entry.r#type.as_str(), "InternalIP" | "ExternalIP") {
             addresses.extend(read_address(&entry.address, "status.addresses")?);
         }
     }
-    Ok(Node { name, addresses, further: Vec::new() })
+    let is = |(key, value): &(&str, &str)| labels.get(key) == Some(value);
+    let has_agent = !WITHOUT_AGENT.iter().any(is);
+    Ok(Node { name, addresses, further: Vec::new(), has_agent })
 }

@@ -176,6 +176,9 @@ pub struct RunArgs {
     /// was renamed or removed.
     #[arg(long, env = "EGRESS_FLOW_LOG", value_name = "FILE")]
     pub flow_log: Option<PathBuf>,
+    /// Most MiB of that file: before it grows further it is renamed to FILE.1, in place of an earlier one. 0 is no limit.
+    #[arg(long, env = "EGRESS_FLOW_LOG_LIMIT", value_name = "MIB", default_value_t = 100)]
+    pub flow_log_limit: u64,
     /// Take this taint from the own node once the agent enforces, so that nodes can keep pods away until then; with a source of
     /// objects that is a cluster. Needs the right to patch nodes. No taint is ever added.
     #[arg(long, env = "EGRESS_LIFT_TAINT", value_name = "KEY", num_args = 0..=1, require_equals = true,

@@ -1,7 +1,8 @@
 //! The file of `run --flow-log`: denied and audited packets as JSON lines.
 //!
 //! Invariant: the owner task never waits for the file: a thread writes it, what it cannot take in time or write is counted, and said
-//! once until it goes right again; a line is written whole or not at all, as far as the file lets one. Tested below and by
+//! once until it goes right again; a line is written whole or not at all, as far as the file lets one; it and the one before it are no larger
+//! than they may be. Tested below and by
 //! `tests/operate.rs`.
 
 use std::fs::{self, File, OpenOptions};
@@ -34,15 +35,16 @@ pub(crate) struct FlowFile {
 }
 
 impl FlowFile {
-    /// Opens the file, or standard output for `-`; it is made where it is missing, for root alone.
+    /// Opens the file, or standard output for `-`; it is made where it is missing, for root alone. Before it grows beyond `limit` bytes it is
+    /// renamed to have `.1` at its end, in place of the one that was so before; 0 is no limit.
     ///
     /// # Errors
     /// It cannot be opened for writing.
-    pub(crate) fn open(path: &Path, meters: Arc<Meters>) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, limit: u64, meters: Arc<Meters>) -> anyhow::Result<Self> {
         let context = || format!("cannot write the flow log {}", path.display());
         let out = Out::open(path).with_context(context)?;
         let (lines, receiver) = sync_channel(WAITING);
-        let mut writer = Writer { out, rest: Vec::new(), meters: meters.clone(), failing: None };
+        let mut writer = Writer { out, limit, rest: Vec::new(), meters: meters.clone(), failing: None };
         let thread = std::thread::Builder::new().name("flow-log".to_owned());
         let thread = thread.spawn(move || writer.run(&receiver)).with_context(context)?;
         Ok(Self { lines, thread, meters, slow: false })
@@ -101,6 +103,20 @@ impl Out {
         Ok(true)
     }
 
+    /// Makes room for some bytes more in a file that may not have them. What is no regular file has no size.
+    fn rotate(&mut self, more: u64, limit: u64) -> io::Result<()> {
+        let Self::File { path, file } = self else { return Ok(()) };
+        let now = file.metadata()?;
+        if limit == 0 || !now.is_file() || now.len() == 0 || now.len() + more <= limit {
+            return Ok(());
+        }
+        let mut old = path.clone().into_os_string();
+        old.push(".1");
+        fs::rename(&*path, old)?;
+        *file = append(path)?;
+        Ok(())
+    }
+
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Stdout => io::stdout().write(bytes),
@@ -116,6 +132,8 @@ fn append(path: &Path) -> io::Result<File> {
 /// The thread that writes.
 struct Writer {
     out: Out,
+    /// Most bytes of a file; 0 is no limit.
+    limit: u64,
     /// What is missing of a line that was begun.
     rest: Vec<u8>,
     meters: Arc<Meters>,
@@ -146,6 +164,12 @@ impl Writer {
             Ok(false) => {}
             // The file that is open has another name now, but is better than none.
             Err(error) => self.fail(error, 0),
+        }
+        if self.rest.is_empty()
+            && let Err(error) = self.out.rotate(batch.len() as u64, self.limit)
+        {
+            // The limit holds.
+            return self.fail(&error, lines(batch));
         }
         let mut bytes = std::mem::take(&mut self.rest);
         let begun = bytes.len();
@@ -178,8 +202,7 @@ impl Writer {
             .map_or(bytes.len(), |at| written + at + 1);
         let kept = if inside { end } else { written };
         self.rest = bytes[written..kept].to_vec();
-        let lost = bytes[kept..].iter().filter(|&&byte| byte == b'\n').count();
-        self.fail(error, lost as u64);
+        self.fail(error, lines(&bytes[kept..]));
     }
 
     fn fail(&mut self, error: &io::Error, lost: u64) {
@@ -189,6 +212,11 @@ impl Writer {
         self.failing = Some(self.failing.unwrap_or(0) + lost);
         self.meters.lost_flows(lost);
     }
+}
+
+/// How many lines end here.
+fn lines(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
 fn push(batch: &mut Vec<u8>, flow: &Flow) {
@@ -240,7 +268,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, old) = (dir.path().join("flows"), dir.path().join("flows.1"));
         let meters = Arc::new(Meters::default());
-        let mut file = FlowFile::open(&path, meters.clone()).unwrap();
+        let mut file = FlowFile::open(&path, 0, meters.clone()).unwrap();
         let lines = |path: &Path| fs::read_to_string(path).map(|text| lengths(&text)).unwrap_or_default();
         file.write(flow(1));
         wait(|| lines(&path) == [1]);
@@ -254,13 +282,45 @@ mod tests {
         assert_eq!(meters.flows_lost(), 0);
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(FlowFile::open(&dir.path().join("none/flows"), meters).is_err());
+        assert!(FlowFile::open(&dir.path().join("none/flows"), 0, meters).is_err());
+    }
+
+    #[test]
+    fn a_file_is_no_larger_than_it_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("flows"), dir.path().join("flows.1"));
+        let mut line = Vec::new();
+        super::push(&mut line, &flow(1));
+        let (limit, meters) = (10 * line.len() as u64, Arc::new(Meters::default()));
+        let open = || Out::open(&path).unwrap();
+        let mut writer =
+            Writer { out: open(), limit, rest: Vec::new(), meters: meters.clone(), failing: None };
+        let sizes = || [&path, &old].map(|path| fs::metadata(path).map_or(0, |file| file.len()));
+        (0..10).for_each(|_| writer.write(&line));
+        assert_eq!(sizes(), [limit, 0]);
+        (0..25).for_each(|_| writer.write(&line));
+        assert_eq!(sizes(), [limit / 2, limit]);
+        // Also one that an earlier agent had filled.
+        let mut writer =
+            Writer { out: open(), limit: 1, rest: Vec::new(), meters: meters.clone(), failing: None };
+        writer.write(&line);
+        assert_eq!(sizes(), [limit / 10, limit / 2]);
+        assert_eq!(meters.flows_lost(), 0);
+        // Where the old one cannot be replaced, nothing is written beyond the limit.
+        fs::remove_file(&old).unwrap();
+        fs::create_dir(&old).unwrap();
+        (0..3).for_each(|_| writer.write(&line));
+        assert_eq!((fs::metadata(&path).unwrap().len(), meters.flows_lost()), (limit / 10, 3));
+        // No limit is none.
+        let mut writer = Writer { out: open(), limit: 0, rest: Vec::new(), meters, failing: None };
+        (0..25).for_each(|_| writer.write(&line));
+        assert_eq!(fs::metadata(&path).unwrap().len(), limit / 10 * 26);
     }
 
     #[test]
     fn what_a_full_disk_does_not_take_is_counted_and_keeps_nobody() {
         let meters = Arc::new(Meters::default());
-        let mut file = FlowFile::open(Path::new("/dev/full"), meters.clone()).unwrap();
+        let mut file = FlowFile::open(Path::new("/dev/full"), 1, meters.clone()).unwrap();
         (0..100).for_each(|number| file.write(flow(number)));
         file.finish(Duration::from_secs(5));
         assert_eq!(meters.flows_lost(), 100);
@@ -274,7 +334,7 @@ mod tests {
         // Open at both ends, and read by nobody.
         let _reader = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let meters = Arc::new(Meters::default());
-        let mut file = FlowFile::open(&path, meters.clone()).unwrap();
+        let mut file = FlowFile::open(&path, 1, meters.clone()).unwrap();
         let begun = Instant::now();
         (0..20_000).for_each(|number| file.write(flow(number)));
         assert!(begun.elapsed() < Duration::from_secs(5));
@@ -288,7 +348,7 @@ mod tests {
         let path = format!("/proc/self/fd/{}", pipe.as_raw_fd()).into();
         let meters = Arc::new(Meters::default());
         let out = Out::File { path, file: File::from(pipe) };
-        let mut writer = Writer { out, rest: Vec::new(), meters: meters.clone(), failing: None };
+        let mut writer = Writer { out, limit: 1, rest: Vec::new(), meters: meters.clone(), failing: None };
         let mut reader = File::from(reader);
         let mut read = Vec::new();
         let mut sent: u64 = 0;

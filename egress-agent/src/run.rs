@@ -72,8 +72,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
 
     let meters = Arc::new(Meters::default());
     let (publish, published) = watch::channel(Arc::new(Published::starting(name.clone())));
+    let limit = args.flow_log_limit.saturating_mul(1 << 20);
     let mut flow_file =
-        args.flow_log.as_deref().map(|path| FlowFile::open(path, meters.clone())).transpose()?;
+        args.flow_log.as_deref().map(|path| FlowFile::open(path, limit, meters.clone())).transpose()?;
     // First of all: kubelet asks here.
     let server = Server::bind(&args.socket.socket)?;
     let flows = FlowLog::default();

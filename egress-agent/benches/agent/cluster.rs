@@ -1,5 +1,5 @@
-//! The cluster that the API server has: `n` pods in `n / 100` namespaces, `n / 10` services of 20 backends each and `n / 50` network
-//! policies, as large as real objects are.
+//! The cluster that the API server has: `n` pods in `n / 100` namespaces, `n / 10` services of 20 backends each, `n / 50` network policies
+//! and a lock-down of every other namespace with its gateway, as large as real objects are.
 
 use egress_fixture::Fixture;
 use serde_json::{Value, json};
@@ -72,7 +72,10 @@ pub fn change(fixture: &Fixture, number: usize) {
 pub fn fill(fixture: &Fixture, pods: usize) {
     for namespace in 0..pods.div_ceil(PER_NAMESPACE) {
         let name = format!("team-{namespace}");
-        let labels = json!({"kubernetes.io/metadata.name": name, "group": format!("g{}", namespace % 50)});
+        let mesh = if namespace % 2 == 0 { "enabled" } else { "disabled" };
+        let labels = json!({
+            "kubernetes.io/metadata.name": name, "group": format!("g{}", namespace % 50), "istio-injection": mesh,
+        });
         fixture.apply("namespaces", "", &name, &json!({"metadata": {"name": name, "labels": labels}}));
     }
     for number in 0..pods {
@@ -112,4 +115,21 @@ pub fn fill(fixture: &Fixture, pods: usize) {
         });
         fixture.apply_manifest("networkpolicies", &object);
     }
+    fixture.install_definition();
+    fixture.apply_manifest("egressgatewaypolicies", &lock_down("mesh", "istio-injection", "enabled"));
+}
+
+/// Locks down the namespaces with a label; their way out are pods of one application.
+pub fn lock_down(name: &str, label: &str, value: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {
+            "subjects": [{"namespaces": {"matchLabels": {label: value}}}],
+            "proxy": {"containers": ["istio-proxy"]},
+            "gateways": [{
+                "name": "out", "namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "team-1"}},
+                "pods": {"matchLabels": {"app": "app-0"}}, "ports": [{"protocol": "TCP", "port": 8080}],
+            }],
+        },
+    })
 }

@@ -105,8 +105,11 @@ fn measure(cli: &Cli, pods: usize) -> anyhow::Result<()> {
     eprintln!("    {pods} pods: changes");
     for (what, churn) in [("nothing else happens", false), ("100 pods a second change", true)] {
         let mut policy = world.changes(samples, churn, World::policy)?;
+        let mut lock_down = world.changes(samples, churn, World::lock_down)?;
         let mut label = world.changes(samples, churn, World::label)?;
-        for (name, felt) in [("network policy", &mut policy), ("label of a pod", &mut label)] {
+        for (name, felt) in
+            [("network policy", &mut policy), ("lock-down", &mut lock_down), ("label of a pod", &mut label)]
+        {
             felt.sort();
             let at = |percent: usize| milliseconds(felt[(felt.len() * percent / 100).min(felt.len() - 1)]);
             tell(&format!("{name} to packet, median, while {what}"), at(50));
@@ -187,6 +190,15 @@ impl World {
             self.fixture.apply_manifest("networkpolicies", &policy);
         } else {
             self.fixture.delete("networkpolicies", "a", "deny");
+        }
+    }
+
+    fn lock_down(&self, deny: bool) {
+        let policy = cluster::lock_down("deny", "kubernetes.io/metadata.name", "a");
+        if deny {
+            self.fixture.apply_manifest("egressgatewaypolicies", &policy);
+        } else {
+            self.fixture.delete("egressgatewaypolicies", "", "deny");
         }
     }
 

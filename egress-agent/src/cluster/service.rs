@@ -15,7 +15,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The first wait after a failure, and the longest.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_mins(1);
-/// How long a right that is missing is not asked for again.
+/// The longest wait where a right is missing: the role has to be changed. The first ones are short as well, because a server that starts
+/// answers like that until it has read the roles.
 pub(super) const WITHOUT_RIGHT: Duration = Duration::from_mins(5);
 
 /// How one of the services does that write to the API server. Enforcement rests on none of them.
@@ -195,11 +196,11 @@ impl Pace {
     /// How long to wait after a failure.
     pub(super) fn after(&mut self, refusal: &Refusal) -> Duration {
         let wait = match refusal {
-            Refusal::NotAllowed => WITHOUT_RIGHT,
-            Refusal::Later(_, Some(after)) => (*after).max(self.0),
-            _ => self.0,
+            Refusal::NotAllowed => self.0,
+            Refusal::Later(_, Some(after)) => (*after).max(self.0.min(LONGEST)),
+            _ => self.0.min(LONGEST),
         };
-        self.0 = (self.0 * 2).min(LONGEST);
+        self.0 = (self.0 * 2).min(WITHOUT_RIGHT);
         jittered(wait)
     }
 }
@@ -219,7 +220,10 @@ mod tests {
         assert!(pace.after(&later) <= Duration::from_millis(1500));
         let told = Refusal::Later(String::new(), Some(Duration::from_secs(30)));
         assert!(pace.after(&told) >= Duration::from_secs(30));
-        assert!(pace.after(&Refusal::NotAllowed) >= WITHOUT_RIGHT);
+        let mut pace = Pace::default();
+        let waits: Vec<Duration> = (0..12).map(|_| pace.after(&Refusal::NotAllowed)).collect();
+        assert!(waits[0] <= Duration::from_millis(1500) && waits[11] >= WITHOUT_RIGHT, "{waits:?}");
+        assert!(pace.after(&later) <= Duration::from_secs(90));
     }
 
     #[test]

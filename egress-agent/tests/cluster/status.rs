@@ -256,6 +256,20 @@ async fn a_new_leader_writes_nothing_that_stands() {
     assert_eq!(status(&fixture, "mesh")["subjects"], 1);
 }
 
+/// It refuses everything, in the same words as where a right is missing.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_not_read_its_roles_yet_costs_seconds() {
+    let fixture = cluster();
+    let fault = fixture.fault("egressgatewaypolicies/status", &[Verb::Patch], Fault::Forbidden);
+    let one = leader(&fixture).await;
+    turns(&fixture, &[&one], Duration::from_secs(10)).await;
+    assert_eq!(one.service("policy status").state, "NotAllowed");
+    fault.lift();
+    turns(&fixture, &[&one], Duration::from_secs(20)).await;
+    assert_eq!(status(&fixture, "mesh")["subjects"], 1);
+    assert_eq!(one.service("policy status").error, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_missing_right_is_named_and_a_missing_definition_is_no_error() {
     let fixture = cluster();
@@ -268,7 +282,7 @@ async fn a_missing_right_is_named_and_a_missing_definition_is_no_error() {
                 is not written";
     assert_eq!(state.error.as_deref(), Some(text));
     turns(&fixture, &[&one], Duration::from_mins(4)).await;
-    assert_eq!(fault.hits(), 1, "it is not asked for all the time");
+    assert!(fault.hits() <= 9, "it is not asked for all the time: {} times", fault.hits());
     fault.lift();
     turns(&fixture, &[&one], Duration::from_mins(5)).await;
     assert_eq!(status(&fixture, "mesh")["subjects"], 1);

@@ -104,7 +104,7 @@ pub struct SourceStatus {
     pub name: String,
     /// Objects known.
     pub objects: usize,
-    /// What cannot be read.
+    /// What cannot be read. How the watches do is no part of it.
     pub errors: Vec<SourceError>,
     /// Objects of kinds that do not matter here.
     pub ignored: BTreeMap<String, usize>,
@@ -131,8 +131,16 @@ pub struct WatchStatus {
     /// For how many seconds it has been failing.
     #[serde(default)]
     pub failing_seconds: u64,
-    /// What went wrong last, until it goes right again.
+    /// What went wrong last, until it goes right again, or what it means that there is no such kind.
     pub error: Option<String>,
+}
+
+impl WatchStatus {
+    /// What is wrong, where it fails: what was read last may be old. That a kind is not installed is nothing wrong.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.error.as_deref().filter(|_| self.state == "Failing")
+    }
 }
 
 /// A local pod.

@@ -153,7 +153,7 @@ fn on_a_node_without_pins_nothing_is_cut_before_everything_was_read() {
     world.stand.agent.spawn(&world.stand.topology).unwrap();
     let waits = |status: &Value| {
         status["pending"].to_string().contains("first complete list of NetworkPolicy")
-            && status["source"]["errors"]
+            && status["source"]["watches"]
                 .to_string()
                 .contains("needs the verbs list and watch on networkpolicies")
     };
@@ -184,7 +184,7 @@ fn nobody_is_said_to_be_gone_before_everything_was_read() {
         world.stand.agent.spawn(&world.stand.topology).unwrap();
         let waits = |status: &Value| {
             assert!(!said(status), "{status}");
-            status["source"]["errors"].to_string().contains(&format!("on {kind}"))
+            status["source"]["watches"].to_string().contains(&format!("on {kind}"))
         };
         world.stand.agent.wait("it says what it may not", waits).unwrap();
         let until = Instant::now() + Duration::from_secs(1);
@@ -274,8 +274,19 @@ fn the_api_server_may_go_and_come_back() {
     denied(&pod, &outside()[0]);
     world.stop();
     eventually("it is said", || {
-        world.status()["source"]["errors"].to_string().contains("cannot reach the API server")
+        world.status()["source"]["watches"].to_string().contains("cannot reach the API server")
     });
+    // That is a state of the watches, and nothing in the source that cannot be read.
+    assert_eq!(world.status()["source"]["errors"], json!([]));
+    let table = String::from_utf8(world.stand.agent.ask(&["status"]).unwrap().stdout).unwrap();
+    assert!(table.contains("Pod: Failing") && table.contains("cannot reach the API server"), "{table}");
+    // Who looks for findings is told that there may be more.
+    let findings = world.stand.agent.ask(&["lint"]).unwrap();
+    assert_eq!(findings.status.code(), Some(1), "{findings:?}");
+    assert!(
+        String::from_utf8_lossy(&findings.stderr).contains("cannot reach the API server"),
+        "{findings:?}"
+    );
     // Once for each kind, by who knows what was asked for.
     let log = world.stand.agent.log();
     assert!(log.contains("cannot reach the API server") && !log.contains("failed with error"), "{log}");
@@ -298,7 +309,7 @@ fn the_api_server_may_go_and_come_back() {
     becomes(Outcome::Ok, &pod);
     denied(&free, &outside()[0]);
     denied(&new, &outside()[0]);
-    assert_eq!(world.status()["source"]["errors"], json!([]));
+    assert_eq!(world.watch("Pod")["error"], Value::Null);
 }
 
 #[test]
@@ -333,6 +344,16 @@ fn without_the_definition_network_policies_count_and_lock_downs_from_when_it_com
     denied(&other, &outside()[0]);
     passes(&pod, &outside()[0]);
     assert_eq!(world.watch("EgressGatewayPolicy")["state"], "NotInstalled");
+    // That is a way to run it, and nothing wrong.
+    let status = world.status();
+    assert_eq!((&status["source"]["errors"], &status["ready"]), (&json!([]), &json!(true)));
+    assert!(world.watch("EgressGatewayPolicy")["error"].to_string().contains("deploy/crd"), "{status}");
+    let table = String::from_utf8(world.stand.agent.ask(&["status"]).unwrap().stdout).unwrap();
+    assert!(table.contains("NotInstalled, 0 objects") && table.contains("deploy/crd"), "{table}");
+    assert!(!table.contains("source error"), "{table}");
+    let log = world.stand.agent.log();
+    let line = log.lines().find(|line| line.contains("deploy/crd")).unwrap();
+    assert!(line.contains("INFO"), "{line}");
     world.fixture.install_definition();
     world.apply(&policy(json!({})));
     // Within half a minute.
@@ -464,6 +485,11 @@ fn commands_that_judge_from_objects_read_the_cluster() {
     world.delete(&policy(json!({})));
     let allowed = run(&["explain", "--from", &from, "--to", "198.51.100.10:443/TCP"]);
     assert_eq!(allowed.status.code(), Some(0), "{allowed:?}");
+    // Without the definition they say so, and find nothing wrong with that.
+    world.fixture.remove_definition();
+    let without = run(&["lint"]);
+    assert!(without.status.code() == Some(0) && without.stderr.contains("deploy/crd"), "{without:?}");
+    world.fixture.install_definition();
     // Who is refused is told so well before a slow server would have been given up.
     for (of, fault, said) in [
         ("pods", Fault::Forbidden, "needs the verbs list and watch on pods"),

@@ -152,7 +152,14 @@ fn status_table(status: &Status) -> Table {
     for watch in &status.source.watches {
         let relists =
             if watch.relists == 0 { String::new() } else { format!(", listed anew {} times", watch.relists) };
-        row("watch", format!("{}: {}, {} objects{relists}", watch.kind, watch.state, watch.objects));
+        let since = match watch.failing_seconds {
+            0 => String::new(),
+            seconds => format!(" for {seconds} s"),
+        };
+        let error = watch.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        let text =
+            format!("{}: {}{since}, {} objects{relists}{error}", watch.kind, watch.state, watch.objects);
+        row("watch", text);
     }
     for service in &status.services {
         let error = service.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));

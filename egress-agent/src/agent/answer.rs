@@ -3,6 +3,8 @@
 //! Invariant: the owner task does what takes no time, and reads; what takes time is done aside with a copy of the objects. Of the maps,
 //! what the kernel holds is told, not what the agent remembers. Tested by `tests/operate.rs`.
 
+use std::collections::BTreeSet;
+
 use egress_common::wire::{Endpoint, IDENTITY_WORLD, RowKey};
 use egress_policy::Index;
 use egress_policy::compile::UnknownPods;
@@ -15,6 +17,7 @@ use crate::admin::server::Asked;
 use crate::cli::Output;
 use crate::offline::{self, Kernel, Place, Sender, Told, in_maps, target};
 use crate::source::read_text;
+use crate::status::WatchStatus;
 
 impl Agent {
     /// Answers, at once or when it has been thought about.
@@ -51,7 +54,11 @@ impl Agent {
             },
             Question::Lint { asked, output } => {
                 let index = self.index.clone();
-                let errors: Vec<_> = self.source_state.errors.iter().map(ToString::to_string).collect();
+                let mut errors: Vec<_> = self.source_state.errors.iter().map(ToString::to_string).collect();
+                // What there is now may be worse than what was read last.
+                let troubles: BTreeSet<_> =
+                    self.source_state.watches.iter().filter_map(WatchStatus::trouble).collect();
+                errors.extend(troubles.into_iter().map(str::to_owned));
                 Answer::Aside(Box::new(move || {
                     let mut told = offline::tell_findings(&index, &[], &errors, &asked, output)?;
                     told.notes.splice(0..0, errors);

@@ -3,6 +3,7 @@
 //! Invariant: a Pod object that goes before its cgroup is kept until the cgroup is gone, and what a service led to until kube-proxy has
 //! followed. Tested by `tests/lifecycle.rs` and `tests/unread.rs`.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use egress_policy::index::Event;
@@ -10,6 +11,7 @@ use egress_policy::object::{Kind, Object, ObjectRef, Pod};
 
 use super::Agent;
 use crate::clock::monotonic;
+use crate::status::WatchStatus;
 
 /// Between the name of a pod that is kept and its UID: no name has spaces.
 const BEFORE: &str = " (before, UID ";
@@ -35,9 +37,22 @@ impl Agent {
         for error in changes.errors.iter().filter(|error| !self.source_state.errors.contains(error)) {
             tracing::error!("{error}");
         }
+        self.tell_watches(&changes.watches);
         self.dirty |=
             changes.errors != self.source_state.errors || changes.ignored != self.source_state.ignored;
         self.source_state = changes;
+    }
+
+    /// Tells the log what has come to stand in the way of watches, once where it is the same for all.
+    fn tell_watches(&self, watches: &[WatchStatus]) {
+        let new =
+            |watch: &&WatchStatus| !self.source_state.watches.iter().any(|old| old.error == watch.error);
+        let new = watches.iter().filter(new);
+        let told: BTreeMap<&str, bool> =
+            new.filter_map(|watch| Some((watch.error.as_deref()?, watch.trouble().is_some()))).collect();
+        for (text, fails) in told {
+            if fails { tracing::error!("{text}") } else { tracing::info!("{text}") }
+        }
     }
 
     /// Takes an event in, and keeps the pods whose processes may still run.

@@ -138,7 +138,7 @@ impl Agent {
                     "the source could not be read whole yet, and what is missing may be a policy".to_owned(),
                 );
             }
-            // Why is in the source's errors: this is told at an open port as well.
+            // Why is told of the watches: this is told at an open port as well.
             let missing = watches.iter().filter(|watch| !watch.synced);
             pending.extend(missing.map(|watch| format!("the first complete list of {}", watch.kind)));
         }

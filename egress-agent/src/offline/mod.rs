@@ -224,6 +224,10 @@ fn read(source: &SourceArgs) -> anyhow::Result<(Loaded, Aside)> {
     for error in &changes.errors {
         eprintln!("egress-agent: {error}");
     }
+    // Everything was listed: these say that there is no such kind, or that it could not be followed since.
+    for reason in changes.watches.iter().filter_map(|watch| watch.error.as_ref()).collect::<BTreeSet<_>>() {
+        eprintln!("egress-agent: {reason}");
+    }
     let mut index = Index::default();
     for event in changes.events {
         index.apply(event);

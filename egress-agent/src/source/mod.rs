@@ -63,13 +63,13 @@ pub struct Changes {
     /// Kinds of which everything was listed since the last look, with what there is: after the events, what else is known of
     /// them is gone.
     pub listed: Vec<(Kind, Listed)>,
-    /// What cannot be read now.
+    /// What cannot be read now: files, and objects. A watch that fails is none of them.
     pub errors: Vec<SourceError>,
     /// Kinds that are none of ours, with their number.
     pub ignored: BTreeMap<String, usize>,
     /// Those of them that make pods, of every file, or what is wrong with them. They are `lint`'s.
     pub workloads: Vec<Result<Workload, SourceError>>,
-    /// How the watches stand.
+    /// How the watches stand, and why.
     pub watches: Vec<WatchStatus>,
 }
 

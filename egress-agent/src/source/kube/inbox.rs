@@ -216,13 +216,6 @@ impl Inbox {
             let reason = format!("{} more objects cannot be read", contents.unread.len() - ERRORS);
             errors.push(SourceError { place: "kube".to_owned(), line: None, reason });
         }
-        let broken = contents.watches.values().filter_map(|watch| watch.error.as_ref());
-        let broken: BTreeSet<&String> = broken.collect();
-        errors.extend(broken.into_iter().map(|reason| SourceError {
-            place: "kube".to_owned(),
-            line: None,
-            reason: reason.clone(),
-        }));
         Changes {
             incomplete,
             events: std::mem::take(&mut contents.pending).into_iter().map(event).collect(),
@@ -302,6 +295,8 @@ mod tests {
         inbox.state(Kind::Pod, State::Failing, Some("no answer".to_owned()));
         let changes = inbox.take();
         assert!(!changes.incomplete, "what was read stays");
-        assert_eq!(changes.errors[0].to_string(), "kube: no answer");
+        assert_eq!(changes.watches[0].error.as_deref(), Some("no answer"));
+        // An object that cannot be read is told for as long as it is there; a watch has its own state.
+        assert!(changes.errors.is_empty(), "{changes:?}");
     }
 }

@@ -135,8 +135,15 @@ impl World {
         self.last.watches.iter().find(|watch| watch.kind == kind.name()).unwrap()
     }
 
+    /// What cannot be read, and what stands in the way of watches.
     fn error(&self) -> String {
-        self.last.errors.iter().map(|error| format!("{error}\n")).collect()
+        let errors = self.last.errors.iter().map(ToString::to_string);
+        let watches = self.last.watches.iter().filter_map(|watch| watch.error.clone());
+        errors.chain(watches).map(|error| format!("{error}\n")).collect()
+    }
+
+    fn is_well(&self) -> bool {
+        self.error().is_empty()
     }
 }
 
@@ -188,7 +195,7 @@ async fn everything_is_listed_and_followed_on_servers_of_every_age() {
             })
             .await;
         assert_eq!(fixture.requests_of("pods", Verb::List).is_empty(), lists == StreamingLists::On);
-        assert!(world.last.errors.is_empty(), "{}", world.error());
+        assert!(world.is_well(), "{}", world.error());
         let watch = world.watch(Kind::Pod);
         assert_eq!((watch.state.as_str(), watch.relists), ("Watching", 0));
     }
@@ -268,7 +275,7 @@ async fn what_went_while_history_was_lost_is_gone_by_the_next_list() {
         fixture.start_again().unwrap();
         world.until("it was listed anew", |world| !world.has("Pod n/a") && world.has("Pod n/c")).await;
         assert!(world.has("Pod n/b") && world.gone.len() == 1, "{:?}", world.gone);
-        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        world.until("all is well", World::is_well).await;
         assert_eq!(world.watch(Kind::Pod).relists, 1);
     }
 }
@@ -343,7 +350,7 @@ async fn what_does_not_parse_stays_what_it_was_and_can_be_deleted() {
     assert_eq!(world.label("Pod n/a").as_deref(), Some("1"));
     fixture.delete("pods", "n", "a");
     world.until("it is gone", |world| !world.has("Pod n/a")).await;
-    assert!(world.last.errors.is_empty(), "{}", world.error());
+    assert!(world.is_well(), "{}", world.error());
     // A policy that cannot be read is still a policy.
     fixture.apply("egressgatewaypolicies", "", "mesh", &json!({"spec": {"subjects": 7}}));
     world.until("it is there", |world| world.has("EgressGatewayPolicy mesh")).await;
@@ -361,7 +368,7 @@ async fn lacking_rights_are_named_and_recovered_from() {
     world.meanwhile(Duration::from_secs(1), |world| world.last.incomplete).await;
     fault.lift();
     world.complete().await;
-    world.until("all is well", |world| world.last.errors.is_empty()).await;
+    world.until("all is well", World::is_well).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,7 +385,7 @@ async fn a_kind_that_is_not_installed_is_empty_and_is_picked_up_when_it_comes() 
         fixture.install_definition();
         fixture.apply("egressgatewaypolicies", "", "mesh", &json!({"spec": {"subjects": [{}]}}));
         world.until("it is picked up", |world| world.has("EgressGatewayPolicy mesh")).await;
-        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        world.until("all is well", World::is_well).await;
         fixture.remove_definition();
         world.until("it goes", |world| !world.has("EgressGatewayPolicy mesh")).await;
     }
@@ -437,7 +444,7 @@ async fn a_server_that_does_not_serve_a_kind_yet_takes_nothing_away() {
     world.until("it is said", |world| world.error().contains("not served yet")).await;
     world.meanwhile(Duration::from_secs(1), |world| world.has("EgressGatewayPolicy mesh")).await;
     fault.lift();
-    world.until("all is well", |world| world.last.errors.is_empty()).await;
+    world.until("all is well", World::is_well).await;
     assert!(world.has("EgressGatewayPolicy mesh"));
 }
 
@@ -488,7 +495,7 @@ async fn an_older_state_than_what_is_known_is_refused_for_a_while() {
         }
         world.meanwhile(Duration::from_secs(1), newest).await;
         fault.lift();
-        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        world.until("all is well", World::is_well).await;
         assert!(newest(&world) && world.gone.is_empty());
     }
 }
@@ -515,10 +522,10 @@ async fn what_stands_before_the_api_server_and_answers_404_takes_nothing_away() 
     world.complete().await;
     fixture.fault("*", &Verb::ALL, Fault::NothingHere);
     fixture.cut_watches("egressgatewaypolicies");
-    world.until("it is said", |world| !world.last.errors.is_empty()).await;
+    world.until("it is said", |world| !world.is_well()).await;
     world.meanwhile(Duration::from_secs(5), |world| world.has("EgressGatewayPolicy mesh")).await;
     fixture.lift_faults();
-    world.until("all is well", |world| world.last.errors.is_empty()).await;
+    world.until("all is well", World::is_well).await;
 }
 
 /// A control plane that knows nothing of the definition, as one that a load balancer reaches by mistake.
@@ -542,7 +549,7 @@ async fn moments_without_the_definition_do_not_add_up_to_a_minute() {
         world.until("it is said", |world| world.error().contains("is not installed any more")).await;
         world.meanwhile(Duration::from_secs(50), there).await;
         fixture.lift_faults();
-        world.until("all is well", |world| world.last.errors.is_empty()).await;
+        world.until("all is well", World::is_well).await;
         world.meanwhile(Duration::from_mins(3), there).await;
     }
     // Nor is what was no answer at all a part of it.
@@ -614,10 +621,10 @@ async fn half_a_list_never_counts() {
     let halves = fixture.fault("pods", &Verb::READ, Fault::CutAfter(1));
     fixture.until_watches("pods", 1).await;
     fixture.fail_watches("pods", &Failure::too_old(1, 2));
-    world.until("it is said", |world| !world.last.errors.is_empty()).await;
+    world.until("it is said", |world| !world.is_well()).await;
     world.meanwhile(Duration::from_secs(2), |world| world.pods() == 3).await;
     halves.lift();
-    world.until("all is well", |world| world.last.errors.is_empty()).await;
+    world.until("all is well", World::is_well).await;
     assert_eq!((world.pods(), world.gone.len()), (3, 0));
 }
 

@@ -126,7 +126,8 @@ impl Inbox {
         if !std::mem::replace(&mut watch.synced, true) {
             watch.arrived = Some(Instant::now());
         }
-        watch.lists += 1;
+        // That there is no such kind is found again and again.
+        watch.lists += u64::from(watch.state != State::NotInstalled);
         contents.listed.insert(kind, listed);
         self.changed.notify_one();
     }

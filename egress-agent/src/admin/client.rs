@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
+use tokio::time::Instant;
 
 use super::{FlowLine, Question, Request, Unreachable};
 use crate::cli::{FlowsArgs, Output, Probe, ProbeArgs, ReadArgs, SocketArgs};
@@ -27,6 +28,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a probe waits; kubelet's own patience with it is longer.
 const PROBE: Duration = Duration::from_secs(8);
+/// How often it looks meanwhile whether the agent is ready.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Lines of answer to a request.
 struct Answer {
@@ -71,26 +74,40 @@ pub async fn told(socket: &SocketArgs, question: Question) -> anyhow::Result<Tol
     told.map_err(anyhow::Error::msg)
 }
 
-/// `probe`: tells whether all is well.
+/// `probe`: tells whether all is well, now or, of being ready, soon.
 ///
 /// # Errors
 /// The agent cannot be reached.
 pub async fn probe(args: &ProbeArgs) -> anyhow::Result<bool> {
-    let asked = async {
-        let mut answer = ask(&args.socket.socket, &Request::Health).await?;
-        answer.next::<Health>().await?.context("the agent gave no answer; it may be of another version")
-    };
-    let health = tokio::time::timeout(PROBE, asked).await.context("the agent gave no answer in time")??;
-    let said = match args.what {
-        Probe::Alive => health.alive(),
-        Probe::Ready => health.ready_in(args.pod_name.as_deref()),
-    };
-    // Kubelet shows it in the pod's events.
-    match &said {
-        Ok(text) => print!("{text}"),
-        Err(text) => print!("{text}"),
+    let until = Instant::now() + PROBE;
+    loop {
+        let health = tokio::time::timeout_at(until, health(&args.socket.socket)).await;
+        let health = health.context("the agent gave no answer in time").flatten();
+        let said = match (args.what, &health) {
+            (_, Err(_)) => None,
+            (Probe::Alive, Ok(health)) => Some(health.alive()),
+            (Probe::Ready, Ok(health)) => Some(health.ready_in(args.pod_name.as_deref())),
+        };
+        let again = args.what == Probe::Ready && Instant::now() + LOOK < until;
+        match said {
+            Some(Ok(text)) => {
+                print!("{text}");
+                return Ok(true);
+            }
+            _ if again => tokio::time::sleep(LOOK).await,
+            // Kubelet shows it in the pod's events.
+            Some(Err(text)) => {
+                print!("{text}");
+                return Ok(false);
+            }
+            None => return health.map(|_| false),
+        }
     }
-    Ok(said.is_ok())
+}
+
+async fn health(socket: &Path) -> anyhow::Result<Health> {
+    let mut answer = ask(socket, &Request::Health).await?;
+    answer.next().await?.context("the agent gave no answer; it may be of another version")
 }
 
 /// `status`.

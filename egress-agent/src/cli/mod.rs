@@ -280,7 +280,7 @@ pub struct ProbeArgs {
 pub enum Probe {
     /// Its loop turns: it need not be started anew. 1 where it has not for a minute.
     Alive,
-    /// Everything desired is enforced. 1 with a line for each thing that is pending.
+    /// Everything desired is enforced, at once or within eight seconds. 1 with a line for each thing that is pending then.
     Ready,
 }
 

@@ -41,7 +41,11 @@ pub fn document() -> String {
     }
     out.push_str("\n## Labels\n\n| label | values | what it says |\n|---|---|---|\n");
     for label in Label::ALL.iter().filter(|label| used.contains(label)) {
-        let of = if *label == Label::Watch { " (of `watch_state`)" } else { "" };
+        let of = match label {
+            Label::Watch => " (of `watch_state`)",
+            Label::ServiceState => " (of `service_state`)",
+            _ => "",
+        };
         let values = label.values().map_or_else(
             || "open".to_owned(),
             |values| values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", "),

@@ -17,11 +17,14 @@ apply() {
   kubectl apply --server-side --force-conflicts -k "$1"
 }
 
-release=$(agents get daemonset egress-agent --ignore-not-found --output jsonpath='{.metadata.annotations.meta\.helm\.sh/release-name}')
-if [ -n "$release" ]; then
-  echo "install.sh: the DaemonSet that is there is of Helm's release $release: change that with \`helm upgrade\`, or uninstall it first" >&2
-  exit 1
-fi
+# The binding has no namespace: a release may be in kube-system, and by force its agents would lose their rights.
+for object in daemonset/egress-agent clusterrolebinding/egress-enforcer; do
+  release=$(agents get "$object" --ignore-not-found --output jsonpath='{.metadata.annotations.meta\.helm\.sh/release-name}')
+  if [ -n "$release" ]; then
+    echo "install.sh: $object is of Helm's release $release: change that with \`helm upgrade\`, or uninstall it first" >&2
+    exit 1
+  fi
+done
 
 apply "$(dirname "${BASH_SOURCE[0]}")/crd"
 kubectl wait --for=condition=Established --timeout=60s crd/egressgatewaypolicies.egress-enforcer.io

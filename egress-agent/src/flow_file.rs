@@ -36,7 +36,7 @@ pub(crate) struct FlowFile {
 
 impl FlowFile {
     /// Opens the file, or standard output for `-`; it is made where it is missing, for root alone. Before it grows beyond `limit` bytes it is
-    /// renamed to have `.1` at its end, in place of the one that was so before; 0 is no limit.
+    /// renamed to have `.old` at its end, in place of the one that was so before; 0 is no limit.
     ///
     /// # Errors
     /// It cannot be opened for writing.
@@ -84,7 +84,9 @@ impl Out {
         if path == Path::new("-") {
             return Ok(Self::Stdout);
         }
-        Ok(Self::File { path: path.to_owned(), file: append(path)? })
+        let file = append(path)?;
+        // A link stays one, to the file that is written.
+        Ok(Self::File { path: fs::canonicalize(path)?, file })
     }
 
     /// Opens the file anew where another one, or none, has its name. Tells whether it did.
@@ -111,7 +113,8 @@ impl Out {
             return Ok(());
         }
         let mut old = path.clone().into_os_string();
-        old.push(".1");
+        // No name that logrotate gives.
+        old.push(".old");
         fs::rename(&*path, old)?;
         *file = append(path)?;
         Ok(())
@@ -288,7 +291,7 @@ mod tests {
     #[test]
     fn a_file_is_no_larger_than_it_may_be() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, old) = (dir.path().join("flows"), dir.path().join("flows.1"));
+        let (path, old) = (dir.path().join("flows"), dir.path().join("flows.old"));
         let mut line = Vec::new();
         super::push(&mut line, &flow(1));
         let (limit, meters) = (10 * line.len() as u64, Arc::new(Meters::default()));

@@ -153,6 +153,7 @@ const WORDS: &[&str] = &[
     "unless",
     "and",
     "max_over_time",
+    "min_over_time",
     "or",
     "vector",
     "rate",

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use common::{Value, World, egp, json, labels, namespace, node, np, pod, set, slice, world};
 use egress_policy::compile::PodState;
 use egress_policy::lint::{Check, Finding, Severity, lint};
-use egress_policy::object::{Read, Workload, read};
+use egress_policy::object::{Read, Workload, by_themselves, read};
 
 /// A pod with an application beside a proxy.
 fn meshed(name: &str, ip: &str, labels: Value) -> Value {
@@ -815,6 +815,26 @@ fn a_workload_is_looked_at_as_the_pods_that_it_will_make() {
     );
 }
 
+#[test]
+fn a_workload_hides_no_gateway_that_is_not_ready() {
+    let none = set(gateway(), "/spec/replicas", json!(0));
+    assert_eq!(
+        of_workloads(&[deployment("app/web", json!({}), json!({"containers": [{"name": "app"}]})), none]),
+        [
+            "no-way-out EgressGatewayPolicy mesh: spec.gateways[0] (out) matches 1 workload, which has no replicas"
+        ]
+    );
+    // Its pods are there, and none of them is ready.
+    let backend = slice("gw/out", &["10.0.2.1"], json!([{"port": 443}]));
+    let unready = clean().with(set(backend, "/endpoints/0/conditions/ready", json!(false)));
+    let told = |workloads: &[Workload]| {
+        let found = lint(&unready.index, workloads);
+        found.iter().map(|one| format!("{} {}", one.check, one.detail)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&[]), ["no-way-out spec.gateways[0] (out) matches 1 pod, none of them ready"]);
+    assert_eq!(told(&workloads(&[gateway()])), told(&[]));
+}
+
 /// The proxy is injected when pods are made, but for those that ask for none.
 #[test]
 fn a_template_need_not_have_the_proxy_that_is_injected() {
@@ -842,6 +862,17 @@ fn a_template_need_not_have_the_proxy_that_is_injected() {
         told(deployment("app/web", json!({"sidecar.istio.io/inject": "false"}), plain)),
         ["injection-disabled Deployment app/web: label sidecar.istio.io/inject is \"false\""]
     );
+    // Also where nothing else shows that there is a mesh.
+    let without = json!({"containers": [{"name": "app"}]});
+    let elsewhere =
+        deployment("gw/gate", json!({"istio": "egressgateway"}), json!({"containers": [{"name": "squid"}]}));
+    assert_eq!(
+        of_workloads(&[
+            deployment("app/web", json!({"sidecar.istio.io/inject": "false"}), without),
+            elsewhere
+        ]),
+        ["injection-disabled Deployment app/web: label sidecar.istio.io/inject is \"false\""]
+    );
 }
 
 #[test]
@@ -866,16 +897,23 @@ fn whatever_has_a_template_of_pods_is_a_workload_but_what_another_one_controls()
             "{kind}"
         );
     }
-    let owned = |controller: bool| {
-        let owners = json!([{"kind": "Deployment", "name": "a", "controller": controller}]);
+    // A controller that is there has the same; of another one, as an operator's object without a template, nobody else tells.
+    let owned = |kind: &str| {
+        let owners = json!([{"kind": kind, "name": "a", "controller": true}]);
         set(
             object("apps/v1", "ReplicaSet", json!({"spec": {"template": pod}})),
             "/metadata/ownerReferences",
             owners,
         )
     };
-    assert!(matches!(read(owned(true)).unwrap()[..], [Read::Ignored { .. }]));
-    assert_eq!(workloads(&[owned(false)]).len(), 1);
+    let deployment = object("apps/v1", "Deployment", json!({"spec": {"template": pod}}));
+    let left = |objects: &[Value]| {
+        let left = by_themselves(workloads(objects));
+        left.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(left(&[owned("Deployment"), deployment.clone()]), ["Deployment default/a"]);
+    assert_eq!(left(&[owned("Deployment")]), ["ReplicaSet default/a"]);
+    assert_eq!(left(&[owned("Gateway"), deployment]), ["ReplicaSet default/a", "Deployment default/a"]);
     // What is wrong with a template is said, with its place.
     let wrong = object(
         "apps/v1",

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::{FlowLine, Question, Request};
@@ -29,6 +29,8 @@ const REMEMBERED: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Readers at a time; more wait until one has gone.
 const READERS: usize = 64;
+/// Most of those who ask, or wait for a place.
+const WAITING: usize = 64;
 /// Longest request: `simulate` brings its flows along.
 const REQUEST_BYTES: u64 = 16 << 20;
 /// How long an answer may take that has to be thought about.
@@ -111,16 +113,19 @@ impl FlowLog {
     }
 }
 
-/// The listening socket; removed when dropped.
+/// The listening socket; removed when dropped, unless it is another agent's by then, which has taken the lock.
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    inode: u64,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if fs::metadata(&self.path).is_ok_and(|now| now.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -143,7 +148,8 @@ impl Server {
             UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot restrict {}", path.display()))?;
-        Ok(Self { listener, path: path.to_owned() })
+        let inode = fs::metadata(path).with_context(|| format!("cannot see {}", path.display()))?.ino();
+        Ok(Self { listener, path: path.to_owned(), inode })
     }
 
     /// Answers until dropped. What only the owner task can answer is handed to it, one question at a time.
@@ -156,15 +162,18 @@ impl Server {
     ) {
         let owner = Arc::new(tokio::sync::Mutex::new(owner));
         let places = Arc::new(Semaphore::new(READERS));
+        let waiting = Arc::new(Semaphore::new(WAITING));
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok(waits) = Arc::clone(&waiting).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
+                    let places = Arc::clone(&places);
                     let (published, flows, owner) = (published.clone(), flows.clone(), owner.clone());
                     let vitals = vitals.clone();
                     tokio::spawn(async move {
-                        let _place = place;
-                        if let Err(error) = answer(stream, &published, &vitals, &flows, &owner).await {
+                        if let Err(error) =
+                            answer(stream, (waits, &places), &published, &vitals, &flows, &owner).await
+                        {
                             tracing::debug!(%error, "a reader of the admin socket went away");
                         }
                     });
@@ -180,6 +189,7 @@ impl Server {
 
 async fn answer(
     stream: UnixStream,
+    (waits, places): (OwnedSemaphorePermit, &Semaphore),
     published: &watch::Receiver<Arc<Published>>,
     vitals: &Vitals,
     flows: &FlowLog,
@@ -190,6 +200,12 @@ async fn answer(
     let mut line = String::new();
     timeout(PATIENCE, reader.read_line(&mut line)).await??;
     let request: Request = serde_json::from_str(&line).context("not a request")?;
+    // Who follows flows has a place for as long as it likes: kubelet, who asks for nothing but this, needs none.
+    let _place = match request {
+        Request::Health => None,
+        _ => Some(timeout(PATIENCE, places.acquire()).await.context("too many readers")??),
+    };
+    drop(waits);
     let now = Arc::clone(&published.borrow());
     match request {
         Request::Health => {
@@ -246,4 +262,59 @@ async fn send<T: Serialize + Sync>(writer: &mut OwnedWriteHalf, value: &T) -> an
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     Ok(timeout(PATIENCE, writer.write_all(&line)).await??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FlowLog, Published, READERS, Server, Vitals};
+    use crate::admin::Request;
+    use crate::health::Health;
+    use crate::metrics::Meters;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::UnixStream;
+    use tokio::sync::{mpsc, watch};
+
+    async fn ask(path: &Path, request: &Request) -> UnixStream {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        let line = serde_json::to_string(request).unwrap() + "\n";
+        stream.write_all(line.as_bytes()).await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn who_follows_flows_keeps_kubelet_from_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let server = Server::bind(&path).unwrap();
+        let (_publish, published) = watch::channel(Arc::new(Published::default()));
+        let vitals = Vitals { meters: Arc::new(Meters::default()), pod: Some("p".to_owned()) };
+        let (owner, _questions) = mpsc::channel(1);
+        let serving = tokio::spawn(server.serve(published, vitals, FlowLog::default(), owner));
+        let mut followers = Vec::new();
+        for _ in 0..READERS + 20 {
+            followers.push(ask(&path, &Request::Flows { follow: true }).await);
+        }
+        // They have their places now, and nobody else has one.
+        let mut status = BufReader::new(ask(&path, &Request::Status).await).lines();
+        assert!(tokio::time::timeout(Duration::from_secs(1), status.next_line()).await.is_err());
+        let mut health = BufReader::new(ask(&path, &Request::Health).await).lines();
+        let line = tokio::time::timeout(Duration::from_secs(5), health.next_line()).await.unwrap().unwrap();
+        assert_eq!(serde_json::from_str::<Health>(&line.unwrap()).unwrap().alive(), Ok("ok\n"));
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_who_took_over_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let first = Server::bind(&path).unwrap();
+        let second = Server::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
+    }
 }

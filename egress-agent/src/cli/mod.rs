@@ -154,7 +154,7 @@ pub struct RunArgs {
     /// was renamed or removed.
     #[arg(long, env = "EGRESS_FLOW_LOG", value_name = "FILE")]
     pub flow_log: Option<PathBuf>,
-    /// Most MiB of that file: before it grows further it is renamed to FILE.1, in place of an earlier one. 0 is no limit.
+    /// Most MiB of that file: before it grows further it is renamed to FILE.old, in place of an earlier one. 0 is no limit.
     #[arg(long, env = "EGRESS_FLOW_LOG_LIMIT", value_name = "MIB", default_value_t = 100)]
     pub flow_log_limit: u64,
     /// Take this taint from the own node once the agent enforces, so that nodes can keep pods away until then; with a source of

@@ -89,6 +89,11 @@ impl Recorder {
                 _ = sweep.tick() => {
                     self.tally.sweep(Instant::now());
                     self.report.left_out(self.tally.left_out());
+                    // What failed is over by now: nothing is waited for that could go right.
+                    if underway.is_none() && self.tally.due().is_none() && self.report.fails() {
+                        self.pace.fine();
+                        self.report.fine("Waiting");
+                    }
                 }
                 () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {}
             }
@@ -139,7 +144,7 @@ impl Recorder {
             Err(Refusal::Conflict) => Done::There,
             Err(Refusal::NotFound(_)) if write.again => Done::Gone,
             // The namespace has gone, or refuses new objects while it goes.
-            Err(Refusal::NotFound(_) | Refusal::Never(_)) => Done::Never,
+            Err(Refusal::NotFound(_) | Refusal::Never(..)) => Done::Never,
             Err(Refusal::NotAllowed | Refusal::Later(..)) => Done::Later,
         };
         self.tally.done(write, done, now);
@@ -150,7 +155,7 @@ impl Recorder {
                 self.rests_until = now + self.pace.after(refusal);
             }
             (_, result) => {
-                if let Err(Refusal::Never(why)) = result {
+                if let Err(Refusal::Never(why, _)) = result {
                     tracing::debug!(pod = write.pod.name, why, "an event was refused");
                 }
                 self.pace.fine();

@@ -63,6 +63,10 @@ impl Report {
         });
     }
 
+    pub(super) fn fails(&self) -> bool {
+        self.change(|status| status.error.is_some())
+    }
+
     pub(super) fn wrote(&self) {
         self.change(|status| status.written += 1);
     }
@@ -114,9 +118,9 @@ pub(super) enum Refusal {
     /// The object is another by now, or there already.
     #[error("it has changed meanwhile")]
     Conflict,
-    /// What was asked for can never be done like this.
+    /// What was asked for can never be done like this: the server's words, and its code.
     #[error("{0}")]
-    Never(String),
+    Never(String, u16),
     /// It may be done another time: the earliest, where the server says so.
     #[error("{0}")]
     Later(String, Option<Duration>),
@@ -140,7 +144,7 @@ fn refusal(error: &kube::Error) -> Refusal {
         409 => Refusal::Conflict,
         // Others are refused by admission, such as what is to be made in a namespace that is going.
         403 if is_right_missing(&status.message) => Refusal::NotAllowed,
-        400 | 403 | 405 | 413 | 415 | 422 => Refusal::Never(status.message.clone()),
+        code @ (400 | 403 | 405 | 413 | 415 | 422) => Refusal::Never(status.message.clone(), code),
         code => {
             let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
             let after = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
@@ -179,29 +183,39 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// When to try again.
 #[derive(Debug)]
-pub(super) struct Pace(Duration);
+pub(super) struct Pace {
+    next: Duration,
+    /// The last failure was a missing right.
+    not_allowed: bool,
+}
 
 impl Default for Pace {
     fn default() -> Self {
-        Self(FIRST)
+        Self { next: FIRST, not_allowed: false }
     }
 }
 
 impl Pace {
     /// It went right.
     pub(super) fn fine(&mut self) {
-        self.0 = FIRST;
+        *self = Self::default();
     }
 
     /// How long to wait after a failure.
     pub(super) fn after(&mut self, refusal: &Refusal) -> Duration {
-        let wait = match refusal {
-            Refusal::NotAllowed => self.0,
-            Refusal::Later(_, Some(after)) => (*after).max(self.0.min(LONGEST)),
-            _ => self.0.min(LONGEST),
-        };
-        self.0 = (self.0 * 2).min(WITHOUT_RIGHT);
-        jittered(wait)
+        let not_allowed = *refusal == Refusal::NotAllowed;
+        // A server that could not be reached for long, and starts, is not waited for as long as a role that nobody changes.
+        if not_allowed && !std::mem::replace(&mut self.not_allowed, not_allowed) {
+            self.next = FIRST;
+        }
+        self.not_allowed = not_allowed;
+        let longest = if not_allowed { WITHOUT_RIGHT } else { LONGEST };
+        let wait = self.next.min(longest);
+        self.next = (self.next * 2).min(longest);
+        jittered(match refusal {
+            Refusal::Later(_, Some(after)) => wait.max(*after),
+            _ => wait,
+        })
     }
 }
 
@@ -224,6 +238,10 @@ mod tests {
         let waits: Vec<Duration> = (0..12).map(|_| pace.after(&Refusal::NotAllowed)).collect();
         assert!(waits[0] <= Duration::from_millis(1500) && waits[11] >= WITHOUT_RIGHT, "{waits:?}");
         assert!(pace.after(&later) <= Duration::from_secs(90));
+        // An outage, and then a server that has not read its roles yet.
+        (0..12).for_each(|_| _ = pace.after(&later));
+        assert!(pace.after(&Refusal::NotAllowed) <= Duration::from_millis(1500));
+        assert!(pace.after(&Refusal::NotAllowed) <= Duration::from_secs(3));
     }
 
     #[test]

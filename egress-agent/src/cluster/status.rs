@@ -143,7 +143,7 @@ impl Writer {
             }
             match self.write(one).await {
                 // Others may go on better than one policy that is refused.
-                Err((deed, Refusal::Never(why))) => trouble = Err((deed, Refusal::Never(why))),
+                Err((deed, Refusal::Never(why, code))) => trouble = Err((deed, Refusal::Never(why, code))),
                 done => done?,
             }
         }

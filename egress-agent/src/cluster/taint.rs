@@ -76,7 +76,7 @@ impl Lifter {
         }
         let lifted = steps.len() / 3;
         let patch = serde_json::from_value(steps.into())
-            .map_err(|error| (PATCH, Refusal::Never(format!("the patch cannot be written: {error}"))))?;
+            .map_err(|error| (PATCH, Refusal::Never(format!("the patch cannot be written: {error}"), 400)))?;
         let patch = Patch::<Node>::Json(patch);
         match ask(self.nodes.patch(&self.node, &PatchParams::default(), &patch)).await {
             Ok(_) => {
@@ -84,8 +84,8 @@ impl Lifter {
                 tracing::info!(taint = self.key, lifted, "this node takes pods now");
                 Ok(())
             }
-            // A test failed: the taints are others by now.
-            Err(Refusal::Never(_)) => Err((PATCH, Refusal::Conflict)),
+            // A test failed (`jsonPatcher` of the API server's `patch.go` says 422): the taints are others by now.
+            Err(Refusal::Never(_, 422)) => Err((PATCH, Refusal::Conflict)),
             Err(refusal) => Err((PATCH, refusal)),
         }
     }

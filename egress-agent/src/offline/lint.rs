@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use egress_policy::Index;
 use egress_policy::lint::{Check, Finding, Severity, lint as findings};
-use egress_policy::object::{Kind, Workload};
+use egress_policy::object::{Kind, Workload, by_themselves};
 use serde_json::json;
 
 use super::{Aside, Loaded, Told, nothing_counts, tell_ignored};
@@ -54,6 +54,7 @@ pub fn lint(args: &LintArgs, source: &SourceArgs) -> anyhow::Result<Told> {
         }
     }
     ignored.retain(|_, number| *number > 0);
+    let workloads = by_themselves(workloads);
     tell_ignored(&ignored);
     tell(&index, &workloads, &unread, &args.asked, args.read.output)
 }

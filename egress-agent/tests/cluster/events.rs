@@ -241,3 +241,18 @@ async fn a_webhook_that_refuses_events_silences_nobody_else() {
     let service = one.service("pod events");
     assert_eq!((service.state.as_str(), service.error, service.left_out), ("Working", None, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_and_is_over_is_no_failure_any_more() {
+    let (fixture, one) = start(2);
+    let away = fixture.fault("corev1events", &Verb::ALL, Fault::Unavailable);
+    one.flows.send(flow(1, 443)).unwrap();
+    one.until_state("pod events", "Failing").await;
+    sleep(Duration::from_mins(12)).await;
+    away.lift();
+    // Nothing is denied any more, so that nothing is written that could go right.
+    sleep(Duration::from_mins(12)).await;
+    let service = one.service("pod events");
+    assert!(service.error.is_none() && service.state != "Failing", "{service:?}");
+    assert_eq!(service.left_out + service.written, 1, "{service:?}");
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use egress_agent::admin::server::Published;
-use egress_fixture::{Fault, Fixture, Verb};
+use egress_fixture::{Failure, Fault, Fixture, Verb};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -101,4 +101,16 @@ async fn every_failure_is_tried_again() {
     let state = one.until_state("taint", "NotAllowed").await;
     let text = "the service account may not patch nodes: the node keeps its taint, and no pod starts there";
     assert_eq!(state.error.as_deref(), Some(text));
+}
+
+/// As a webhook or an admission policy for nodes does.
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_the_patch_says_so() {
+    let fixture = node(&[TAINT]);
+    let text = "admission webhook \"nodes.example.com\" denied the request: agents cannot patch nodes";
+    fixture.fault("nodes", &[Verb::Patch], Fault::Failure(Failure::new(403, "Forbidden", text)));
+    let one = services(&fixture, NODE, true);
+    ready(&one, true);
+    let state = one.until_state("taint", "Failing").await;
+    assert!(state.error.is_some_and(|error| error.contains(text)));
 }

@@ -49,7 +49,7 @@ impl Member<'_> {
     pub(super) fn place(&self) -> Place {
         match self.workload {
             None => self.pod.object_ref().into(),
-            Some(Workload { kind, pod }) => Place::Workload {
+            Some(Workload { kind, pod, .. }) => Place::Workload {
                 kind: kind.clone(),
                 namespace: pod.namespace.clone(),
                 name: Arc::from(&*pod.name),

@@ -74,10 +74,15 @@ fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
         lacks.then(|| format!("no container {names}, by which alone its policies let it out"))
     };
     let mut injected = false;
+    // Nothing is injected into a template yet, and its mesh may be written elsewhere: that it asks for no proxy says enough.
+    let wish = asks_for_no_proxy(pod);
+    let has_any = pod.spec.containers.iter().any(|one| is_proxy(one) || proxy(one));
+    let refuses = member.workload.is_some() && !has_any && wish.is_some();
+    let lacks = lacks.or_else(|| refuses.then(String::new));
     if pod.host_network {
         found.add(Check::HostNetwork, member.place(), "hostNetwork is true");
     } else if let Some(detail) = lacks {
-        match asks_for_no_proxy(pod) {
+        match wish {
             Some(wish) => found.add(Check::InjectionDisabled, member.place(), wish),
             // What a mesh injects is not in a template yet.
             None if member.workload.is_some() => injected = true,

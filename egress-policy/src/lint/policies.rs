@@ -215,9 +215,11 @@ fn way_out(
     if let Some(what) = unrestricted {
         found.add(Check::GatewayUnrestricted, policy.object_ref(), format!("{} has {what}", path(gateway)));
     }
-    // Of what is not there yet nobody knows.
-    let ready = |member: &Member<'_>| {
-        member.workload.is_some() || member.pod.addresses.iter().any(|ip| !unready.contains(ip))
+    // Where there are pods, they tell; of what is not there yet nobody knows.
+    let there = of(peer, members).any(|member| member.workload.is_none());
+    let ready = |member: &Member<'_>| match member.workload {
+        Some(workload) => !there && !workload.none,
+        None => member.pod.addresses.iter().any(|ip| !unready.contains(ip)),
     };
     let undecided = members.iter().any(|member| !member.namespace.decides(&peer.namespaces));
     if gateway.addresses.is_empty()
@@ -229,7 +231,11 @@ fn way_out(
         let what = if matched == 0 {
             "matches no pod".to_owned()
         } else {
-            format!("matches {}, none of them ready", count(matched, "pod"))
+            let pods = of(peer, members).filter(|member| member.workload.is_none()).count();
+            match pods {
+                0 => format!("matches {}, which has no replicas", count(matched, "workload")),
+                _ => format!("matches {}, none of them ready", count(pods, "pod")),
+            }
         };
         found.add(Check::NoWayOut, policy.object_ref(), format!("{} {what}", path(gateway)));
     }

@@ -50,7 +50,7 @@ pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
 pub use selector::{NamespaceLabels, Requirement, Selector};
 pub use set::Set;
 pub use uid::Uid;
-pub use workload::Workload;
+pub use workload::{Workload, by_themselves};
 
 /// `matchLabels` key of a namespace's name (`kubernetes.io/metadata.name`), on every namespace by definition.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";

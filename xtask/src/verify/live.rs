@@ -248,8 +248,9 @@ impl Stage for Live {
 
     async fn accepted(&self) -> anyhow::Result<Option<Result<String, String>>> {
         let policy = Named::of(&self.run.policy(Mode::Enforce, &self.scene.outside))?;
-        // Whoever writes it is one agent of all, and may have to be elected first.
-        let patience = self.patience.min(Duration::from_secs(45));
+        // Whoever writes it is one agent of all, and may have to be elected first: a leader that died is waited for a minute, and looked for
+        // every 45 seconds at least.
+        let patience = self.patience.min(Duration::from_mins(2));
         let said = RefCell::new(String::new());
         let waited = until("the policy's status says Accepted", patience, || async {
             let found = api::get(&self.client, &policy).await?.context("the policy is gone")?;

@@ -29,6 +29,8 @@ const PAGE: u32 = 100;
 /// The same, where the server forgot what it was listing before it came to the end: it keeps that for five minutes
 /// (`--etcd-compaction-interval`). After these there is no limit, as in `client-go` (`FullListIfExpired` of its pager).
 const LARGE: u32 = 1000;
+/// And where these were too many still.
+const HUGE: u32 = 10_000;
 /// How long the server is asked to keep a watch open, in seconds: this, and up to as much again by chance, as `client-go` does
 /// (`minWatchTimeout` of its reflector). Otherwise all agents would ask for all watches at once again for ever after each start of the server.
 const WATCH: u32 = 300;
@@ -214,6 +216,7 @@ impl Follower {
                 self.page = match (&done, self.page) {
                     (Ok(()), _) => Some(PAGE),
                     (Err(Stop::Gone), Some(PAGE)) if more.is_some() => Some(LARGE),
+                    (Err(Stop::Gone), Some(LARGE)) if more.is_some() => Some(HUGE),
                     (Err(Stop::Gone), Some(_)) if more.is_some() => None,
                     // Everything at once may be too much for it as well.
                     (Err(_), None) => Some(LARGE),

@@ -50,7 +50,7 @@ struct Watch {
     events: u64,
     lists: u64,
     error: Option<String>,
-    /// Since when it has been failing.
+    /// Since when it has been failing, or, after the first whole list, making another one.
     failing: Option<Instant>,
     /// When, before everything was listed, something came that was not there yet.
     arrived: Option<Instant>,
@@ -140,7 +140,9 @@ impl Inbox {
             return;
         }
         (watch.state, watch.error) = (state, error);
-        watch.failing = (state == State::Failing).then(|| watch.failing.unwrap_or_else(Instant::now));
+        // Who lists anew has no news either, and may have to begin again and again.
+        let stale = state == State::Failing || state == State::Listing && watch.synced;
+        watch.failing = stale.then(|| watch.failing.unwrap_or_else(Instant::now));
         self.changed.notify_one();
     }
 
@@ -235,6 +237,8 @@ mod tests {
     use egress_policy::index::Event;
     use egress_policy::object::{Kind, Object, ObjectRef, Read, read};
 
+    use std::time::Duration;
+
     use crate::source::Listed;
 
     fn namespace(name: &str) -> (ObjectRef, Option<Object>) {
@@ -283,6 +287,31 @@ mod tests {
         assert!(changes.events.is_empty() && changes.errors[0].place == "Namespace a", "{changes:?}");
         inbox.upsert(name, object, None);
         assert!(inbox.take().errors.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lists_anew_has_no_news_until_the_list_is_whole() {
+        let inbox = Inbox::default();
+        let stale = |inbox: &Inbox| {
+            let watches = inbox.take().watches;
+            watches.iter().find(|watch| watch.kind == "Node").unwrap().failing_seconds
+        };
+        let pass = || tokio::time::advance(Duration::from_secs(30));
+        inbox.state(Kind::Node, State::Listing, None);
+        pass().await;
+        assert_eq!(stale(&inbox), 0, "the first one is waited for otherwise");
+        inbox.listed(Kind::Node, Listed::default());
+        inbox.state(Kind::Node, State::Watching, None);
+        // Again and again, of a list that the server forgets before its end.
+        for round in 1..4 {
+            inbox.state(Kind::Node, State::Listing, None);
+            pass().await;
+            assert_eq!(stale(&inbox), round * 60 - 30);
+            inbox.state(Kind::Node, State::Failing, Some("busy".to_owned()));
+            pass().await;
+        }
+        inbox.state(Kind::Node, State::Watching, None);
+        assert_eq!(stale(&inbox), 0);
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Watches {
     /// Waits until every kind was listed once, for commands that judge from objects alone.
     ///
     /// # Errors
-    /// There is no configuration; or something is missing, and nothing new of it came for `patience`, or for [`GIVE_UP`] where all of it
+    /// There is no configuration; or something is missing after ten times `patience`, or nothing new of it came for `patience`, or for [`GIVE_UP`] where all of it
     /// fails: what, and why.
     pub(crate) async fn complete(&self, patience: Duration) -> anyhow::Result<()> {
         // An agent looks for it again; somebody who asks is told.
@@ -78,7 +78,9 @@ impl Watches {
         let (changed, begun) = (self.changed(), Instant::now());
         while !self.inbox.complete() {
             let last = self.inbox.arrived().unwrap_or(begun);
-            if self.inbox.failing_for().is_some_and(|time| time >= GIVE_UP) || last.elapsed() >= patience {
+            // A list that never ends may bring something new for ever.
+            let late = last.elapsed() >= patience || begun.elapsed() >= patience * 10;
+            if late || self.inbox.failing_for().is_some_and(|time| time >= GIVE_UP) {
                 return Err(anyhow::anyhow!("cannot read the cluster: {}", self.inbox.missing().join("; ")));
             }
             let _or_look_again = tokio::time::timeout(LOOK, changed.notified()).await;

@@ -219,7 +219,7 @@ async fn long_lists_come_in_pages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_takes_longer_than_the_server_keeps_it_comes_in_larger_pages() {
-    for (pods, last) in [(150, Some("1000")), (1234, None)] {
+    for (pods, last) in [(150, Some("1000")), (1234, Some("10000")), (10_100, None)] {
         let fixture = Fixture::start_with(settings(StreamingLists::GateOff)).unwrap();
         for i in 0..pods {
             fixture.apply("pods", "n", &format!("p{i}"), &pod("1"));

@@ -78,6 +78,8 @@ struct World {
     agent: Agent,
     talk: Process,
     pod: Container,
+    /// Another one, which the cluster's lock-down means.
+    meshed: Option<Container>,
     fixture: Fixture,
     _echo: Process,
     topology: Topology,
@@ -103,6 +105,11 @@ fn measure(cli: &Cli, pods: usize) -> anyhow::Result<()> {
     tell("processor when nothing happens", format!("{:.2} %", idle * 100.0));
     let samples = if cli.quick { 20 } else { 200 };
     eprintln!("    {pods} pods: changes");
+    let mut first = world.changes(samples / 4, false, World::lock_down)?;
+    let [median, most] = percentiles(&mut first);
+    tell("first lock-down of the node to packet, median", median);
+    tell("first lock-down of the node to packet, 99th percentile", most);
+    world.lock_another_down()?;
     for (what, churn) in [("nothing else happens", false), ("100 pods a second change", true)] {
         let mut policy = world.changes(samples, churn, World::policy)?;
         let mut lock_down = world.changes(samples, churn, World::lock_down)?;
@@ -110,14 +117,19 @@ fn measure(cli: &Cli, pods: usize) -> anyhow::Result<()> {
         for (name, felt) in
             [("network policy", &mut policy), ("lock-down", &mut lock_down), ("label of a pod", &mut label)]
         {
-            felt.sort();
-            let at = |percent: usize| milliseconds(felt[(felt.len() * percent / 100).min(felt.len() - 1)]);
-            tell(&format!("{name} to packet, median, while {what}"), at(50));
-            tell(&format!("{name} to packet, 99th percentile, while {what}"), at(99));
+            let [median, most] = percentiles(felt);
+            tell(&format!("{name} to packet, median, while {what}"), median);
+            tell(&format!("{name} to packet, 99th percentile, while {what}"), most);
         }
     }
     tell("memory, at the end", mebibytes(memory(process, "VmRSS:")?));
     Ok(())
+}
+
+/// The median and the 99th percentile.
+fn percentiles(felt: &mut [Duration]) -> [String; 2] {
+    felt.sort();
+    [50, 99].map(|percent| milliseconds(felt[(felt.len() * percent / 100).min(felt.len() - 1)]))
 }
 
 impl World {
@@ -141,7 +153,7 @@ impl World {
         let echo = topology.outside_serve(&Exec::probe(["serve-udp", "--port", &PORT.to_string()]))?;
         let target = format!("{OUTSIDE_V4}:{PORT}");
         let talk = pod.serve(&Exec::probe(["talk", &target]).with_stdin())?;
-        Ok(Self { agent, talk, pod, fixture, _echo: echo, topology, _runtime: runtime })
+        Ok(Self { agent, talk, pod, meshed: None, fixture, _echo: echo, topology, _runtime: runtime })
     }
 
     /// Whether a packet passes now.
@@ -179,6 +191,16 @@ impl World {
             felt.push(start.elapsed());
         }
         Ok(felt)
+    }
+
+    /// Has the cluster's lock-down mean a pod of this node as well, as those of most nodes.
+    fn lock_another_down(&mut self) -> anyhow::Result<()> {
+        let labels = [("istio-injection".to_owned(), "enabled".to_owned())];
+        self.fixture.apply_manifest("namespaces", &kubernetes::namespace("b", &labels.into()));
+        let pod = self.topology.add_pod(PodSpec::new("b", "meshed"))?.add_container("app")?;
+        self.fixture.apply_manifest("pods", &kubernetes::pod(pod.pod(), self.topology.node_name()));
+        self.meshed = Some(pod);
+        self.agent.wait("a pod of the node is locked down", |status| status["endpoints"]["Isolated"] == 1)
     }
 
     fn policy(&self, deny: bool) {

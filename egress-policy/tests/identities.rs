@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use common::{World, json, labels, lock, mesh, np, pod};
@@ -75,14 +76,17 @@ fn nothing_is_written_that_nobody_asks_for() {
     let mut world = mesh();
     world.unknown = egress_policy::compile::UnknownPods::Deny;
     let desired = world.compile().desired;
-    assert!(desired.addresses.is_empty() && desired.cidrs.is_empty() && desired.rows.is_empty());
+    assert!(desired.cidrs.is_empty() && desired.rows.is_empty());
     assert_eq!(desired.endpoints.len(), 5);
+    // Which addresses are the cluster's is told from the start, so that the first lock-down need not: pods', and nodes'.
+    let identities: BTreeSet<u64> = desired.addresses.values().copied().collect();
+    assert_eq!((desired.addresses.len(), identities.len()), (7, 2), "{:?}", desired.addresses);
 }
 
 #[test]
 fn every_identity_in_use_has_its_rows_or_denies() {
     let desired = full().compile().desired;
-    let used: std::collections::BTreeSet<u64> =
+    let used: BTreeSet<u64> =
         desired.addresses.values().chain(desired.cidrs.values()).copied().chain([IDENTITY_WORLD]).collect();
     for RowKey { identity, .. } in desired.rows.keys() {
         assert!(used.contains(identity));

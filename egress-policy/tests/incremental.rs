@@ -251,6 +251,31 @@ fn an_event_touches_what_depends_on_it_and_nothing_else() {
     assert!(steps < 40 && (1..200).contains(&work), "a policy: {steps}, {work}");
 }
 
+/// The cluster is told apart from what is outside before anything is locked down, and after.
+#[test]
+fn the_first_lock_down_costs_no_more_than_another() {
+    let lock = lock(
+        json!({"proxy": {"containers": ["istio-proxy"], "scope": "Egress"}, "allow": {"inCluster": true}}),
+    );
+    let name = stored(std::slice::from_ref(&lock)).remove(0).object_ref();
+    for unknown in [UnknownPods::Deny, UnknownPods::Allow, UnknownPods::DenyOutside] {
+        let mut mesh = Mesh::new();
+        mesh.0.unknown = unknown;
+        mesh.0.apply(Event::Delete(name.clone()));
+        mesh.0.update().unwrap();
+        for _ in 0..2 {
+            let (steps, work) = mesh.cost(lock.clone());
+            assert!((5..40).contains(&steps) && (1..100).contains(&work), "{unknown:?}: {steps}, {work}");
+            assert!(!mesh.0.observed.rows.is_empty());
+            mesh.0.apply(Event::Delete(name.clone()));
+            let before = mesh.0.compiler.work();
+            let steps = mesh.0.update().unwrap();
+            let work = mesh.0.compiler.work() - before;
+            assert!((5..40).contains(&steps) && (1..100).contains(&work), "{unknown:?}: {steps}, {work}");
+        }
+    }
+}
+
 /// A pod that was locked down may less than an unknown one: when its Namespace object goes and its processes run on, it is closed.
 #[test]
 fn a_pod_whose_namespace_goes_stays_closed() {

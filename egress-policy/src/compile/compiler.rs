@@ -168,6 +168,9 @@ impl Compiler {
             }
         }
         before.into_iter().for_each(|policy| self.policies.drop(policy));
+        if self.settings.is_none() {
+            self.policies.hold(select::standing(), &mut self.grants);
+        }
         self.settings = Some(settings);
         (dirty, true)
     }
@@ -422,7 +425,7 @@ impl Compiler {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::Compiler;
+    use super::{Compiler, select};
     use crate::compile::{LocalPod, Node, UnknownPods};
     use crate::index::{Dirty, Event, Index};
     use crate::object::read;
@@ -467,7 +470,7 @@ mod tests {
             }
             compiler.update(&index, &node, dirty);
             assert!(!compiler.compiled().desired.rows.is_empty());
-            assert!(compiler.grants.held().1 && compiler.identities.held().0 > 2);
+            assert!(compiler.grants.held().2 && compiler.identities.held().0 > 2);
             room.push(compiler.grants.held().0);
         }
         // The next round's grants come before the last one's go, so that there is room for two rounds and no more.
@@ -477,7 +480,8 @@ mod tests {
             dirty |= index.apply(Event::Delete(object));
         }
         compiler.update(&index, &node, dirty);
-        assert_eq!((compiler.grants.held().1, compiler.identities.held()), (false, (1, 0)));
+        let (_, held, listed) = compiler.grants.held();
+        assert_eq!((held, listed, compiler.identities.held()), (select::standing().len(), false, (1, 0)));
         assert!(!compiler.policies.any() && compiler.diagnostics.is_empty());
         let desired = &compiler.compiled().desired;
         assert!(desired.rows.is_empty() && desired.addresses.is_empty() && desired.cidrs.is_empty());

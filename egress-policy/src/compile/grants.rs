@@ -228,9 +228,10 @@ impl Grants {
 
 #[cfg(test)]
 impl Grants {
-    /// How many grants there is room for, and whether any is held or listed.
-    pub(super) fn held(&self) -> (usize, bool) {
-        let listed = !self.pods.is_empty() || !self.in_namespace.is_empty() || !self.by_peer.is_empty();
-        (self.entries.len(), listed || !self.ids.is_empty() || !self.cidrs.is_empty())
+    /// How many grants there is room for, how many are held, and whether any but those that are held for good is listed.
+    pub(super) fn held(&self) -> (usize, usize, bool) {
+        let labels = !self.pods.is_empty() || !self.in_namespace.is_empty();
+        let peers = self.by_peer.keys().any(|peer| !matches!(peer, Peer::InCluster | Peer::Cluster));
+        (self.entries.len(), self.ids.len(), labels || peers || !self.cidrs.is_empty())
     }
 }

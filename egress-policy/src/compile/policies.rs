@@ -73,6 +73,11 @@ impl Policies {
         number
     }
 
+    /// Holds grants for good, as if a policy that stays were made of them.
+    pub(super) fn hold(&mut self, standing: impl IntoIterator<Item = Arc<Grant>>, grants: &mut Grants) {
+        self.grants.extend(standing.into_iter().filter(|grant| grants.acquire(grant)));
+    }
+
     /// Something does not have the number of a policy any more.
     pub(super) fn drop(&mut self, number: u64) {
         if let Some(policy) = self.policies.get_mut(&number) {

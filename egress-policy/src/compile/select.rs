@@ -280,6 +280,16 @@ fn network_peer(peer: &object::Peer) -> Peer {
 /// which a gateway could be reached.
 const ASKING: PortRange = PortRange { protocol: protocol::TCP, low: 32768, high: 60999 };
 
+/// The grants of lock-downs that lead to every pod. They are held from the start, with or without a policy: the first lock-down of a node
+/// would else have every address of the cluster judged and written anew, and the last one as it goes.
+pub(super) fn standing() -> [Arc<Grant>; 3] {
+    [
+        allowed(Peer::InCluster, Ports::All),
+        allowed(Peer::Cluster, Ports::All),
+        granted(Peer::Cluster, Ports::All),
+    ]
+}
+
 /// What unknown pods may reach: pods and services of this cluster, its DNS and its API server, but no gateway. Kubelet's probes
 /// are answered: nobody witnesses what comes in to a pod that is born while no agent runs, and it would be killed.
 pub(super) fn unknown_pods(node: &str) -> Content {

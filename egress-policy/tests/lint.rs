@@ -897,14 +897,14 @@ fn whatever_has_a_template_of_pods_is_a_workload_but_what_another_one_controls()
             "{kind}"
         );
     }
-    // A controller that is there has the same; of another one, as an operator's object without a template, nobody else tells.
-    let owned = |kind: &str| {
+    // Of what has the template of its controller, that tells; of another one, as an operator's object without a template, nobody else.
+    let owned_with = |kind: &str, spec: Value| {
         let owners = json!([{"kind": kind, "name": "a", "controller": true}]);
-        set(
-            object("apps/v1", "ReplicaSet", json!({"spec": {"template": pod}})),
-            "/metadata/ownerReferences",
-            owners,
-        )
+        set(object("apps/v1", "ReplicaSet", json!({"spec": spec})), "/metadata/ownerReferences", owners)
+    };
+    let owned = |kind: &str| {
+        let hashed = set(pod.clone(), "/metadata/labels/pod-template-hash", json!("abc"));
+        owned_with(kind, json!({"template": hashed}))
     };
     let deployment = object("apps/v1", "Deployment", json!({"spec": {"template": pod}}));
     let left = |objects: &[Value]| {
@@ -913,6 +913,15 @@ fn whatever_has_a_template_of_pods_is_a_workload_but_what_another_one_controls()
     };
     assert_eq!(left(&[owned("Deployment"), deployment.clone()]), ["Deployment default/a"]);
     assert_eq!(left(&[owned("Deployment")]), ["ReplicaSet default/a"]);
+    // One of a rollout that is not over makes other pods; one that is over makes none.
+    let [older, relabelled] = [("/spec/serviceAccountName", "older"), ("/metadata/labels/app", "older")]
+        .map(|(at, value)| set(pod.clone(), at, json!(value)));
+    for template in [older, relabelled] {
+        let [runs, is_over] = [2, 0]
+            .map(|replicas| owned_with("Deployment", json!({"replicas": replicas, "template": template})));
+        assert_eq!(left(&[runs, deployment.clone()]), ["ReplicaSet default/a", "Deployment default/a"]);
+        assert_eq!(left(&[is_over, deployment.clone()]), ["Deployment default/a"]);
+    }
     assert_eq!(left(&[owned("Gateway"), deployment]), ["ReplicaSet default/a", "Deployment default/a"]);
     // What is wrong with a template is said, with its place.
     let wrong = object(

@@ -2,8 +2,8 @@
 //! policies that do not do what they seem to.
 //!
 //! Invariants: equal objects give equal findings, in one order; a pod is a subject here when the compiler locks it
-//! down, and a workload when it would its pods; what could not be looked at is a finding, never silence. Tested by `tests/lint.rs`, with a lawful twin for each
-//! check.
+//! down, and a workload when it would its pods; what could not be looked at is a finding, never silence. Tested by
+//! `tests/lint.rs`, with a lawful twin for each check.
 
 mod check;
 mod mesh;

@@ -65,7 +65,9 @@ fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
     }
     let lock: Vec<_> = member.lock().into_iter().collect();
     let proxy = |one: &Container| one.kind.lasts() && lock.contains(&&*one.name);
-    let lacks = if lock.is_empty() {
+    let lacks = if pod.host_network {
+        None
+    } else if lock.is_empty() {
         let lacks = mesh && !has_proxy(pod) && !is_ambient(pod, member.namespace);
         lacks.then(|| "no container istio-proxy or linkerd-proxy".to_owned())
     } else {
@@ -73,21 +75,21 @@ fn subject(member: &Member<'_>, mesh: bool, found: &mut Found) {
         let names = lock.join(" or ");
         lacks.then(|| format!("no container {names}, by which alone its policies let it out"))
     };
-    let mut injected = false;
-    // Nothing is injected into a template yet, and its mesh may be written elsewhere: that it asks for no proxy says enough.
-    let wish = asks_for_no_proxy(pod);
-    let has_any = pod.spec.containers.iter().any(|one| is_proxy(one) || proxy(one));
-    let refuses = member.workload.is_some() && !has_any && wish.is_some();
-    let lacks = lacks.or_else(|| refuses.then(String::new));
     if pod.host_network {
         found.add(Check::HostNetwork, member.place(), "hostNetwork is true");
-    } else if let Some(detail) = lacks {
-        match wish {
-            Some(wish) => found.add(Check::InjectionDisabled, member.place(), wish),
-            // What a mesh injects is not in a template yet.
-            None if member.workload.is_some() => injected = true,
-            None => found.add(Check::NoProxy, member.place(), detail),
+    }
+    let template = member.workload.is_some();
+    let has_any = pod.spec.containers.iter().any(|one| is_proxy(one) || proxy(one));
+    let mut injected = false;
+    match (lacks, asks_for_no_proxy(pod)) {
+        // The mesh of a template may be written elsewhere: that it asks for no proxy, and has none, says enough.
+        (lacks, Some(wish)) if lacks.is_some() || (template && !has_any && !pod.host_network) => {
+            found.add(Check::InjectionDisabled, member.place(), wish);
         }
+        // What a mesh injects is not in a template yet.
+        (Some(_), _) if template => injected = true,
+        (Some(detail), _) => found.add(Check::NoProxy, member.place(), detail),
+        (None, _) => {}
     }
     for path in pod.spec.host_paths.iter().filter(|path| owns_node(path)) {
         found.add(Check::NodeCapability, member.place(), format!("it mounts {path} of its node"));

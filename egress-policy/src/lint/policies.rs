@@ -218,7 +218,7 @@ fn way_out(
     // Where there are pods, they tell; of what is not there yet nobody knows.
     let there = of(peer, members).any(|member| member.workload.is_none());
     let ready = |member: &Member<'_>| match member.workload {
-        Some(workload) => !there && !workload.none,
+        Some(workload) => !there && !workload.no_replicas,
         None => member.pod.addresses.iter().any(|ip| !unready.contains(ip)),
     };
     let undecided = members.iter().any(|member| !member.namespace.decides(&peer.namespaces));

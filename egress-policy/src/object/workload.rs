@@ -2,7 +2,7 @@
 //!
 //! Invariant: what has a template of pods is a workload, whatever its kind. Tested by `tests/lint.rs`.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,20 +14,21 @@ use super::{Kind, Metadata, Object, ObjectError, Pod, parse};
 /// Where kinds have their template: Deployments, Jobs and most others; CronJobs; PodTemplates.
 const TEMPLATES: [&str; 3] = ["/spec/template", "/spec/jobTemplate/spec/template", "/template"];
 
-/// Those that are not controlled by another one of them: a Deployment's ReplicaSet has the same template.
+/// Those that are not controlled by another one of them with the same template, as a Deployment's ReplicaSet is. One that has another, as
+/// that of a rollout that is not over, makes pods which nothing else tells of.
 #[must_use]
-pub fn by_themselves(mut workloads: Vec<Workload>) -> Vec<Workload> {
-    type Name = (Arc<str>, Arc<str>, Arc<str>);
-    let name =
-        |one: &Workload| -> Name { (one.pod.namespace.clone(), one.kind.clone(), Arc::from(&*one.pod.name)) };
-    let names: BTreeSet<Name> = workloads.iter().map(name).collect();
-    workloads.retain(|one| {
-        let controller = one.controller.as_ref();
-        controller.is_none_or(|(kind, name)| {
-            !names.contains(&(one.pod.namespace.clone(), kind.clone(), name.clone()))
-        })
-    });
-    workloads
+pub fn by_themselves(workloads: Vec<Workload>) -> Vec<Workload> {
+    let mut named: BTreeMap<[Arc<str>; 3], &Workload> = BTreeMap::new();
+    for one in &workloads {
+        named.insert([one.pod.namespace.clone(), one.kind.clone(), Arc::from(&*one.pod.name)], one);
+    }
+    let told = |one: &Workload| {
+        let Some((kind, name)) = &one.controller else { return false };
+        let by = named.get(&[one.pod.namespace.clone(), kind.clone(), name.clone()]);
+        by.is_some_and(|by| one.no_replicas || one.has_template_of(by))
+    };
+    let told: Vec<bool> = workloads.iter().map(told).collect();
+    workloads.into_iter().zip(told).filter(|(_, told)| !told).map(|(one, _)| one).collect()
 }
 
 /// What makes pods.
@@ -36,11 +37,19 @@ pub struct Workload {
     /// Its kind, as in `Deployment`.
     pub kind: Arc<str>,
     /// It is told to make none (`spec.replicas: 0`).
-    pub none: bool,
+    pub no_replicas: bool,
     /// What controls it, as kind and name.
     pub controller: Option<(Arc<str>, Arc<str>)>,
     /// A pod that it makes, before anything is injected into it. It has the workload's name, and neither node nor address.
     pub pod: Pod,
+}
+
+impl Workload {
+    /// Whether pods of both are alike, but for labels that controllers add.
+    fn has_template_of(&self, other: &Self) -> bool {
+        let labels = other.pod.labels.iter().all(|(key, value)| self.pod.labels.get(key) == Some(value));
+        labels && self.pod.spec == other.pod.spec && self.pod.host_network == other.pod.host_network
+    }
 }
 
 impl fmt::Display for Workload {
@@ -62,7 +71,7 @@ pub(super) fn read(kind: &str, name: &str, value: &Value) -> Option<Result<Workl
         let text = |field: &str| Some(Arc::from(owner.get(field)?.as_str()?));
         Some((text("kind")?, text("name")?))
     });
-    let none = value.pointer("/spec/replicas").and_then(Value::as_i64) == Some(0);
+    let no_replicas = value.pointer("/spec/replicas").and_then(Value::as_i64) == Some(0);
     let namespace = Kind::Pod.object(name, value).namespace.unwrap_or_default();
     let template = value.pointer(path)?;
     let read = || {
@@ -73,7 +82,7 @@ pub(super) fn read(kind: &str, name: &str, value: &Value) -> Option<Result<Workl
         cluster_read::read(Kind::Pod, namespace, metadata, template)
     };
     match read() {
-        Ok(Object::Pod(pod)) => Some(Ok(Workload { kind: kind.into(), none, controller, pod })),
+        Ok(Object::Pod(pod)) => Some(Ok(Workload { kind: kind.into(), no_replicas, controller, pod })),
         Ok(_) => None,
         Err(ObjectError { path: within, reason }) => {
             let path = format!("{}.{within}", path.trim_start_matches('/').replace('/', "."));

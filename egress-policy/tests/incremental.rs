@@ -110,6 +110,8 @@ impl Follower {
         prop_assert_eq!(&followed.desired, &direct.desired);
         prop_assert_eq!(&followed.provenance, &direct.provenance);
         prop_assert_eq!(&followed.diagnostics, &direct.diagnostics);
+        let agents = self.index.nodes().filter(|node| node.has_agent).count();
+        prop_assert_eq!(self.index.nodes_with_agent(), agents);
         let plan = diff_at(&followed.desired, &self.observed, keys);
         prop_assert_eq!(&plan, &diff(&followed.desired, &self.observed));
         for step in &plan.steps {

@@ -56,7 +56,7 @@ impl Agent {
         errors.extend(self.scan_error.iter().chain(&self.elsewhere).cloned());
         let pending = self.pending();
         let mut measured = measured(compiled, &self.tally);
-        measured.nodes = self.index.nodes().filter(|node| node.has_agent).count();
+        measured.nodes = self.index.nodes_with_agent();
         let mut endpoints = Vec::with_capacity(compiled.endpoints.len());
         let mut by_state = BTreeMap::new();
         for (cgroup, info) in &compiled.endpoints {

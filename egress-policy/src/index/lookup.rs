@@ -115,6 +115,12 @@ impl Index {
         self.nodes.values()
     }
 
+    /// How many nodes an agent is meant to run on.
+    #[must_use]
+    pub fn nodes_with_agent(&self) -> usize {
+        self.nodes_with_agent
+    }
+
     /// Network policies, by namespace and name.
     pub fn network_policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
         self.network_policies.iter()

@@ -54,6 +54,8 @@ pub struct Index {
     services: Sorted<Arc<Service>>,
     endpoint_slices: Sorted<Arc<EndpointSlice>>,
     nodes: BTreeMap<Arc<str>, Node>,
+    /// How many of them an agent is meant to run on.
+    nodes_with_agent: usize,
     network_policies: Sorted<NetworkPolicy>,
     gateway_policies: BTreeMap<Arc<str>, EgressGatewayPolicy>,
     /// Pods that own an address.
@@ -337,6 +339,8 @@ impl Index {
             return dirty;
         }
         let old = self.nodes.remove(&name);
+        let counts = |node: &Option<Node>| usize::from(node.as_ref().is_some_and(|node| node.has_agent));
+        self.nodes_with_agent = self.nodes_with_agent + counts(&node) - counts(&old);
         for ip in old.iter().flat_map(|node| &node.addresses) {
             self.node_names.unlist(&address(*ip), |one| *one == name);
         }

@@ -1,5 +1,6 @@
-//! Ports of nodes that lead out: node ports of services with something behind them that is a gateway, a node, another service's, or nobody's in
-//! the cluster, or that cannot be read, and host ports of gateways. Who may reach a node could leave through them.
+//! Ports of nodes that lead out: node ports of services with something behind them that is a gateway, a node, another
+//! service's, or nobody's in the cluster, or that cannot be read, and host ports of gateways. Who may reach a node
+//! could leave through them.
 //!
 //! Invariant: they are found whatever the order of events, and every address of a node is looked at again when one of them changes.
 //! Tested by `tests/node_ports.rs` and `tests/incremental.rs`.

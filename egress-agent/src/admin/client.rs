@@ -80,6 +80,8 @@ pub async fn told(socket: &SocketArgs, question: Question) -> anyhow::Result<Tol
 /// The agent cannot be reached.
 pub async fn probe(args: &ProbeArgs) -> anyhow::Result<bool> {
     let until = Instant::now() + PROBE;
+    // Kubelet shows what is said in the pod's events.
+    let say = |text: &str| std::io::stdout().write_all(text.as_bytes());
     loop {
         let health = tokio::time::timeout_at(until, health(&args.socket.socket)).await;
         let health = health.context("the agent gave no answer in time").flatten();
@@ -91,13 +93,12 @@ pub async fn probe(args: &ProbeArgs) -> anyhow::Result<bool> {
         let again = args.what == Probe::Ready && Instant::now() + LOOK < until;
         match said {
             Some(Ok(text)) => {
-                print!("{text}");
+                say(text)?;
                 return Ok(true);
             }
             _ if again => tokio::time::sleep(LOOK).await,
-            // Kubelet shows it in the pod's events.
             Some(Err(text)) => {
-                print!("{text}");
+                say(&text)?;
                 return Ok(false);
             }
             None => return health.map(|_| false),

@@ -1,7 +1,8 @@
 //! What the agent writes to the API server: the status of policies, events of pods, the node's taint.
 //!
 //! Invariants: enforcement waits for nothing here and rests on nothing here. Each service is a task of its own, fed by
-//! channels, and outlives every client: what it has to tell, and whether it leads, stays. A right that is missing costs that service alone, is logged once and shown in its [`ServiceStatus`]. Tested by
+//! channels, and outlives every client: what it has to tell, and whether it leads, stays. A right that is missing costs
+//! that service alone, is logged once and shown in its [`ServiceStatus`]. Tested by
 //! `tests/cluster/main.rs`.
 
 mod events;

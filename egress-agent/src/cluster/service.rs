@@ -205,7 +205,7 @@ impl Pace {
     pub(super) fn after(&mut self, refusal: &Refusal) -> Duration {
         let not_allowed = *refusal == Refusal::NotAllowed;
         // A server that could not be reached for long, and starts, is not waited for as long as a role that nobody changes.
-        if not_allowed && !std::mem::replace(&mut self.not_allowed, not_allowed) {
+        if not_allowed && !self.not_allowed {
             self.next = FIRST;
         }
         self.not_allowed = not_allowed;

@@ -11,8 +11,9 @@ use std::time::Duration;
 const EVERY: Duration = Duration::from_secs(15);
 /// Free memory that is kept, besides a fiftieth of what is in use: events need it again at once.
 const KEPT: usize = 512 << 10;
-/// What is larger is mapped by itself, and gone when it is freed. The C library would raise that to what was freed last: between whole answers of
-/// an API server, some megabytes each, lies what came of them, so that their place stays.
+/// What is larger is mapped by itself, and gone when it is freed. The C library would raise that to what was freed
+/// last: between whole answers of an API server, some megabytes each, lies what came of them, so that their place
+/// stays.
 const MAPPED: libc::c_int = 256 << 10;
 
 /// Gives memory back from time to time, until the process ends. To be called before there are other threads, each of which would have an

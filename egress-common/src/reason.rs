@@ -132,7 +132,8 @@ reasons! {
     SidecarBypass = 30, Deny;
     /// A frame other than IPv4, IPv6 and ARP, or one with a VLAN tag.
     NotIp = 31, Deny;
-    /// A packet socket (`AF_PACKET`, `AF_XDP`), past everything that sees sockets: a frame of one, or the making of one where no hook would see its frames.
+    /// A packet socket (`AF_PACKET`, `AF_XDP`), past everything that sees sockets: a frame of one, or the making of one
+    /// where no hook would see its frames.
     PacketSocket = 32, Deny;
 }
 

@@ -449,7 +449,8 @@ fn handshakes_at_once_do_not_push_one_another_out() {
     assert!(lost <= 6, "{lost}");
 }
 
-/// Whoever asks from an address and port of a service that leads elsewhere has the answers go there, once netfilter has forgotten the question.
+/// Whoever asks from an address and port of a service that leads elsewhere has the answers go there, once netfilter has
+/// forgotten the question.
 #[test]
 fn a_question_whose_answer_would_be_sent_on_is_not_remembered() {
     for ends in Ends::answers() {

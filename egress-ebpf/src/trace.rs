@@ -1,4 +1,5 @@
-//! A line for every verdict that was not kept with a socket, read by an agent that is built to. Only in objects of `cargo xtask build-ebpf --trace`.
+//! A line for every verdict that was not kept with a socket, read by an agent that is built to. Only in objects of
+//! `cargo xtask build-ebpf --trace`.
 //!
 //! Invariant: nothing here changes a verdict; where there is no room for a line, there is no line.
 

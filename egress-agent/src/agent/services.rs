@@ -8,8 +8,8 @@ use super::Agent;
 use crate::cluster::{Cluster, ServiceStatus};
 
 impl Agent {
-    /// Starts what is written to the API server once that can be reached, tells it of each new client, and hands over what the status of policies is counted from
-    /// where that is asked for.
+    /// Starts what is written to the API server once that can be reached, tells it of each new client, and hands over
+    /// what the status of policies is counted from where that is asked for.
     pub(crate) fn serve(&mut self, start: impl FnOnce(Client) -> Cluster) {
         if let Some((client, number)) = self.source.client() {
             match &mut self.cluster {

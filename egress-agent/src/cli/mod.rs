@@ -67,7 +67,8 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Print the map writes that would bring this node to the desired state, or a node of objects from nothing.
     Plan(PlanArgs),
-    /// List what weakens the mesh's exit: pods that get round their sidecar, gateways without a policy, policies that do not do what they seem to.
+    /// List what weakens the mesh's exit: pods that get round their sidecar, gateways without a policy, policies that
+    /// do not do what they seem to.
     ///
     /// In files, what makes pods (Deployments, Jobs, CronJobs, whatever else has a template) is looked at like pods, but for the proxy that a
     /// mesh injects later. On a cluster the pods themselves are.

@@ -60,7 +60,8 @@ pub struct ExplainArgs {
 /// Arguments of `simulate`.
 #[derive(Clone, Debug, Args)]
 pub struct SimulateArgs {
-    /// The flows: CSV with the header `from,to,port,protocol`, or JSON lines with those keys, or the agent's flow log; `-` for standard input.
+    /// The flows: CSV with the header `from,to,port,protocol`, or JSON lines with those keys, or the agent's flow log;
+    /// `-` for standard input.
     /// `from` is NS/POD or NS/POD/CONTAINER; `to` is an address, NS/POD or svc:NS/NAME. Of several addresses of a pod or a service
     /// the line is about the one to which least passes.
     #[arg(long, env = "EGRESS_FLOWS", value_name = "FILE")]

@@ -225,8 +225,8 @@ struct Logged {
     protocol: String,
 }
 
-/// A flow in JSON: as it is written for this, or as the agent's flow log has it, and whether it is the latter; that cannot be asked about without a pod's name,
-/// or for a protocol that has none here.
+/// A flow in JSON: as it is written for this, or as the agent's flow log has it, and whether it is the latter; that
+/// cannot be asked about without a pod's name, or for a protocol that has none here.
 fn json_line(line: &str) -> anyhow::Result<Option<(SimulatedFlow, bool)>> {
     let value: Value = serde_json::from_str(line).context("not JSON")?;
     // What the agent says beside its flows, where both are in the pod's log.

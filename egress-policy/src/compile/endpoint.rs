@@ -66,8 +66,8 @@ fn claims<'i>(index: &'i Index, node: &str, uid: &str) -> Vec<&'i Arc<Pod>> {
     if by_uid.is_empty() { by_hash() } else { by_uid }
 }
 
-/// Whether a pod says by an annotation alone that a cgroup is its own which an earlier agent locked down, whose name is a UID as the API server
-/// gives them, and which had other addresses: the pod with that UID went while no agent ran.
+/// Whether a pod says by an annotation alone that a cgroup is its own which an earlier agent locked down, whose name is
+/// a UID as the API server gives them, and which had other addresses: the pod with that UID went while no agent ran.
 fn is_another(pod: &Pod, found: &LocalPod) -> bool {
     let is_uid = || {
         let parts =

@@ -23,7 +23,8 @@ const OTHERS: u64 = 4;
 /// How long the lawful server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Sends until the time is over, which begins with the first lawful answer where one is waited for. Prints a line when the first lawful answer came, and one at the end.
+/// Sends until the time is over, which begins with the first lawful answer where one is waited for. Prints a line when
+/// the first lawful answer came, and one at the end.
 pub(crate) fn run(options: &StormOptions) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut storm = Storm::default();

@@ -15,8 +15,8 @@ use egress_policy::object::{Endpoint, EndpointSlice, Endpoints, Object, ObjectRe
 pub(super) const HOLD: Duration = Duration::from_secs(10);
 /// How long it may take where it had stopped: a sync that failed is tried again after 30 seconds, and it is some time until it succeeds.
 pub(super) const STOPPED: Duration = Duration::from_secs(40);
-/// Objects that are held at a time by themselves. What else is to be held closes, by one service and one slice for each service; of four times
-/// as many, the last ones are held.
+/// Objects that are held at a time by themselves. What else is to be held closes, by one service and one slice for each
+/// service; of four times as many, the last ones are held.
 const MOST: usize = 20_000;
 /// Slices that are held of one service at a time, and services of one name. What else there is of it closes.
 pub(super) const MOST_OF_ONE: usize = 64;

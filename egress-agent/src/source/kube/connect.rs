@@ -58,8 +58,8 @@ impl Connector {
         Some((place.0.clone()?, place.1))
     }
 
-    /// The server did not accept who we are, or has not been reached for long: the configuration is read anew, once for all who were refused with it. The token of a
-    /// ServiceAccount is read anew by the client itself.
+    /// The server did not accept who we are, or has not been reached for long: the configuration is read anew, once for
+    /// all who were refused with it. The token of a ServiceAccount is read anew by the client itself.
     pub(crate) async fn refused(&self, number: u64) {
         let mut place = self.client.lock().await;
         if place.1 == number {

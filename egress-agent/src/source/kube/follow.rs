@@ -31,8 +31,9 @@ const PAGE: u32 = 100;
 const LARGE: u32 = 1000;
 /// And where these were too many still.
 const HUGE: u32 = 10_000;
-/// How long the server is asked to keep a watch open, in seconds: this, and up to as much again by chance, as `client-go` does
-/// (`minWatchTimeout` of its reflector). Otherwise all agents would ask for all watches at once again for ever after each start of the server.
+/// How long the server is asked to keep a watch open, in seconds: this, and up to as much again by chance, as
+/// `client-go` does (`minWatchTimeout` of its reflector). Otherwise all agents would ask for all watches at once again
+/// for ever after each start of the server.
 const WATCH: u32 = 300;
 /// Longest line of a watch. The API server's own limit for an object is 3 MiB.
 const LINE: u64 = 16 << 20;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap::Cap;
-use cluster::{Cluster, NODE, cluster, lock_down, network_policy, pod, pods_alone, slice};
+use cluster::{Cluster, NODE, cluster, lock_down, network_policy, pod, pods_alone, slice, wide_policy};
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event};
@@ -154,6 +154,10 @@ fn main() {
         events(
             "network policy of other pods changes",
             [network_policy(last, 1, 8080), network_policy(last, 1, 9090)],
+        );
+        events(
+            "network policy comes to lead to every address, or goes",
+            [wide_policy(true), wide_policy(false)],
         );
         events("lock-down changes", [lock_down(0, 5432), lock_down(0, 5433)]);
         group.finish();

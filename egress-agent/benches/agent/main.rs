@@ -105,10 +105,15 @@ fn measure(cli: &Cli, pods: usize) -> anyhow::Result<()> {
     tell("processor when nothing happens", format!("{:.2} %", idle * 100.0));
     let samples = if cli.quick { 20 } else { 200 };
     eprintln!("    {pods} pods: changes");
-    let mut first = world.changes(samples / 4, false, World::lock_down)?;
-    let [median, most] = percentiles(&mut first);
-    tell("first lock-down of the node to packet, median", median);
-    tell("first lock-down of the node to packet, 99th percentile", most);
+    let mut first = world.changes(samples, false, World::lock_down)?;
+    let mut everywhere = world.changes(samples / 2, false, World::everywhere)?;
+    for (name, felt) in
+        [("first lock-down of the node", &mut first), ("policy for all addresses but one", &mut everywhere)]
+    {
+        let [median, most] = percentiles(felt);
+        tell(&format!("{name} to packet, median"), median);
+        tell(&format!("{name} to packet, 99th percentile"), most);
+    }
     world.lock_another_down()?;
     for (what, churn) in [("nothing else happens", false), ("100 pods a second change", true)] {
         let mut policy = world.changes(samples, churn, World::policy)?;
@@ -212,6 +217,22 @@ impl World {
             self.fixture.apply_manifest("networkpolicies", &policy);
         } else {
             self.fixture.delete("networkpolicies", "a", "deny");
+        }
+    }
+
+    /// A policy that has something to say about every address of the cluster, and is the only one.
+    fn everywhere(&self, deny: bool) {
+        let policy = json!({
+            "metadata": {"namespace": "a", "name": "everywhere"},
+            "spec": {
+                "podSelector": {}, "policyTypes": ["Egress"],
+                "egress": [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [format!("{OUTSIDE_V4}/32")]}}]}],
+            },
+        });
+        if deny {
+            self.fixture.apply_manifest("networkpolicies", &policy);
+        } else {
+            self.fixture.delete("networkpolicies", "a", "everywhere");
         }
     }
 

@@ -1,19 +1,22 @@
 //! The identity of one address, from the objects and the grants.
+//!
+//! Invariant: it depends on these alone; that replicas are judged once in a [`Pass`] changes nothing. Tested by `tests/incremental.rs` and
+//! `tests/reference.rs`.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use egress_common::wire::{Addr, IDENTITY_WORLD};
+use egress_common::wire::{Addr, Cidr, IDENTITY_WORLD};
+use smallvec::SmallVec;
 
 use super::grant::{Grant, Peer};
 use super::grants::{GrantId, Grants};
 use super::identity::{Backends, Composite, Identities, Matches};
-use super::report::{Diagnostic, Severity};
+use super::place::Place;
 use crate::by_addr::ByAddr;
 use crate::index::{ANYWHERE, API_SERVER, Index, Targets};
-use crate::object::{NamespaceLabels, Pod, PortRange, Ports, address};
+use crate::object::{EndpointSlice, NamespaceLabels, Pod, PortRange, Ports, Template, address};
 
 /// Ports per grant, while they are collected.
 type Found = BTreeMap<GrantId, BTreeSet<PortRange>>;
@@ -27,16 +30,42 @@ enum Owner<'a> {
 }
 
 /// Judges addresses; interns what it finds.
-pub(super) struct Addresses<'a> {
-    pub(super) index: &'a Index,
+pub(super) struct Addresses<'a, 'i> {
+    pub(super) pass: &'a mut Pass<'i>,
     pub(super) grants: &'a Grants,
     pub(super) identities: &'a mut Identities,
     /// Identities that are written for addresses already.
     pub(super) known: &'a ByAddr<u64>,
-    /// What is behind the node ports of every node: IPv4, and IPv6.
-    pub(super) nodes: &'a mut [NodePorts; 2],
     /// Counts addresses, backends and the service ports that are looked at.
     pub(super) work: &'a mut u64,
+}
+
+/// What was found out while addresses are judged one after the other, with the same objects and grants.
+pub(super) struct Pass<'i> {
+    index: &'i Index,
+    /// What is behind the node ports of every node: IPv4, and IPv6.
+    nodes: [NodePorts; 2],
+    /// Base identities of pods: replicas have the same.
+    alike: BTreeMap<Alike, u64>,
+}
+
+impl<'i> Pass<'i> {
+    pub(super) fn new(index: &'i Index) -> Self {
+        Self { index, nodes: <[NodePorts; 2]>::default(), alike: BTreeMap::new() }
+    }
+}
+
+/// All that the base identity of a pod's address depends on, so long as objects and grants stay. What replicas share is known by where it
+/// is in memory.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Alike {
+    template: *const Template,
+    /// The slices that the address is in.
+    behind: SmallVec<[*const EndpointSlice; 2]>,
+    /// The region of prefixes that it is in.
+    region: Option<Cidr>,
+    gateway: bool,
+    gateway_address: bool,
 }
 
 /// What is behind node ports that lead out, of one family; the same on every node, and looked at once.
@@ -45,16 +74,6 @@ pub(super) struct NodePorts {
     targets: Option<BTreeMap<(u8, u16), Targets>>,
     /// Those, and what is behind them in turn.
     backends: Option<Backends>,
-}
-
-/// Whether an address is nothing but itself: its identity is a base identity.
-pub(super) fn plain(index: &Index, addr: &Addr) -> bool {
-    !in_front(index, addr) && owners(index, addr) <= 1
-}
-
-/// Whether an address stands for others: a service's, or a node's with ports that lead out.
-pub(super) fn in_front(index: &Index, addr: &Addr) -> bool {
-    index.is_vip(addr) || index.leads_out(addr)
 }
 
 /// Adds what stands for addresses that changed, for that in turn, and so on.
@@ -73,57 +92,29 @@ pub(super) fn add_fronts(index: &Index, mut behind: Vec<Addr>, found: &mut BTree
     }
 }
 
-/// What is to be said of an address that belongs to more than one thing: to whom, the first few of them.
-pub(super) fn wrong(index: &Index, addr: &Addr) -> Option<Diagnostic> {
-    const SHOWN: usize = 4;
-    if owners(index, addr) + usize::from(index.is_vip(addr)) <= 1 {
-        return None;
-    }
-    let pods = index.owners(addr).iter().map(|pod| format!("pod {}/{}", pod.namespace, pod.name));
-    let nodes = index.nodes_at(addr).iter().map(|node| format!("node {node}"));
-    let services = index.services_at(addr).map(|one| format!("service {}/{}", one.namespace, one.name));
-    let mut all: Vec<String> = pods.chain(nodes).chain(services).collect();
-    all.sort();
-    let more = if all.len() > SHOWN { ", ..." } else { "" };
-    let few = all.get(..SHOWN).unwrap_or(&all).join(", ");
-    Some(Diagnostic {
-        object: index.owners(addr).iter().map(|pod| pod.object_ref()).min(),
-        path: String::new(),
-        reason: format!(
-            "{} has several owners ({few}{more}); only what is allowed to each of them is allowed",
-            display(addr)
-        ),
-        severity: Severity::Warning,
-    })
-}
-
-/// How many pods and nodes have an address; all nodes count as one.
-fn owners(index: &Index, addr: &Addr) -> usize {
-    index.owners(addr).len() + usize::from(!index.nodes_at(addr).is_empty())
-}
-
-impl Addresses<'_> {
-    /// The identity of an address.
-    pub(super) fn identity(&mut self, addr: &Addr) -> u64 {
+impl Addresses<'_, '_> {
+    /// The identity of what is at an address.
+    pub(super) fn identity(&mut self, place: &Place<'_>) -> u64 {
         *self.work += 1;
-        if plain(self.index, addr) {
-            return self.bases(addr).first().copied().unwrap_or(IDENTITY_WORLD);
+        let Place { addr, in_front, vip, .. } = *place;
+        if place.plain() {
+            return self.base(&addr, owners(place).next().unwrap_or(Owner::Nobody));
         }
-        if self.index.is_unread(addr) {
+        let index = self.pass.index;
+        if index.is_unread(&addr) {
             return self.identities.nowhere();
         }
-        let in_front = in_front(self.index, addr);
         // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is.
-        let itself = !self.index.is_vip(addr) || self.index.owned(addr) || self.index.is_external(addr);
-        let mut ports = if in_front { self.backends(addr) } else { Backends::new() };
+        let itself = !vip || index.owned(&addr) || index.is_external(&addr);
+        let mut ports = if in_front { self.backends(&addr) } else { Backends::new() };
         // A gateway's is the gateway's, whatever is behind it; on the service's ports, as nobody is at the others.
-        if !itself && self.index.is_gateway_address(addr) {
-            let gateway = self.bases(addr);
+        if !itself && index.is_gateway_address(&addr) {
+            let gateway = self.bases(place);
             for ((_, port), behind) in ports.iter_mut().filter(|(_, behind)| !behind.is_empty()) {
                 behind.extend(gateway.iter().map(|identity| (*identity, *port)));
             }
         }
-        let owners = if itself { self.bases(addr) } else { BTreeSet::new() };
+        let owners = if itself { self.bases(place) } else { BTreeSet::new() };
         match owners.first() {
             Some(only) if owners.len() == 1 && !in_front => *only,
             _ => self.identities.composite(Composite { owners, ports }),
@@ -133,7 +124,7 @@ impl Addresses<'_> {
     /// What is behind each port of what an address stands for.
     fn backends(&mut self, front: &Addr) -> Backends {
         let mut out = Backends::new();
-        let index = self.index;
+        let index = self.pass.index;
         let mut bases = BTreeMap::new();
         for service in index.services_at(front) {
             for port in &service.ports {
@@ -167,7 +158,7 @@ impl Addresses<'_> {
     /// What is behind the ports of a node that lead out.
     fn behind_node(&mut self, node: &Addr, bases: &mut BTreeMap<Addr, BTreeSet<u64>>) -> Backends {
         let mut out = self.behind_node_ports(node.is_v4(), bases);
-        for (port, targets) in self.index.behind_host_ports(node) {
+        for (port, targets) in self.pass.index.behind_host_ports(node) {
             self.follow(port.0, targets, bases, out.entry(port).or_default());
         }
         out
@@ -188,12 +179,12 @@ impl Addresses<'_> {
 
     /// What node ports lead to.
     fn node_ports(&mut self, v4: bool) -> &BTreeMap<(u8, u16), Targets> {
-        let index = self.index;
+        let index = self.pass.index;
         self.nodes(v4).targets.get_or_insert_with(|| index.behind_node_ports(v4))
     }
 
     fn nodes(&mut self, v4: bool) -> &mut NodePorts {
-        let [of_v4, of_v6] = &mut *self.nodes;
+        let [of_v4, of_v6] = &mut self.pass.nodes;
         if v4 { of_v4 } else { of_v6 }
     }
 
@@ -208,7 +199,7 @@ impl Addresses<'_> {
     ) {
         /// Addresses of services, among those of backends, from which packets go on to others.
         const HOPS: usize = 64;
-        let index = self.index;
+        let index = self.pass.index;
         let mut hops = 0;
         let mut seen = targets.clone();
         let mut next: Vec<(Addr, u16)> = targets.into_iter().collect();
@@ -223,10 +214,11 @@ impl Addresses<'_> {
                 behind.insert((IDENTITY_WORLD, target));
                 continue;
             }
-            match self.known.get(&addr).filter(|_| plain(index, &addr)) {
+            let place = Place::at(index, addr);
+            match self.known.get(&addr).filter(|_| place.plain()) {
                 Some(identity) => drop(behind.insert((*identity, target))),
                 None => {
-                    let bases = bases.entry(addr).or_insert_with(|| self.bases(&addr));
+                    let bases = bases.entry(addr).or_insert_with(|| self.bases(&place));
                     behind.extend(bases.iter().map(|identity| (*identity, target)));
                 }
             }
@@ -251,23 +243,41 @@ impl Addresses<'_> {
     }
 
     /// The base identities of an address: one for each owner, or that of an address nobody owns.
-    fn bases(&mut self, addr: &Addr) -> BTreeSet<u64> {
-        let index = self.index;
-        let mut owners: Vec<Owner<'_>> = index.owners(addr).iter().map(|pod| Owner::Pod(pod)).collect();
-        if !index.nodes_at(addr).is_empty() {
-            owners.push(Owner::Node);
+    fn bases(&mut self, place: &Place<'_>) -> BTreeSet<u64> {
+        let mut found: BTreeSet<u64> = owners(place).map(|owner| self.base(&place.addr, owner)).collect();
+        if found.is_empty() {
+            found.insert(self.base(&place.addr, Owner::Nobody));
         }
-        if owners.is_empty() {
-            owners.push(Owner::Nobody);
-        }
-        owners
-            .into_iter()
-            .map(|owner| {
-                let matches = matches(index, self.grants, addr, owner, self.work);
-                self.identities.base(matches, self.grants)
-            })
-            .collect()
+        found
     }
+
+    /// The base identity of an address as that of one owner.
+    fn base(&mut self, addr: &Addr, owner: Owner<'_>) -> u64 {
+        let index = self.pass.index;
+        let alike = match owner {
+            Owner::Pod(pod) => Some(Alike {
+                template: Arc::as_ptr(&pod.template),
+                behind: index.slices_with(addr).iter().map(Arc::as_ptr).collect(),
+                region: self.grants.region(addr),
+                gateway: index.is_gateway(pod),
+                gateway_address: index.is_gateway_address(addr),
+            }),
+            Owner::Node | Owner::Nobody => None,
+        };
+        if let Some(identity) = alike.as_ref().and_then(|alike| self.pass.alike.get(alike)) {
+            return *identity;
+        }
+        let matches = matches(index, self.grants, addr, owner, self.work);
+        let identity = self.identities.base(matches, self.grants);
+        self.pass.alike.extend(alike.map(|alike| (alike, identity)));
+        identity
+    }
+}
+
+/// Who has what is at an address; none where nobody has.
+fn owners<'a>(place: &Place<'a>) -> impl Iterator<Item = Owner<'a>> + use<'a> {
+    let node = (!place.nodes.is_empty()).then_some(Owner::Node);
+    place.pods.iter().map(|pod| Owner::Pod(pod)).chain(node)
 }
 
 /// The grants that lead to an address as that of one owner.
@@ -406,9 +416,4 @@ pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) 
         }
         Peer::Gateway(_) => index.gateways().for_each(|pod| of_pod(pod, found)),
     }
-}
-
-/// An address as people write it.
-pub(super) fn display(addr: &Addr) -> IpAddr {
-    IpAddr::from(addr.0).to_canonical()
 }

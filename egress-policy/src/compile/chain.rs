@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::address::display;
 use super::grant::{Content, Tier};
+use super::place::display;
 use super::report::RuleInfo;
 use super::select::{self, Selection};
 use crate::index::{ANYWHERE, Index};

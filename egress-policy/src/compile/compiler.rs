@@ -11,27 +11,19 @@ use egress_common::wire::{
     UNKNOWN_DENY, UNKNOWN_POLICY,
 };
 
-use super::address::{self, Addresses, NodePorts};
+use super::address::{self, Addresses, Pass};
 use super::endpoint::{self, Local, Namespaces};
 use super::grant::Peer;
 use super::grants::Grants;
 use super::identity::{self, Identities};
+use super::place::Place;
 use super::policies::{self, Policies};
-use super::report::{Diagnostic, EndpointInfo, PolicyInfo, ProxyInfo, Severity};
+use super::report::{Diagnostic, Diagnostics, EndpointInfo, Origin, PolicyInfo, ProxyInfo, Severity};
 use super::rows::Rows;
 use super::{Compiled, LocalContainer, LocalPod, Node, UnknownPods, diagnose, select};
 use crate::index::{Dirty, Index};
-use crate::object::{ObjectRef, Pod, is_single};
+use crate::object::{Pod, is_single};
 use crate::plan::{Keys, Prefixes};
-
-/// What a diagnostic hangs on: with it the diagnostic goes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Origin {
-    Object(ObjectRef),
-    Endpoint(u64),
-    Address(Addr),
-    Row(RowKey),
-}
 
 /// The settings of a node, without its pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,9 +57,7 @@ pub struct Compiler {
     identities: Identities,
     /// There are policies.
     isolating: bool,
-    diagnostics: BTreeMap<Origin, Vec<Diagnostic>>,
-    /// Diagnostics changed since they were last put together.
-    reported: bool,
+    diagnostics: Diagnostics,
     work: u64,
 }
 
@@ -216,19 +206,7 @@ impl Compiler {
         if old.is_none() {
             keys.endpoints.insert(cgroup);
         }
-        self.report(Origin::Endpoint(cgroup), local.diagnostics);
-    }
-
-    fn report(&mut self, origin: Origin, diagnostics: Vec<Diagnostic>) {
-        if self.diagnostics.get(&origin).map_or(&[][..], Vec::as_slice) == diagnostics {
-            return;
-        }
-        self.reported = true;
-        if diagnostics.is_empty() {
-            self.diagnostics.remove(&origin);
-        } else {
-            self.diagnostics.insert(origin, diagnostics);
-        }
+        self.diagnostics.say(Origin::Endpoint(cgroup), local.diagnostics);
     }
 
     /// Follows what changed through addresses and identities to rows.
@@ -254,11 +232,10 @@ impl Compiler {
         self.rows(&policies, &identities, keys);
         for object in dirty.objects {
             let diagnostics = diagnose::diagnose(index, &object);
-            self.report(Origin::Object(object), diagnostics);
+            self.diagnostics.say(Origin::Object(object), diagnostics);
         }
-        if std::mem::take(&mut self.reported) {
-            let diagnostics: BTreeSet<&Diagnostic> = self.diagnostics.values().flatten().collect();
-            self.compiled.diagnostics = diagnostics.into_iter().cloned().collect();
+        if let Some(changed) = self.diagnostics.changed() {
+            self.compiled.diagnostics = changed;
         }
     }
 
@@ -295,61 +272,61 @@ impl Compiler {
     /// Judges addresses anew: those that are only themselves before those that stand for others.
     fn addresses(&mut self, index: &Index, dirty: BTreeSet<Addr>, keys: &mut Keys) {
         let lengths = Prefixes::new(&self.compiled.desired.cidrs);
-        let (mut fronts, others): (BTreeSet<Addr>, BTreeSet<Addr>) =
-            dirty.into_iter().partition(|addr| address::in_front(index, addr));
-        let mut behind: Vec<Addr> = fronts.iter().copied().collect();
-        let mut nodes = <[NodePorts; 2]>::default();
-        for addr in others {
-            let before = self.compiled.desired.addresses.get(&addr).copied();
-            let after = self.address(index, (&lengths, &mut nodes), addr, keys);
+        let mut pass = Pass::new(index);
+        let (mut fronts, mut behind) = (BTreeSet::new(), Vec::new());
+        for addr in dirty {
+            let place = Place::at(index, addr);
+            if place.in_front {
+                fronts.insert(addr);
+                behind.push(addr);
+                continue;
+            }
+            let (before, after) = self.address(&lengths, &mut pass, &place, keys);
             // Without an identity of its own it has that of its prefix.
             let same_prefix = before.is_some() || keys.cidrs.is_empty();
-            let same = before == after && same_prefix && address::plain(index, &addr);
+            let same = before == after && same_prefix && place.plain();
             if !same {
                 behind.push(addr);
             }
         }
         address::add_fronts(index, behind, &mut fronts);
         for addr in fronts {
-            self.address(index, (&lengths, &mut nodes), addr, keys);
+            self.address(&lengths, &mut pass, &Place::at(index, addr), keys);
         }
     }
 
-    /// Judges one address anew; tells the identity that is written for it.
+    /// Judges one address anew; tells the identities that were, and are, written for it.
     fn address(
         &mut self,
-        index: &Index,
-        (lengths, nodes): (&Prefixes, &mut [NodePorts; 2]),
-        addr: Addr,
+        lengths: &Prefixes,
+        pass: &mut Pass<'_>,
+        place: &Place<'_>,
         keys: &mut Keys,
-    ) -> Option<u64> {
+    ) -> (Option<u64>, Option<u64>) {
         let desired = &mut self.compiled.desired;
         let mut judge = Addresses {
-            index,
+            pass,
             grants: &self.grants,
             identities: &mut self.identities,
             known: &desired.addresses,
-            nodes,
             work: &mut self.work,
         };
-        let asked = self.isolating || !index.is_vip(&addr);
-        let identity = if asked { judge.identity(&addr) } else { IDENTITY_WORLD };
+        let addr = place.addr;
+        let asked = self.isolating || !place.vip;
+        let identity = if asked { judge.identity(place) } else { IDENTITY_WORLD };
         let otherwise = lengths.lookup(&desired.cidrs, &addr).map_or(IDENTITY_WORLD, |(_, id)| *id);
         let after = (identity != otherwise).then_some(identity);
-        let before = desired.addresses.get(&addr).copied();
+        let before = match after {
+            Some(identity) => desired.addresses.insert(addr, identity),
+            None => desired.addresses.remove(&addr),
+        };
         if before != after {
             keys.addresses.insert(addr);
             after.into_iter().for_each(|identity| self.identities.take(identity));
             before.into_iter().for_each(|identity| self.identities.drop(identity));
-            match after {
-                Some(identity) => desired.addresses.insert(addr, identity),
-                None => desired.addresses.remove(&addr),
-            };
         }
-        let origin = Origin::Address(addr);
-        let wrong = address::wrong(index, &addr);
-        self.report(origin, wrong.into_iter().collect());
-        after
+        self.diagnostics.say(Origin::Address(addr), place.wrong().into_iter().collect());
+        (before, after)
     }
 
     /// Writes the rows of new policies with all identities, and of all policies with new identities.
@@ -376,7 +353,7 @@ impl Compiler {
             if self.compiled.desired.rows.remove(&key).is_some() {
                 keys.rows.insert(key);
             }
-            self.report(Origin::Row(key), Vec::new());
+            self.diagnostics.say(Origin::Row(key), Vec::new());
         }
         let mut wrong = Vec::new();
         let touched = self
@@ -416,7 +393,7 @@ impl Compiler {
                 ),
                 severity: Severity::Error,
             };
-            self.report(Origin::Row(key), vec![diagnostic]);
+            self.diagnostics.say(Origin::Row(key), vec![diagnostic]);
         }
     }
 }

@@ -184,6 +184,11 @@ impl Grants {
         self.prefixes.lookup(&self.regions, addr).into_iter().flat_map(|(_, ids)| ids.iter().copied())
     }
 
+    /// The region that an address is in, of those that tell grants with prefixes apart.
+    pub(super) fn region(&self, addr: &Addr) -> Option<Cidr> {
+        self.prefixes.lookup(&self.regions, addr).map(|(region, _)| *region)
+    }
+
     pub(super) fn regions(&self) -> &BTreeMap<Cidr, BTreeSet<GrantId>> {
         &self.regions
     }

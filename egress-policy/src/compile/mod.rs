@@ -15,6 +15,7 @@ mod grant;
 mod grants;
 mod identity;
 mod matcher;
+mod place;
 mod policies;
 mod report;
 mod row;

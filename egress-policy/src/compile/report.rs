@@ -1,9 +1,10 @@
 //! What a compilation tells people: endpoints by name, where rows come from, and what is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use egress_common::wire::{Addr, RowKey};
 use serde::Serialize;
 
 use crate::object::ObjectRef;
@@ -99,6 +100,52 @@ impl fmt::Display for Diagnostic {
             write!(f, "{}: ", self.path)?;
         }
         f.write_str(&self.reason)
+    }
+}
+
+/// What a diagnostic hangs on: with it the diagnostic goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    Object(ObjectRef),
+    Endpoint(u64),
+    Address(Addr),
+    Row(RowKey),
+}
+
+/// The diagnostics by what they hang on.
+#[derive(Debug, Default)]
+pub(super) struct Diagnostics {
+    by_origin: BTreeMap<Origin, Vec<Diagnostic>>,
+    /// They changed since they were last put together.
+    changed: bool,
+}
+
+impl Diagnostics {
+    /// Takes what is wrong now in the place of what was.
+    pub(super) fn say(&mut self, origin: Origin, diagnostics: Vec<Diagnostic>) {
+        if self.by_origin.get(&origin).map_or(&[][..], Vec::as_slice) == diagnostics {
+            return;
+        }
+        self.changed = true;
+        if diagnostics.is_empty() {
+            self.by_origin.remove(&origin);
+        } else {
+            self.by_origin.insert(origin, diagnostics);
+        }
+    }
+
+    /// All of them in order, each once; `None` if none came or went since the last time.
+    pub(super) fn changed(&mut self) -> Option<Vec<Diagnostic>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        let all: BTreeSet<&Diagnostic> = self.by_origin.values().flatten().collect();
+        Some(all.into_iter().cloned().collect())
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_origin.is_empty()
     }
 }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use egress_common::wire::{Addr, Row};
 
-use super::address::{Addresses, NodePorts};
+use super::address::{Addresses, Pass};
 use super::grant::Content;
 use super::grants::Grants;
 use super::identity::{Identities, Meaning};
+use super::place::Place;
 use super::policies::{Policies, Policy};
 use super::row::{self, Cells};
 use crate::by_addr::ByAddr;
@@ -84,16 +85,15 @@ pub(super) fn rule(index: &Index, content: Content, addr: &Addr, (protocol, port
         (Grants::default(), Policies::default(), Identities::default());
     let number = policies.take(content, &mut grants);
     grants.divide();
-    let (known, mut nodes, mut work) = (ByAddr::default(), <[NodePorts; 2]>::default(), 0);
+    let (known, mut pass, mut work) = (ByAddr::default(), Pass::new(index), 0);
     let mut judge = Addresses {
-        index,
+        pass: &mut pass,
         grants: &grants,
         identities: &mut identities,
         known: &known,
-        nodes: &mut nodes,
         work: &mut work,
     };
-    let identity = judge.identity(addr);
+    let identity = judge.identity(&Place::at(index, *addr));
     let policy = policies.get(number)?;
     Some(Rows::new(policy, &identities).cells(identity)?.at(protocol, port)?.1)
 }

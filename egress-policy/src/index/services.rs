@@ -150,6 +150,11 @@ impl Index {
         services.flat_map(|service| &service.vips).map(|vip| address(*vip))
     }
 
+    /// The slices that an address is in; with the services' ports they are all that [`Index::fronts`] depends on.
+    pub(crate) fn slices_with(&self, addr: &Addr) -> &[Arc<EndpointSlice>] {
+        self.lookups.behind.list(addr)
+    }
+
     /// The service ports that an address is behind, in whatever condition: who translates at connect time goes on with a
     /// backend that takes no new connections.
     pub(crate) fn fronts(&self, addr: &Addr) -> impl Iterator<Item = Front<'_>> {

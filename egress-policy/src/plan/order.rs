@@ -59,11 +59,13 @@ pub(super) fn pairs(old: Layout<'_>, new: Layout<'_>, keys: &Keys) -> (Pairs<Add
 
 /// The steps from one layout to another, which differ at these keys only.
 pub(super) fn moves(old: Layout<'_>, new: Layout<'_>, keys: &Keys, steps: &mut Vec<Step>) {
+    let mut leave = Vec::new();
     for addr in &keys.addresses {
-        match new.addresses.get(addr) {
-            Some(identity) if old.addresses.get(addr) != Some(identity) => {
+        match (old.addresses.get(addr), new.addresses.get(addr)) {
+            (before, Some(identity)) if before != Some(identity) => {
                 steps.push(Step::PutAddress(*addr, *identity));
             }
+            (Some(_), None) => leave.push(Step::DeleteAddress(*addr)),
             _ => {}
         }
     }
@@ -78,7 +80,5 @@ pub(super) fn moves(old: Layout<'_>, new: Layout<'_>, keys: &Keys, steps: &mut V
     }
     let gone = keys.cidrs.iter().filter(|cidr| old.cidrs.contains_key(cidr) && !new.cidrs.contains_key(cidr));
     steps.extend(gone.map(|cidr| Step::DeleteCidr(*cidr)));
-    let gone = keys.addresses.iter();
-    let gone = gone.filter(|addr| old.addresses.contains_key(addr) && !new.addresses.contains_key(addr));
-    steps.extend(gone.map(|addr| Step::DeleteAddress(*addr)));
+    steps.append(&mut leave);
 }

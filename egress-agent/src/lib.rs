@@ -9,6 +9,7 @@ pub mod admin;
 mod agent;
 pub mod app;
 mod beside;
+mod bpf;
 mod chance;
 pub mod cleanup;
 pub mod cli;

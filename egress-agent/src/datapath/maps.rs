@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
+use aya::maps::{Array, HashMap as BpfHash, IterableMap as _, LpmTrie, Map, MapData, MapError};
 use egress_common::wire::{
     ABI, Addr, Cidr, Config, Endpoint, FLAG_AUDIT, Keyed, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
 };
 use egress_policy::plan::{Plan, State, Step};
 use serde::{Deserialize, Serialize};
 
+use super::batch;
 use super::pins::Pins;
 
 const CONFIG: &str = "egress_config";
@@ -37,6 +38,9 @@ const SHAPES: [(&str, usize, usize); 5] = [
     (CIDRS, 4 + 16, 8),
     (ROWS, size_of::<RowKey>(), size_of::<Keyed<RowKey, Row>>()),
 ];
+
+/// Addresses that are written at once.
+const BATCH: usize = 4096;
 
 /// What a full map of addresses means.
 const PLANS_WAIT: &str =
@@ -169,8 +173,21 @@ impl Maps {
     /// the plan, because every prefix of a plan is safe and a plan with a hole need not be.
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), Vec<StepError>> {
         let mut errors = Vec::new();
-        let mut steps = plan.steps.iter();
-        for step in steps.by_ref() {
+        let mut rest = plan.steps.as_slice();
+        let mut batches = true;
+        while let Some((step, after)) = rest.split_first() {
+            if batches {
+                let run =
+                    rest.iter().take(BATCH).take_while(|step| matches!(step, Step::PutAddress(..))).count();
+                let written = self.put_addresses(&rest[..run]);
+                // What comes next says by itself why it cannot be written.
+                batches = written == run;
+                if written > 0 {
+                    rest = &rest[written..];
+                    continue;
+                }
+            }
+            rest = after;
             if let Err(error) = self.step(step) {
                 let left_out = match step {
                     Step::PutRow(..) => true,
@@ -183,7 +200,6 @@ impl Maps {
                 }
             }
         }
-        let rest = steps.as_slice();
         if rest.is_empty() {
             return if errors.is_empty() { Ok(()) } else { Err(errors) };
         }
@@ -248,6 +264,21 @@ impl Maps {
             return self.step(&Step::PutEndpoint(cgroup, Endpoint { state: STATE_INVALID, ..*endpoint }));
         }
         Ok(())
+    }
+
+    /// Writes the addresses of these steps in order, until one cannot be; tells how many were.
+    fn put_addresses(&mut self, steps: &[Step]) -> usize {
+        let entries = steps.iter().filter_map(|step| match step {
+            Step::PutAddress(addr, identity) => Some((*addr, Keyed { key: *addr, value: *identity })),
+            _ => None,
+        });
+        let (keys, values): (Vec<Addr>, Vec<Keyed<Addr, u64>>) = entries.unzip();
+        if keys.is_empty() {
+            return 0;
+        }
+        let written = batch::update(self.ipcache.map(), &keys, &values);
+        self.observed.addresses.extend(values.iter().take(written).map(|entry| (entry.key, entry.value)));
+        written
     }
 
     fn step(&mut self, step: &Step) -> Result<(), MapError> {

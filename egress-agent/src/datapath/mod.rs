@@ -4,6 +4,7 @@
 //! comes after the first plan was applied; a new program is attached beside the old one before that one goes. Tested
 //! by `tests/lifecycle.rs`.
 
+mod batch;
 mod clsact;
 pub mod events;
 mod maps;

@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use nix::libc;
 
 use super::mounts::depth;
+use crate::bpf::bpf;
 
 /// No hierarchy is that deep.
 const DEEPEST: u64 = 4096;
@@ -128,15 +129,6 @@ struct Run {
     cpu: u32,
 }
 
-/// `bpf(2)`.
-fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: the structures above are the beginning of what the kernel reads for their command, without padding; what follows counts
-    // as zero. The addresses in them are of memory that outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
 impl Ancestors {
     fn load() -> io::Result<Self> {
         let license = c"Dual MIT/GPL";
@@ -147,7 +139,9 @@ impl Ancestors {
             license: license.as_ptr().addr() as u64,
             ..Load::default()
         };
-        let number = i32::try_from(bpf(LOAD, &mut load)?).map_err(io::Error::other)?;
+        // SAFETY: the structure is as the kernel's; program and license are constants.
+        let number = unsafe { bpf(LOAD, &mut load) }?;
+        let number = i32::try_from(number).map_err(io::Error::other)?;
         // SAFETY: the kernel has just made this descriptor for us.
         Ok(Self { program: unsafe { OwnedFd::from_raw_fd(number) } })
     }
@@ -174,7 +168,8 @@ impl Ancestors {
                 context: context.as_ptr().addr() as u64,
                 ..Run::default()
             };
-            bpf(TEST_RUN, &mut run)?;
+            // SAFETY: the structure is as the kernel's; the context has the size that it says, and is read alone.
+            unsafe { bpf(TEST_RUN, &mut run) }?;
             Ok(u64::from(run.result))
         };
         Ok(half(0)? | half(32)? << 32)

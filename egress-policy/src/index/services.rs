@@ -143,11 +143,9 @@ impl Index {
         self.services_at(addr).any(|service| service.unread)
     }
 
-    /// The addresses that stand for services which an address is behind, in whatever condition and on whatever port.
-    pub(crate) fn vips_before(&self, addr: &Addr) -> impl Iterator<Item = Addr> {
-        let slices = self.lookups.behind.list(addr).iter();
-        let services = slices.filter_map(|slice| self.service_of(slice));
-        services.flat_map(|service| &service.vips).map(|vip| address(*vip))
+    /// The addresses that stand for the service of a slice.
+    pub(crate) fn vips_before(&self, slice: &EndpointSlice) -> impl Iterator<Item = Addr> {
+        self.service_of(slice).into_iter().flat_map(|service| &service.vips).map(|vip| address(*vip))
     }
 
     /// The slices that an address is in; with the services' ports they are all that [`Index::fronts`] depends on.

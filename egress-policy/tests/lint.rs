@@ -914,15 +914,19 @@ fn whatever_has_a_template_of_pods_is_a_workload_but_what_another_one_controls()
     assert_eq!(left(&[owned("Deployment"), deployment.clone()]), ["Deployment default/a"]);
     assert_eq!(left(&[owned("Deployment")]), ["ReplicaSet default/a"]);
     // One of a rollout that is not over makes other pods; one that is over makes none.
-    let [older, relabelled] = [("/spec/serviceAccountName", "older"), ("/metadata/labels/app", "older")]
-        .map(|(at, value)| set(pod.clone(), at, json!(value)));
-    for template in [older, relabelled] {
+    let others =
+        ["/spec/serviceAccountName", "/metadata/labels/app", "/metadata/labels/sidecar.istio.io~1inject"];
+    for template in others.map(|at| set(pod.clone(), at, json!("false"))) {
         let [runs, is_over] = [2, 0]
             .map(|replicas| owned_with("Deployment", json!({"replicas": replicas, "template": template})));
         assert_eq!(left(&[runs, deployment.clone()]), ["ReplicaSet default/a", "Deployment default/a"]);
         assert_eq!(left(&[is_over, deployment.clone()]), ["Deployment default/a"]);
     }
     assert_eq!(left(&[owned("Gateway"), deployment]), ["ReplicaSet default/a", "Deployment default/a"]);
+    // Nor does who says that it controls itself, alone or with another one, tell of itself.
+    assert_eq!(left(&[owned("ReplicaSet")]), ["ReplicaSet default/a"]);
+    let other = set(owned("ReplicaSet"), "/kind", json!("DaemonSet"));
+    assert_eq!(left(&[owned("DaemonSet"), other]), ["ReplicaSet default/a", "DaemonSet default/a"]);
     // What is wrong with a template is said, with its place.
     let wrong = object(
         "apps/v1",

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap as BpfHash, IterableMap as _, LpmTrie, Map, MapData, MapError};
+use aya::maps::{Array, HashMap as BpfHash, LpmTrie, Map, MapData, MapError};
 use egress_common::wire::{
     ABI, Addr, Cidr, Config, Endpoint, FLAG_AUDIT, Keyed, Row, RowKey, STATE_INVALID, STATE_UNSELECTED,
 };
@@ -276,7 +276,7 @@ impl Maps {
         if keys.is_empty() {
             return 0;
         }
-        let written = batch::update(self.ipcache.map(), &keys, &values);
+        let written = batch::update(&self.ipcache, &keys, &values);
         self.observed.addresses.extend(values.iter().take(written).map(|entry| (entry.key, entry.value)));
         written
     }

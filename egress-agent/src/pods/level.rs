@@ -135,8 +135,8 @@ impl Ancestors {
         let mut load = Load {
             kind: RAW_TRACEPOINT,
             instructions: u32::try_from(PROGRAM.len()).unwrap_or(0),
-            program: PROGRAM.as_ptr().addr() as u64,
-            license: license.as_ptr().addr() as u64,
+            program: PROGRAM.as_ptr().expose_provenance() as u64,
+            license: license.as_ptr().expose_provenance() as u64,
             ..Load::default()
         };
         // SAFETY: the structure is as the kernel's; program and license are constants.
@@ -165,7 +165,7 @@ impl Ancestors {
             let mut run = Run {
                 program: u32::try_from(self.program.as_raw_fd()).map_err(io::Error::other)?,
                 context_size: 16,
-                context: context.as_ptr().addr() as u64,
+                context: context.as_ptr().expose_provenance() as u64,
                 ..Run::default()
             };
             // SAFETY: the structure is as the kernel's; the context has the size that it says, and is read alone.

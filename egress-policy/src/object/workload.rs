@@ -14,6 +14,17 @@ use super::{Kind, Metadata, Object, ObjectError, Pod, parse};
 /// Where kinds have their template: Deployments, Jobs and most others; CronJobs; PodTemplates.
 const TEMPLATES: [&str; 3] = ["/spec/template", "/spec/jobTemplate/spec/template", "/template"];
 
+/// How many controllers one above the other are looked at: a Deployment's ReplicaSet has one, and an operator's Deployment another.
+const CONTROLLERS: usize = 8;
+/// Labels that controllers of Kubernetes add to a template (`pkg/apis/apps` and `pkg/apis/batch`).
+const ADDED: [&str; 5] = [
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+    "controller-uid",
+    "job-name",
+    "pod-template-hash",
+];
+
 /// Those that are not controlled by another one of them with the same template, as a Deployment's ReplicaSet is. One that has another, as
 /// that of a rollout that is not over, makes pods which nothing else tells of.
 #[must_use]
@@ -22,10 +33,15 @@ pub fn by_themselves(workloads: Vec<Workload>) -> Vec<Workload> {
     for one in &workloads {
         named.insert([one.pod.namespace.clone(), one.kind.clone(), Arc::from(&*one.pod.name)], one);
     }
+    let controller = |one: &Workload| {
+        let (kind, name) = one.controller.as_ref()?;
+        let by = *named.get(&[one.pod.namespace.clone(), kind.clone(), name.clone()])?;
+        (one.no_replicas || one.has_template_of(by)).then_some(by)
+    };
+    // Who controls itself, if only by others, is told by nobody.
     let told = |one: &Workload| {
-        let Some((kind, name)) = &one.controller else { return false };
-        let by = named.get(&[one.pod.namespace.clone(), kind.clone(), name.clone()]);
-        by.is_some_and(|by| one.no_replicas || one.has_template_of(by))
+        let controllers = std::iter::successors(controller(one), |by| controller(by));
+        (1..=CONTROLLERS).contains(&controllers.take(CONTROLLERS + 1).count())
     };
     let told: Vec<bool> = workloads.iter().map(told).collect();
     workloads.into_iter().zip(told).filter(|(_, told)| !told).map(|(one, _)| one).collect()
@@ -47,8 +63,9 @@ pub struct Workload {
 impl Workload {
     /// Whether pods of both are alike, but for labels that controllers add.
     fn has_template_of(&self, other: &Self) -> bool {
-        let labels = other.pod.labels.iter().all(|(key, value)| self.pod.labels.get(key) == Some(value));
-        labels && self.pod.spec == other.pod.spec && self.pod.host_network == other.pod.host_network
+        let [own, others] =
+            [self, other].map(|one| one.pod.labels.iter().filter(|(key, _)| !ADDED.contains(key)));
+        own.eq(others) && self.pod.spec == other.pod.spec && self.pod.host_network == other.pod.host_network
     }
 }
 

@@ -76,26 +76,6 @@ pub(super) struct NodePorts {
     backends: Option<Backends>,
 }
 
-/// Adds what stands for addresses that changed, for that in turn, and so on.
-pub(super) fn add_fronts(index: &Index, mut behind: Vec<Addr>, found: &mut BTreeSet<Addr>) {
-    let mut every_node = [false; 2];
-    let mut seen = BTreeSet::new();
-    while let Some(addr) = behind.pop() {
-        let of_family = |front: &Addr| front.is_v4() == addr.is_v4();
-        let slices = index.slices_with(&addr).iter();
-        let slices = slices.filter(|slice| seen.insert((Arc::as_ptr(slice), addr.is_v4())));
-        let vips = slices.flat_map(|slice| index.vips_before(slice));
-        let before = vips.chain(index.hosts_before(&addr));
-        behind.extend(before.filter(of_family).filter(|front| found.insert(*front)));
-        let done = every_node.get_mut(usize::from(addr.is_v4())).filter(|done| !**done);
-        if let Some(done) = done.filter(|_| index.behind_every_node(&addr)) {
-            *done = true;
-            let nodes = index.node_addresses().filter(of_family);
-            behind.extend(nodes.filter(|node| found.insert(*node)));
-        }
-    }
-}
-
 impl Addresses<'_, '_> {
     /// The identity of what is at an address.
     pub(super) fn identity(&mut self, place: &Place<'_>) -> u64 {

@@ -16,7 +16,7 @@ use super::endpoint::{self, Local, Namespaces};
 use super::grant::Peer;
 use super::grants::Grants;
 use super::identity::{self, Identities};
-use super::place::Place;
+use super::place::{self, Place};
 use super::policies::{self, Policies};
 use super::report::{Diagnostic, Diagnostics, EndpointInfo, Origin, PolicyInfo, ProxyInfo, Severity};
 use super::rows::Rows;
@@ -289,7 +289,7 @@ impl Compiler {
                 behind.push(addr);
             }
         }
-        address::add_fronts(index, behind, &mut fronts);
+        place::add_fronts(index, behind, &mut fronts);
         for addr in fronts {
             self.address(&lengths, &mut pass, &Place::at(index, addr), keys);
         }

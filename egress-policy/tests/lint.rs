@@ -923,6 +923,16 @@ fn whatever_has_a_template_of_pods_is_a_workload_but_what_another_one_controls()
         assert_eq!(left(&[is_over, deployment.clone()]), ["Deployment default/a"]);
     }
     assert_eq!(left(&[owned("Gateway"), deployment]), ["ReplicaSet default/a", "Deployment default/a"]);
+    // Nor does one that makes none, but controls one that does.
+    let scaled = owned_with("StatefulSet", json!({"replicas": 0, "template": pod}));
+    let between = set(scaled, "/kind", json!("DaemonSet"));
+    let above = object(
+        "apps/v1",
+        "StatefulSet",
+        json!({"spec": {"template": set(pod.clone(), "/metadata/labels/app", json!("x"))}}),
+    );
+    let all = [owned("DaemonSet"), between, above];
+    assert_eq!(left(&all), ["DaemonSet default/a", "StatefulSet default/a"]);
     // Nor does who says that it controls itself, alone or with another one, tell of itself.
     assert_eq!(left(&[owned("ReplicaSet")]), ["ReplicaSet default/a"]);
     let other = set(owned("ReplicaSet"), "/kind", json!("DaemonSet"));

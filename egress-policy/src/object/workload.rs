@@ -33,10 +33,15 @@ pub fn by_themselves(workloads: Vec<Workload>) -> Vec<Workload> {
     for one in &workloads {
         named.insert([one.pod.namespace.clone(), one.kind.clone(), Arc::from(&*one.pod.name)], one);
     }
-    let controller = |one: &Workload| {
+    let any = |one: &Workload| {
         let (kind, name) = one.controller.as_ref()?;
-        let by = *named.get(&[one.pod.namespace.clone(), kind.clone(), name.clone()])?;
-        (one.no_replicas || one.has_template_of(by)).then_some(by)
+        named.get(&[one.pod.namespace.clone(), kind.clone(), name.clone()]).copied()
+    };
+    let controllers: Vec<&Workload> = workloads.iter().filter_map(any).collect();
+    let controller = |one: &Workload| {
+        // What makes no pods itself may still be what tells of others.
+        let none = one.no_replicas && !controllers.iter().any(|by| std::ptr::eq(*by, one));
+        any(one).filter(|by| none || one.has_template_of(by))
     };
     // Who controls itself, if only by others, is told by nobody.
     let told = |one: &Workload| {

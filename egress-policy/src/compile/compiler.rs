@@ -329,19 +329,26 @@ impl Compiler {
         (before, after)
     }
 
+    /// The rows of identities that nothing leads to any more: looked up where they are few, else found in one pass over all rows.
+    fn rows_of_lost(&self, lost: &BTreeSet<u64>) -> Vec<RowKey> {
+        let rows = &self.compiled.desired.rows;
+        let policies = || self.policies.iter().map(|(policy, _)| policy).chain([POLICY_SENT_ON]);
+        if lost.len() * policies().count() < rows.len() {
+            let keys = policies()
+                .flat_map(|policy| lost.iter().map(move |identity| RowKey { policy, identity: *identity }));
+            return keys.filter(|key| rows.contains_key(key)).collect();
+        }
+        rows.keys().filter(|key| lost.contains(&key.identity)).copied().collect()
+    }
+
     /// Writes the rows of new policies with all identities, and of all policies with new identities.
     fn rows(&mut self, policies: &policies::Changes, identities: &identity::Changes, keys: &mut Keys) {
-        let mut gone: Vec<RowKey> = Vec::new();
+        let mut gone = self.rows_of_lost(&identities.lost);
         for policy in &policies.gone {
             self.compiled.provenance.policies.remove(policy);
             let range =
                 RowKey { policy: *policy, identity: 0 }..=RowKey { policy: *policy, identity: u64::MAX };
             gone.extend(self.compiled.desired.rows.range(range).map(|(key, _)| *key));
-        }
-        let of_policies =
-            self.policies.iter().filter(|_| !identities.lost.is_empty()).map(|(policy, _)| policy);
-        for policy in of_policies.chain([POLICY_SENT_ON]) {
-            gone.extend(identities.lost.iter().map(|identity| RowKey { policy, identity: *identity }));
         }
         for identity in &identities.found {
             let Some(row) = self.identities.sent_on(*identity) else { continue };
@@ -363,7 +370,7 @@ impl Compiler {
         for (number, policy) in touched {
             let born = policies.born.contains(&number);
             let mut rows = Rows::new(policy, &self.identities);
-            let identities = if born { rows.candidates() } else { identities.found.clone() };
+            let identities = if born { rows.candidates() } else { rows.candidates_in(&identities.found) };
             for identity in identities {
                 let key = RowKey { policy: number, identity };
                 let (row, dropped) = rows.row(identity);

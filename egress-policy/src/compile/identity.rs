@@ -86,8 +86,8 @@ impl Default for Identities {
 /// What became of identities: those that addresses lead to now and did not before, and the other way round.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    pub(super) found: Vec<u64>,
-    pub(super) lost: Vec<u64>,
+    pub(super) found: BTreeSet<u64>,
+    pub(super) lost: BTreeSet<u64>,
 }
 
 impl Identities {
@@ -247,8 +247,12 @@ impl Identities {
         while let Some((identity, had_use)) = touched.pop_first() {
             let Some(entry) = self.entries.get(&identity) else { continue };
             match (had_use, entry.uses > 0) {
-                (false, true) => changes.found.push(identity),
-                (true, false) => changes.lost.push(identity),
+                (false, true) => {
+                    changes.found.insert(identity);
+                }
+                (true, false) => {
+                    changes.lost.insert(identity);
+                }
                 (true, true) | (false, false) => {}
             }
             if entry.uses > 0 || self.by_part.contains_key(&identity) {

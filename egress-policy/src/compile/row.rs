@@ -95,6 +95,11 @@ struct Allowed {
 }
 
 impl Prepared {
+    /// How many grants there are that not every identity has.
+    pub(super) fn grants(&self) -> usize {
+        self.tiers.iter().map(|tier| tier.by_id.len()).sum()
+    }
+
     /// The grants of which one has to lead to an identity for its row to be anything but empty, as few as `reach` finds;
     /// `None` where that may be any identity.
     pub(super) fn needed(&self, reach: impl Fn(GrantId) -> usize) -> Option<Vec<GrantId>> {

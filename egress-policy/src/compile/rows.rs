@@ -1,6 +1,6 @@
 //! The rows of one policy, for whatever identity is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::wire::{Addr, Row};
 
@@ -30,13 +30,29 @@ impl<'a> Rows<'a> {
     }
 
     /// The identities in use for which there may be a row.
-    pub(super) fn candidates(&self) -> Vec<u64> {
+    pub(super) fn candidates(&self) -> BTreeSet<u64> {
         match self.policy.prepared.needed(|grant| self.identities.reach(grant)) {
             None => self.identities.used().collect(),
             Some(grants) => {
                 let led_to = self.identities.led_to(grants);
                 led_to.into_iter().filter(|identity| self.identities.is_used(*identity)).collect()
             }
+        }
+    }
+
+    /// Those of these identities for which there may be a row, and perhaps more of them.
+    pub(super) fn candidates_in(&self, found: &BTreeSet<u64>) -> BTreeSet<u64> {
+        let prepared = &self.policy.prepared;
+        // Where there are few, it costs less to ask each of them.
+        if found.len() <= prepared.grants() {
+            return found.clone();
+        }
+        let reach = |grant| self.identities.reach(grant);
+        match prepared.needed(reach) {
+            Some(grants) if grants.iter().map(|grant| reach(*grant)).sum::<usize>() < found.len() => {
+                self.identities.led_to(grants).intersection(found).copied().collect()
+            }
+            _ => found.clone(),
         }
     }
 

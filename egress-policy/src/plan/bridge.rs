@@ -13,16 +13,17 @@ use egress_common::wire::{
 };
 
 use super::judge::{Judgement, containers, everything, harmless, proxies};
-use super::order::{Layout, moves, pairs};
-use super::{Keys, State, Step};
+use super::keys::{Changes, Move};
+use super::order::{moves, of_addresses, of_cidrs};
+use super::{State, Step};
 use crate::digest::{Encoder, number};
 
 /// The steps from `observed` to `desired`, which differ at these keys only, and in their configuration.
-pub(super) fn steps(desired: &State, observed: &State, keys: &Keys) -> Vec<Step> {
+pub(super) fn steps(desired: &State, observed: &State, changed: &Changes) -> Vec<Step> {
     // Without a configuration that is read, nothing passes until there is one.
     let live = observed.config.abi == ABI;
     let unknown = (Judgement::of_unknown(&observed.config), Judgement::of_unknown(&desired.config));
-    let changes: BTreeSet<(Judgement, Judgement)> = keys
+    let changes: BTreeSet<(Judgement, Judgement)> = changed
         .endpoints
         .iter()
         .flat_map(|cgroup| {
@@ -33,50 +34,63 @@ pub(super) fn steps(desired: &State, observed: &State, keys: &Keys) -> Vec<Step>
         .chain([unknown])
         .filter(|(old, new)| old != new)
         .collect();
-    let (addresses, cidrs) = pairs(observed.layout(), desired.layout(), keys);
-    let moved: BTreeSet<(u64, u64)> =
-        addresses.values().chain(cidrs.values()).filter(|(old, new)| old != new).copied().collect();
+    let of_addresses = of_addresses(observed, desired, &changed.addresses);
+    let of_cidrs = of_cidrs(observed, desired, &changed.cidrs);
+    let pairs = of_addresses.iter().chain(&of_cidrs);
+    let moved: BTreeSet<(u64, u64)> = pairs.filter(|(old, new)| old != new).copied().collect();
     let mut steps = Vec::new();
-    let new_rows = keys.rows.iter().filter_map(|key| Some((*key, *desired.rows.get(key)?)));
+    let new_rows = changed.rows.iter().filter_map(|key| Some((*key, *desired.rows.get(key)?)));
     steps.extend(new_rows.map(|(key, row)| Step::PutRow(key, Box::new(row))));
     let mut for_the_while = BTreeSet::new();
     if !live
         || changes.iter().all(|change| moved.iter().all(|pair| harmless(desired, observed, *change, *pair)))
     {
-        moves(observed.layout(), desired.layout(), keys, &mut steps);
-        endpoints(desired, observed, &observed.endpoints, observed.config, keys, &mut steps);
+        moves(&changed.addresses, &changed.cidrs, &mut steps);
+        endpoints(desired, observed, &observed.endpoints, observed.config, changed, &mut steps);
     } else {
         let bridge = Bridge::new(desired, observed, &changes, &moved);
         for_the_while = bridge.rows.keys().copied().collect();
         steps.extend(bridge.rows.iter().map(|(key, row)| Step::PutRow(*key, Box::new(*row))));
         let before = steps.len();
-        let endpoints_now: BTreeMap<u64, Endpoint> = keys
+        let endpoints_now: BTreeMap<u64, Endpoint> = changed
             .endpoints
             .iter()
             .filter_map(|cgroup| Some((*cgroup, *observed.endpoints.get(cgroup)?)))
             .collect();
         let mut now = State { config: observed.config, endpoints: endpoints_now, ..State::default() };
-        let cgroups = &keys.endpoints;
+        let cgroups = &changed.endpoints;
         bridge_endpoints(&bridge.policies, desired, observed, cgroups, &mut steps);
         steps.iter().skip(before).for_each(|step| now.apply(step));
         let lead = |(old, new): (u64, u64)| {
             if old == new { old } else { bridge.aliases.get(&new).copied().unwrap_or(new) }
         };
-        let addresses = addresses.into_iter().map(|(addr, pair)| (addr, lead(pair))).collect();
-        let cidrs = cidrs.into_iter().map(|(cidr, pair)| (cidr, lead(pair))).collect();
-        let between = Layout { addresses: &addresses, cidrs: &cidrs };
-        moves(observed.layout(), between, keys, &mut steps);
-        endpoints(desired, observed, &now.endpoints, now.config, keys, &mut steps);
-        moves(between, desired.layout(), keys, &mut steps);
+        let (addresses_there, addresses_on) = halves(&changed.addresses, &of_addresses, lead);
+        let (cidrs_there, cidrs_on) = halves(&changed.cidrs, &of_cidrs, lead);
+        moves(&addresses_there, &cidrs_there, &mut steps);
+        endpoints(desired, observed, &now.endpoints, now.config, changed, &mut steps);
+        moves(&addresses_on, &cidrs_on, &mut steps);
     }
     steps.push(Step::PutConfig(Config {
         revision: observed.config.revision.wrapping_add(1),
         ..desired.config
     }));
-    let gone = keys.rows.iter().filter(|key| observed.rows.contains_key(key)).copied();
+    let gone = changed.rows.iter().filter(|key| observed.rows.contains_key(key)).copied();
     let gone: BTreeSet<RowKey> = gone.chain(for_the_while).collect();
     steps.extend(gone.into_iter().filter(|key| !desired.rows.contains_key(key)).map(Step::DeleteRow));
     steps
+}
+
+/// Moves in two: to where each leads for the while, and on from there.
+fn halves<K: Copy>(
+    moves: &[Move<K>],
+    pairs: &[(u64, u64)],
+    lead: impl Fn((u64, u64)) -> u64,
+) -> (Vec<Move<K>>, Vec<Move<K>>) {
+    let both = moves.iter().zip(pairs).map(|(one, pair)| {
+        let between = Some(lead(*pair));
+        (Move { new: between, ..*one }, Move { old: between, ..*one })
+    });
+    both.unzip()
 }
 
 /// Pods as desired; what is deleted becomes unknown, so the configuration comes before that. Its revision waits.
@@ -85,10 +99,10 @@ fn endpoints(
     observed: &State,
     now: &BTreeMap<u64, Endpoint>,
     config: Config,
-    keys: &Keys,
+    changed: &Changes,
     steps: &mut Vec<Step>,
 ) {
-    for cgroup in &keys.endpoints {
+    for cgroup in &changed.endpoints {
         match desired.endpoints.get(cgroup) {
             Some(endpoint) if now.get(cgroup) != Some(endpoint) => {
                 steps.push(Step::PutEndpoint(*cgroup, *endpoint));
@@ -100,7 +114,7 @@ fn endpoints(
     if observed.config.abi == ABI && settings != config {
         steps.push(Step::PutConfig(settings));
     }
-    let gone = keys.endpoints.iter();
+    let gone = changed.endpoints.iter();
     let gone = gone.filter(|cgroup| now.contains_key(cgroup) && !desired.endpoints.contains_key(cgroup));
     steps.extend(gone.map(|cgroup| Step::DeleteEndpoint(*cgroup)));
 }
@@ -176,7 +190,7 @@ impl Bridge {
     ) -> Self {
         let mut used = used(desired);
         used.extend(self::used(observed));
-        let old_identities = observed.layout().identities();
+        let old_identities = observed.identities();
         let mut bridge = Self { policies: BTreeMap::new(), aliases: BTreeMap::new(), rows: BTreeMap::new() };
         for (_, new) in moved {
             if old_identities.contains(new) && !bridge.aliases.contains_key(new) {
@@ -247,7 +261,7 @@ fn policies(endpoint: &Endpoint) -> impl Iterator<Item = u64> {
 fn used(state: &State) -> BTreeSet<u64> {
     let rows = state.rows.keys().flat_map(|key| [key.policy, key.identity]);
     let endpoints = state.endpoints.values().flat_map(policies);
-    rows.chain(endpoints).chain(state.layout().identities()).chain([0, state.config.unknown_policy]).collect()
+    rows.chain(endpoints).chain(state.identities()).chain([0, state.config.unknown_policy]).collect()
 }
 
 /// A number that is not used yet.

@@ -21,12 +21,6 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Those at which two states differ.
     pub(super) fn between(a: &State, b: &State) -> Self {
         Self {
@@ -38,13 +32,50 @@ impl Keys {
     }
 
     /// These keys without those at which the states are equal.
-    pub(super) fn differing(mut self, a: &State, b: &State) -> Self {
-        self.endpoints.retain(|key| a.endpoints.get(key) != b.endpoints.get(key));
-        self.addresses.retain(|key| a.addresses.get(key) != b.addresses.get(key));
-        self.cidrs.retain(|key| a.cidrs.get(key) != b.cidrs.get(key));
-        self.rows.retain(|key| a.rows.get(key) != b.rows.get(key));
-        self
+    pub(super) fn changes(mut self, desired: &State, observed: &State) -> Changes {
+        self.endpoints.retain(|key| observed.endpoints.get(key) != desired.endpoints.get(key));
+        self.rows.retain(|key| observed.rows.get(key) != desired.rows.get(key));
+        let both = [observed, desired];
+        Changes {
+            endpoints: self.endpoints,
+            addresses: moves(self.addresses, |key| both.map(|state| state.addresses.get(key).copied())),
+            cidrs: moves(self.cidrs, |key| both.map(|state| state.cidrs.get(key).copied())),
+            rows: self.rows,
+        }
     }
+}
+
+/// Keys at which two states differ. Each address is looked up once for all that is made of it: there may be as many as the cluster has.
+#[derive(Debug)]
+pub(super) struct Changes {
+    pub(super) endpoints: BTreeSet<u64>,
+    pub(super) addresses: Vec<Move<Addr>>,
+    pub(super) cidrs: Vec<Move<Cidr>>,
+    pub(super) rows: BTreeSet<RowKey>,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { endpoints, addresses, cidrs, rows } = self;
+        endpoints.is_empty() && addresses.is_empty() && cidrs.is_empty() && rows.is_empty()
+    }
+}
+
+/// The identity that a key has before and after; `None` where there is no such entry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Move<K> {
+    pub(super) key: K,
+    pub(super) old: Option<u64>,
+    pub(super) new: Option<u64>,
+}
+
+/// In the order of the keys.
+fn moves<K>(keys: BTreeSet<K>, leads: impl Fn(&K) -> [Option<u64>; 2]) -> Vec<Move<K>> {
+    let both = keys.into_iter().map(|key| {
+        let [old, new] = leads(&key);
+        Move { key, old, new }
+    });
+    both.filter(|one| one.old != one.new).collect()
 }
 
 impl std::ops::BitOrAssign for Keys {

@@ -121,12 +121,12 @@ pub fn diff(desired: &State, observed: &State) -> Plan {
 /// As [`diff`], for states that are known to be equal but for these keys and the configuration.
 #[must_use]
 pub fn diff_at(desired: &State, observed: &State, keys: Keys) -> Plan {
-    let keys = keys.differing(desired, observed);
+    let changes = keys.changes(desired, observed);
     let settings = Config { revision: observed.config.revision, ..desired.config };
-    if settings == observed.config && keys.is_empty() {
+    if settings == observed.config && changes.is_empty() {
         return Plan::default();
     }
-    Plan { steps: bridge::steps(desired, observed, &keys) }
+    Plan { steps: bridge::steps(desired, observed, &changes) }
 }
 
 impl Serialize for Step {

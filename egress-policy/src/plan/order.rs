@@ -5,80 +5,64 @@
 //! address is not there, no shorter one is either. What goes is removed from the shortest to the longest: an address
 //! stays with the longest old prefix that holds it until no other old one is left for it to fall to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use egress_common::wire::{Addr, Cidr, IDENTITY_WORLD};
 
+use super::keys::Move;
 use super::prefix::Prefixes;
-use super::{Keys, State, Step};
-use crate::by_addr::ByAddr;
-
-/// Where addresses lead.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Layout<'a> {
-    pub(super) addresses: &'a ByAddr<u64>,
-    pub(super) cidrs: &'a BTreeMap<Cidr, u64>,
-}
+use super::{State, Step};
 
 impl State {
-    pub(super) fn layout(&self) -> Layout<'_> {
-        Layout { addresses: &self.addresses, cidrs: &self.cidrs }
-    }
-}
-
-impl Layout<'_> {
     /// Every identity that an address can have.
     pub(super) fn identities(&self) -> BTreeSet<u64> {
         self.addresses.values().chain(self.cidrs.values()).copied().chain([IDENTITY_WORLD]).collect()
     }
 }
 
-/// Where something leads before and after, per address or per prefix.
-pub(super) type Pairs<K> = BTreeMap<K, (u64, u64)>;
-
-/// Each of these addresses, and of these prefixes without the longer ones in it, with where it leads before and after.
-pub(super) fn pairs(old: Layout<'_>, new: Layout<'_>, keys: &Keys) -> (Pairs<Addr>, Pairs<Cidr>) {
-    let (old_prefixes, new_prefixes) = (Prefixes::new(old.cidrs), Prefixes::new(new.cidrs));
-    let exact = |layout: Layout<'_>, prefixes: &Prefixes, addr: &Addr| match layout.addresses.get(addr) {
-        Some(identity) => *identity,
-        None => prefixes.lookup(layout.cidrs, addr).map_or(IDENTITY_WORLD, |(_, identity)| *identity),
+/// Where each of these addresses leads before and after.
+pub(super) fn of_addresses(old: &State, new: &State, moves: &[Move<Addr>]) -> Vec<(u64, u64)> {
+    let (old_prefixes, new_prefixes) = (Prefixes::new(&old.cidrs), Prefixes::new(&new.cidrs));
+    let exact = |own: Option<u64>, state: &State, prefixes: &Prefixes, addr: &Addr| {
+        let of_prefix = || prefixes.lookup(&state.cidrs, addr).map(|(_, identity)| *identity);
+        own.or_else(of_prefix).unwrap_or(IDENTITY_WORLD)
     };
-    let region = |layout: Layout<'_>, prefixes: &Prefixes, cidr: &Cidr| {
-        prefixes.within(layout.cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity)
+    let pair = |one: &Move<Addr>| {
+        (exact(one.old, old, &old_prefixes, &one.key), exact(one.new, new, &new_prefixes, &one.key))
     };
-    let addresses = keys.addresses.iter().map(|addr| {
-        let pair = (exact(old, &old_prefixes, addr), exact(new, &new_prefixes, addr));
-        (*addr, pair)
-    });
-    let cidrs = keys.cidrs.iter().map(|cidr| {
-        let pair = (region(old, &old_prefixes, cidr), region(new, &new_prefixes, cidr));
-        (*cidr, pair)
-    });
-    (addresses.collect(), cidrs.collect())
+    moves.iter().map(pair).collect()
 }
 
-/// The steps from one layout to another, which differ at these keys only.
-pub(super) fn moves(old: Layout<'_>, new: Layout<'_>, keys: &Keys, steps: &mut Vec<Step>) {
+/// Where what is in each of these prefixes, but not in longer ones, leads before and after.
+pub(super) fn of_cidrs(old: &State, new: &State, moves: &[Move<Cidr>]) -> Vec<(u64, u64)> {
+    let (old_prefixes, new_prefixes) = (Prefixes::new(&old.cidrs), Prefixes::new(&new.cidrs));
+    let region = |state: &State, prefixes: &Prefixes, cidr: &Cidr| {
+        prefixes.within(&state.cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity)
+    };
+    let pair =
+        |one: &Move<Cidr>| (region(old, &old_prefixes, &one.key), region(new, &new_prefixes, &one.key));
+    moves.iter().map(pair).collect()
+}
+
+/// The steps that move these, which are in the order of their keys.
+pub(super) fn moves(addresses: &[Move<Addr>], cidrs: &[Move<Cidr>], steps: &mut Vec<Step>) {
     let mut leave = Vec::new();
-    for addr in &keys.addresses {
-        match (old.addresses.get(addr), new.addresses.get(addr)) {
-            (before, Some(identity)) if before != Some(identity) => {
-                steps.push(Step::PutAddress(*addr, *identity));
-            }
-            (Some(_), None) => leave.push(Step::DeleteAddress(*addr)),
+    for Move { key, old, new } in addresses {
+        match new {
+            Some(identity) if old != new => steps.push(Step::PutAddress(*key, *identity)),
+            None if old.is_some() => leave.push(Step::DeleteAddress(*key)),
             _ => {}
         }
     }
     // Ordered by length first.
-    for cidr in keys.cidrs.iter().rev() {
-        match new.cidrs.get(cidr) {
-            Some(identity) if old.cidrs.get(cidr) != Some(identity) => {
-                steps.push(Step::PutCidr(*cidr, *identity));
-            }
-            _ => {}
+    for Move { key, old, new } in cidrs.iter().rev() {
+        if let Some(identity) = new
+            && old != new
+        {
+            steps.push(Step::PutCidr(*key, *identity));
         }
     }
-    let gone = keys.cidrs.iter().filter(|cidr| old.cidrs.contains_key(cidr) && !new.cidrs.contains_key(cidr));
-    steps.extend(gone.map(|cidr| Step::DeleteCidr(*cidr)));
+    let gone = cidrs.iter().filter(|one| one.old.is_some() && one.new.is_none());
+    steps.extend(gone.map(|one| Step::DeleteCidr(one.key)));
     steps.append(&mut leave);
 }

@@ -15,7 +15,7 @@ use kube::Client;
 
 use crate::tries::table::Line;
 use crate::verify::api::Access;
-use crate::verify::cluster::AgentArgs;
+use crate::verify::cluster::{AgentArgs, Which};
 use crate::verify::live::Live;
 use crate::verify::stage::Stage as _;
 use crate::verify::{self, Played, cluster};
@@ -64,7 +64,7 @@ async fn all(args: &ClusterArgs, verify: &verify::Args) -> anyhow::Result<Vec<Pl
     eprintln!("==> install {} objects on {server}", objects.len());
     let mut lines = vec![install::install(&client, &objects, &verify.agent, verify.patience()).await?];
     let mut played = verify::in_cluster(verify).await?;
-    let nodes = cluster::nodes(&client, &verify.agent, None, false).await?;
+    let nodes = cluster::nodes(&client, &verify.agent, Which::First, None).await?;
     let node = nodes.first().context("the cluster has no node any more")?;
     eprintln!("==> upgrade, latency{}", if args.leave_installed { "" } else { ", uninstall" });
     let more = verify::staged(verify, &client, node, async |live: &Live| {

@@ -1,5 +1,7 @@
 //! What must be so before anything is made in a cluster: one clear sentence for each thing that is not.
 
+use std::collections::BTreeSet;
+
 use anyhow::{anyhow, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authorization::v1::{
@@ -236,28 +238,42 @@ pub(crate) async fn policies_are_known(client: &Client) -> anyhow::Result<()> {
     }
 }
 
-/// The nodes to play on: the one that is named, or all, or the first, that take pods and whose agents are ready. All are those that can
-/// have an agent.
+/// Which nodes to play on: the first that can be played on, all that can have an agent, or one by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which<'a> {
+    First,
+    All,
+    Named(&'a str),
+}
+
+/// The nodes to play on, which take pods and whose agents are ready; without those that `exclude` selects.
 pub(crate) async fn nodes(
     client: &Client,
     agent: &AgentArgs,
-    named: Option<&str>,
-    all: bool,
+    which: Which<'_>,
+    exclude: Option<&str>,
 ) -> anyhow::Result<Vec<Node>> {
     let api: Api<Node> = Api::all(client.clone());
-    let found = api
-        .list(&ListParams::default())
-        .await
-        .map_err(|error| anyhow!("cannot list nodes: {}", text(&error)))?;
-    let mut chosen = Vec::new();
-    let (mut refused, mut left_out) = (Vec::new(), Vec::new());
-    for node in found.items {
+    let list = async |params: ListParams| {
+        api.list(&params).await.map_err(|error| anyhow!("cannot list nodes: {}", text(&error)))
+    };
+    let mut excluded = BTreeSet::new();
+    if let Some(selector) = exclude {
+        let found = list(ListParams::default().labels(selector)).await?;
+        excluded.extend(found.items.iter().map(|node| name(node).to_owned()));
+    }
+    let out = |node: &Node| {
+        let asked = || format!("node {} is left out, as --exclude asks", name(node));
+        excluded.contains(name(node)).then(asked).or_else(|| agentless(node))
+    };
+    let (mut chosen, mut refused, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
+    for node in list(ListParams::default()).await?.items {
         let name = name(&node).to_owned();
-        if named.is_some_and(|named| named != name) {
+        if matches!(which, Which::Named(named) if named != name) {
             continue;
         }
-        if let Some(why) = agentless(&node).filter(|_| named.is_none()) {
-            eprintln!("    {why}: it is left out, and nothing is enforced there");
+        if let Some(why) = out(&node).filter(|_| !matches!(which, Which::Named(_))) {
+            eprintln!("    {why}: nothing is tried there");
             left_out.push(why);
             continue;
         }
@@ -270,7 +286,7 @@ pub(crate) async fn nodes(
             None => chosen.push(node),
             Some(why) => refused.push(why),
         }
-        if !all && !chosen.is_empty() {
+        if which != Which::All && !chosen.is_empty() {
             break;
         }
     }
@@ -278,12 +294,12 @@ pub(crate) async fn nodes(
     if chosen.is_empty() {
         refused.append(&mut left_out);
     }
-    match (chosen.is_empty(), refused.is_empty(), named) {
-        (true, true, Some(named)) => bail!("the cluster has no node {named}"),
-        (true, true, None) => bail!("the cluster has no nodes"),
+    match (chosen.is_empty(), refused.is_empty(), which) {
+        (true, true, Which::Named(named)) => bail!("the cluster has no node {named}"),
+        (true, true, _) => bail!("the cluster has no nodes"),
         (true, false, _) => bail!("no node to play on: {}", refused.join("; ")),
         // All means all: a node that is left out would count as verified.
-        (false, false, _) if all => bail!("not every node can be played on: {}", refused.join("; ")),
+        (false, false, Which::All) => bail!("not every node can be played on: {}", refused.join("; ")),
         _ => Ok(chosen),
     }
 }
@@ -510,19 +526,28 @@ mod tests {
         // An agent on one node alone.
         objects.push(("spec.nodeName%3Dlinux", pod));
         let client = server(objects.clone()).await;
-        for all in [true, false] {
-            let chosen = nodes(&client, &agent(), None, all).await.unwrap();
+        for which in [Which::All, Which::First] {
+            let chosen = nodes(&client, &agent(), which, None).await.unwrap();
             assert_eq!(chosen.iter().map(name).collect::<Vec<_>>(), ["linux"]);
         }
         // Who names one is told.
-        let error = nodes(&client, &agent(), Some("fargate"), false).await.unwrap_err().to_string();
+        let error = nodes(&client, &agent(), Which::Named("fargate"), None).await.unwrap_err().to_string();
         assert!(error.contains("compute-type is fargate"), "{error}");
         // One that could have an agent is still missed.
         objects.push(("/nodes?", labelled("bare", &json!({OS: "linux"}))));
-        let error = nodes(&server(objects).await, &agent(), None, true).await.unwrap_err().to_string();
+        let client = server(objects.clone()).await;
+        let error = nodes(&client, &agent(), Which::All, None).await.unwrap_err().to_string();
         assert!(error.contains("not every node") && error.contains("node bare"), "{error}");
         assert!(!error.contains("fargate"), "{error}");
-        let error = nodes(&server(vec![("/nodes?", fargate)]).await, &agent(), None, true).await;
+        // Unless somebody says that it has none on purpose.
+        let bare = labelled("bare", &json!({OS: "linux"}));
+        let others =
+            objects.into_iter().map(|(part, one)| (if part == "/nodes?" { "/nodes? " } else { part }, one));
+        let client = server(others.chain([("/nodes?&labelSelector=bare%3Dtrue ", bare)]).collect()).await;
+        let chosen = nodes(&client, &agent(), Which::All, Some("bare=true")).await.unwrap();
+        assert_eq!(chosen.iter().map(name).collect::<Vec<_>>(), ["linux"]);
+        let client = server(vec![("/nodes?", fargate)]).await;
+        let error = nodes(&client, &agent(), Which::All, None).await;
         assert!(error.unwrap_err().to_string().contains("no node to play on: node fargate has no agent"));
     }
 

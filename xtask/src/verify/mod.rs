@@ -27,12 +27,13 @@ use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use serde::Serialize;
+use serde_json::json;
 
-use self::api::Access;
-use self::cluster::AgentArgs;
+use self::api::{Access, Named};
+use self::cluster::{AgentArgs, Which};
 use self::here::Here;
 use self::live::Live;
-use self::objects::{LABEL, Run};
+use self::objects::{LABEL, PullSecret, Run};
 use self::play::Play;
 use self::scene::{Outside, stand_in};
 use crate::demo::ground::Ground;
@@ -59,6 +60,9 @@ pub(crate) struct Args {
     /// Play on each node that can have an agent, one after the other.
     #[arg(long, env = "EGRESS_ALL_NODES", conflicts_with = "node")]
     all_nodes: bool,
+    /// Leave out the nodes with these labels, which have no agent on purpose.
+    #[arg(long, env = "EGRESS_EXCLUDE", conflicts_with = "node", value_name = "SELECTOR")]
+    exclude: Option<String>,
     /// The image of egress-probe; `cargo xtask image` makes it.
     #[arg(
         long,
@@ -70,6 +74,9 @@ pub(crate) struct Args {
     /// Another gateway than the probe: an image whose entry point answers HTTP CONNECT on port 15443.
     #[arg(long, env = "EGRESS_GATEWAY_IMAGE", value_name = "REF")]
     gateway_image: Option<String>,
+    /// A Secret that the images are pulled with; it is copied to the namespaces of the run, and goes with them.
+    #[arg(long, env = "EGRESS_PULL_SECRET", value_name = "NAMESPACE/NAME")]
+    pull_secret: Option<String>,
     /// A server outside that answers HTTP, instead of a stand-in on the node; once more for an IPv6 one. Nobody looks there what
     /// arrives, and only HTTP is tried.
     #[arg(long, env = "EGRESS_OUTSIDE", value_name = "ADDR:PORT")]
@@ -87,7 +94,7 @@ pub(crate) struct Args {
     #[arg(long, env = "EGRESS_TIMEOUT", default_value_t = 120, value_name = "SECONDS")]
     timeout: u64,
     /// Play on this machine instead, without a cluster, in pods like the demonstration's. Needs root.
-    #[arg(long, env = "EGRESS_HERE", conflicts_with_all = ["kubeconfig", "context", "node", "all_nodes", "outside", "keep"])]
+    #[arg(long, env = "EGRESS_HERE", conflicts_with_all = ["kubeconfig", "context", "node", "all_nodes", "exclude", "pull_secret", "outside", "keep"])]
     here: bool,
 }
 
@@ -118,8 +125,23 @@ impl Args {
         Ok(Outside::Named { first: v4.unwrap_or(*first), v6: v6.filter(|_| v4.is_some()) })
     }
 
-    fn run(&self, random: u64, node: &str) -> Run {
+    /// What the images are pulled with, as the cluster has it.
+    async fn pull_secret(&self, client: &Client) -> anyhow::Result<Option<PullSecret>> {
+        let Some(place) = &self.pull_secret else { return Ok(None) };
+        let (namespace, name) = place
+            .split_once('/')
+            .with_context(|| format!("--pull-secret is NAMESPACE/NAME, and {place:?} is not"))?;
+        let named = Named::of(&json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": namespace, "name": name},
+        }))?;
+        let found = api::get(client, &named).await?;
+        let found = found.with_context(|| format!("namespace {namespace} has no Secret {name}"))?;
+        PullSecret::of(&found).with_context(|| format!("cannot pull images with Secret {place}")).map(Some)
+    }
+
+    fn run(&self, random: u64, node: &str, pull_secret: Option<PullSecret>) -> Run {
         Run {
+            pull_secret,
             id: format!("{:06x}", random & 0xff_ffff),
             image: self.probe_image.clone(),
             gateway_image: self.gateway_image.clone(),
@@ -177,7 +199,12 @@ pub(crate) async fn in_cluster(args: &Args) -> anyhow::Result<Vec<Played>> {
     eprintln!("==> verify on {server}");
     cluster::preconditions(&client, &args.agent).await?;
     leftover::sweep(&client).await?;
-    let nodes = cluster::nodes(&client, &args.agent, args.node.as_deref(), args.all_nodes).await?;
+    let which = match (&args.node, args.all_nodes) {
+        (Some(name), _) => Which::Named(name),
+        (None, true) => Which::All,
+        (None, false) => Which::First,
+    };
+    let nodes = cluster::nodes(&client, &args.agent, which, args.exclude.as_deref()).await?;
     let mut played = Vec::new();
     for node in &nodes {
         eprintln!("==> node {}", cluster::name(node));
@@ -200,7 +227,7 @@ pub(crate) async fn staged<T>(
     act: impl AsyncFnOnce(&Live) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let random = random()?;
-    let run = args.run(random, cluster::name(node));
+    let run = args.run(random, cluster::name(node), args.pull_secret(client).await?);
     let v6 = cluster::addresses(node).iter().any(std::net::IpAddr::is_ipv6);
     let v6 = if v6 { Ok(()) } else { Err("the node has no IPv6 address".to_owned()) };
     let outside = args.outside(random, v6)?;
@@ -273,7 +300,7 @@ pub(crate) fn random() -> anyhow::Result<u64> {
 async fn here(args: &Args, ground: &Ground) -> anyhow::Result<Vec<Played>> {
     let random = random()?;
     let (node, outside) = ("this machine", args.outside(random, Ok(()))?);
-    let here = Here::new(ground, args.run(random, node), outside, args.patience())?;
+    let here = Here::new(ground, args.run(random, node, None), outside, args.patience())?;
     let interrupted = async {
         while !ground.interrupted.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -330,6 +357,6 @@ mod tests {
     #[test]
     fn two_runs_have_no_name_in_common() {
         let args = args(&[]);
-        assert_ne!(args.run(1, "n").namespaces(), args.run(2, "n").namespaces());
+        assert_ne!(args.run(1, "n", None).namespaces(), args.run(2, "n", None).namespaces());
     }
 }

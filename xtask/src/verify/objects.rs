@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::bail;
 use serde_json::{Value, json};
 
 use super::scene::{ECHO, FIRST_PORT, GATEWAY, GATEWAY_SERVICE, HTTP, Outside, Part, Place, Port};
@@ -18,6 +19,8 @@ const PART: &str = "egress-enforcer.io/verify-part";
 pub(crate) const KEPT: &str = "egress-enforcer.io/verify-kept";
 /// The lease by which others see that a run lives.
 pub(crate) const LEASE: &str = "verify";
+/// The Secret that images are pulled with.
+const PULL: &str = "pull";
 /// Where the probe is in its image.
 pub(crate) const PROBE: &str = "/usr/bin/egress-probe";
 /// The group and version of our policies.
@@ -32,8 +35,34 @@ pub(crate) struct Run {
     pub(crate) image: String,
     /// Another gateway than the probe: an image whose entry point answers CONNECT on [`GATEWAY`].
     pub(crate) gateway_image: Option<String>,
+    /// What the images are pulled with.
+    pub(crate) pull_secret: Option<PullSecret>,
     /// The node that everything is on.
     pub(crate) node: String,
+}
+
+/// What is in a Secret for pulling images.
+#[derive(Clone)]
+pub(crate) struct PullSecret(Value);
+
+impl std::fmt::Debug for PullSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PullSecret(..)")
+    }
+}
+
+impl PullSecret {
+    /// Of a Secret; the error says which types there are.
+    pub(crate) fn of(secret: &Value) -> anyhow::Result<Self> {
+        let kind = secret["type"].as_str().unwrap_or("Opaque");
+        if !["kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg"].contains(&kind) {
+            bail!(
+                "its type is {kind}, and a Secret for pulling images has kubernetes.io/dockerconfigjson or \
+                 kubernetes.io/dockercfg: `kubectl create secret docker-registry` makes one"
+            );
+        }
+        Ok(Self(json!({"type": kind, "data": secret["data"]})))
+    }
 }
 
 /// How the policy is to be.
@@ -98,7 +127,7 @@ impl Run {
         })
     }
 
-    /// Service accounts and services.
+    /// Service accounts and services, and what images are pulled with.
     pub(crate) fn before_pods(&self) -> Vec<Value> {
         // Every pod has one of ours: the namespace's own comes a moment after the namespace.
         let account = |place: Place| {
@@ -106,8 +135,18 @@ impl Run {
                 "apiVersion": "v1", "kind": "ServiceAccount",
                 "metadata": self.metadata(place.pod(), place.part(), &[]),
                 "automountServiceAccountToken": false,
+                "imagePullSecrets": self.pull_secret.iter().map(|_| json!({"name": PULL})).collect::<Vec<_>>(),
             })
         };
+        let secrets = self.pull_secret.iter().flat_map(|PullSecret(content)| {
+            Part::ALL.map(|part| {
+                let mut secret = content.clone();
+                secret["apiVersion"] = json!("v1");
+                secret["kind"] = json!("Secret");
+                secret["metadata"] = self.metadata(PULL, part, &[]);
+                secret
+            })
+        });
         let service = |part, name: &str, key: &str, value: &str, port: u16, target: u16| {
             json!({
                 "apiVersion": "v1", "kind": "Service",
@@ -119,7 +158,7 @@ impl Run {
                 },
             })
         };
-        vec![
+        let others = [
             account(Place::Productpage),
             account(Place::Reviews),
             account(Place::Gateway),
@@ -127,7 +166,8 @@ impl Run {
             account(Place::Outside),
             service(Part::Mesh, "reviews", "app", "reviews", HTTP, HTTP),
             service(Part::Exit, "istio-egressgateway", "istio", "egressgateway", GATEWAY_SERVICE, GATEWAY),
-        ]
+        ];
+        secrets.chain(others).collect()
     }
 
     /// The pods; that which stands in for the outside only if it is needed.
@@ -274,7 +314,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use k8s_openapi::api::coordination::v1::Lease;
-    use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+    use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service, ServiceAccount};
     use serde::Serialize;
     use serde::de::DeserializeOwned;
 
@@ -282,7 +322,9 @@ mod tests {
 
     fn run() -> Run {
         let image = "localhost/egress-enforcer/egress-probe:0.1.0".to_owned();
-        Run { id: "abc123".to_owned(), gateway_image: None, image, node: "n1".to_owned() }
+        let secret = json!({"kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "e30="}});
+        let pull_secret = Some(PullSecret::of(&secret).unwrap());
+        Run { id: "abc123".to_owned(), gateway_image: None, image, pull_secret, node: "n1".to_owned() }
     }
 
     fn outside() -> Outside {
@@ -321,6 +363,7 @@ mod tests {
                 "Service" => typed::<Service>(&object),
                 "ServiceAccount" => typed::<ServiceAccount>(&object),
                 "Lease" => typed::<Lease>(&object),
+                "Secret" => typed::<Secret>(&object),
                 kind => assert_eq!(kind, "EgressGatewayPolicy"),
             }
         }
@@ -347,6 +390,27 @@ mod tests {
             );
             assert!(names.insert(name), "{object}");
         }
+    }
+
+    #[test]
+    fn images_are_pulled_with_a_secret_of_the_namespace() {
+        let objects = run().before_pods();
+        let of = |kind: &'static str| objects.iter().filter(move |one| one["kind"] == kind);
+        for account in of("ServiceAccount") {
+            assert_eq!(account["imagePullSecrets"], json!([{"name": PULL}]));
+            let beside = |secret: &&Value| {
+                secret["metadata"]["namespace"] == account["metadata"]["namespace"]
+                    && secret["metadata"]["name"] == PULL
+            };
+            assert_eq!(of("Secret").find(beside).unwrap()["data"], json!({".dockerconfigjson": "e30="}));
+        }
+        assert_eq!(of("Secret").count(), Part::ALL.len());
+        let none = Run { pull_secret: None, ..run() };
+        assert!(none.before_pods().iter().all(|one| one["kind"] != "Secret"));
+        let error =
+            PullSecret::of(&json!({"type": "Opaque", "data": {"a": "Yg=="}})).unwrap_err().to_string();
+        assert!(error.contains("its type is Opaque") && !error.contains("Yg"), "{error}");
+        assert!(!format!("{:?}", run()).contains("e30"), "{:?}", run());
     }
 
     #[test]

@@ -253,6 +253,37 @@ fn an_event_touches_what_depends_on_it_and_nothing_else() {
     assert!(steps < 40 && (1..200).contains(&work), "a policy: {steps}, {work}");
 }
 
+/// A policy for every address changes all identities; of those each other policy is asked for the few that it leads to.
+#[test]
+fn a_policy_for_every_address_does_not_cost_policies_times_identities() {
+    const PAIRS: usize = 60;
+    let mut world = mesh();
+    for i in 0..PAIRS {
+        let label = |name: &str| json!({"app": format!("{name}{i}")});
+        let (here, there) = (format!("10.0.1.{}", 100 + i), format!("10.9.0.{}", 1 + i));
+        let to = json!([{"namespaceSelector": {}, "podSelector": {"matchLabels": label("there")}}]);
+        let rules = json!({"podSelector": {"matchLabels": label("here")}, "egress": [{"to": to}]});
+        world = world
+            .with(pod(&format!("app/here{i}"), &here, label("here")))
+            .with(pod(&format!("far/there{i}"), &there, label("there")))
+            .with(np(&format!("app/p{i}"), rules));
+    }
+    let mut follower = Follower { index: world.index.clone(), local: world.local.clone(), ..Follower::new() };
+    follower.update().unwrap();
+    let mut mesh = Mesh(follower);
+    let to = json!([{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["198.51.100.7/32"]}}]);
+    let every =
+        np("app/every", json!({"podSelector": {"matchLabels": {"app": "web"}}, "egress": [{"to": to}]}));
+    let (steps, work) = mesh.cost(every.clone());
+    // As many addresses and rows change as there are pairs, some of each.
+    assert!(steps > PAIRS && work < 20 * PAIRS as u64, "{steps}, {work}");
+    mesh.0.apply(Event::Delete(stored(&[every]).remove(0).object_ref()));
+    let before = mesh.0.compiler.work();
+    let steps = mesh.0.update().unwrap();
+    let work = mesh.0.compiler.work() - before;
+    assert!(steps > PAIRS && work < 20 * PAIRS as u64, "{steps}, {work}");
+}
+
 /// The cluster is told apart from what is outside before anything is locked down, and after.
 #[test]
 fn the_first_lock_down_costs_no_more_than_another() {

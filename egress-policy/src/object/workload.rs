@@ -2,7 +2,7 @@
 //!
 //! Invariant: what has a template of pods is a workload, whatever its kind. Tested by `tests/lint.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -37,10 +37,11 @@ pub fn by_themselves(workloads: Vec<Workload>) -> Vec<Workload> {
         let (kind, name) = one.controller.as_ref()?;
         named.get(&[one.pod.namespace.clone(), kind.clone(), name.clone()]).copied()
     };
-    let controllers: Vec<&Workload> = workloads.iter().filter_map(any).collect();
+    let controllers: BTreeSet<*const Workload> =
+        workloads.iter().filter_map(any).map(std::ptr::from_ref).collect();
     let controller = |one: &Workload| {
         // What makes no pods itself may still be what tells of others.
-        let none = one.no_replicas && !controllers.iter().any(|by| std::ptr::eq(*by, one));
+        let none = one.no_replicas && !controllers.contains(&std::ptr::from_ref(one));
         any(one).filter(|by| none || one.has_template_of(by))
     };
     // Who controls itself, if only by others, is told by nobody.

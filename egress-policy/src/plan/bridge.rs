@@ -23,7 +23,7 @@ pub(super) fn steps(desired: &State, observed: &State, changed: &Changes) -> Vec
     // Without a configuration that is read, nothing passes until there is one.
     let live = observed.config.abi == ABI;
     let unknown = (Judgement::of_unknown(&observed.config), Judgement::of_unknown(&desired.config));
-    let changes: BTreeSet<(Judgement, Judgement)> = changed
+    let judged: BTreeSet<(Judgement, Judgement)> = changed
         .endpoints
         .iter()
         .flat_map(|cgroup| {
@@ -43,12 +43,12 @@ pub(super) fn steps(desired: &State, observed: &State, changed: &Changes) -> Vec
     steps.extend(new_rows.map(|(key, row)| Step::PutRow(key, Box::new(row))));
     let mut for_the_while = BTreeSet::new();
     if !live
-        || changes.iter().all(|change| moved.iter().all(|pair| harmless(desired, observed, *change, *pair)))
+        || judged.iter().all(|change| moved.iter().all(|pair| harmless(desired, observed, *change, *pair)))
     {
         moves(&changed.addresses, &changed.cidrs, &mut steps);
         endpoints(desired, observed, &observed.endpoints, observed.config, changed, &mut steps);
     } else {
-        let bridge = Bridge::new(desired, observed, &changes, &moved);
+        let bridge = Bridge::new(desired, observed, &judged, &moved);
         for_the_while = bridge.rows.keys().copied().collect();
         steps.extend(bridge.rows.iter().map(|(key, row)| Step::PutRow(*key, Box::new(*row))));
         let before = steps.len();
@@ -185,7 +185,7 @@ impl Bridge {
     fn new(
         desired: &State,
         observed: &State,
-        changes: &BTreeSet<(Judgement, Judgement)>,
+        judged: &BTreeSet<(Judgement, Judgement)>,
         moved: &BTreeSet<(u64, u64)>,
     ) -> Self {
         let mut used = used(desired);
@@ -197,7 +197,7 @@ impl Bridge {
                 bridge.aliases.insert(*new, fresh(&mut used, "identity", &[*new]));
             }
         }
-        for (old, new) in changes {
+        for (old, new) in judged {
             let Judgement::Rows(old) = *old else { continue };
             let parts = match *new {
                 Judgement::Pass => [old, 0, 0],

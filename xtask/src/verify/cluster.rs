@@ -187,11 +187,11 @@ const NEEDS: [(&str, &str, &str); 22] = [
     ("delete", "egress-enforcer.io", "egressgatewaypolicies"),
 ];
 
-/// Asks the server what we may do, and names everything that we may not.
-pub(crate) async fn permissions(client: &Client) -> anyhow::Result<()> {
+/// Asks the server what we may do, and names everything that we may not. `secrets`: the run makes some.
+async fn permissions(client: &Client, secrets: bool) -> anyhow::Result<()> {
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut lacking = Vec::new();
-    for (verb, group, resource) in NEEDS {
+    for (verb, group, resource) in NEEDS.into_iter().chain(secrets.then_some(("create", "", "secrets"))) {
         let (resource, subresource) =
             resource.split_once('/').map_or((resource, None), |(all, sub)| (all, Some(sub)));
         let attributes = ResourceAttributes {
@@ -412,9 +412,9 @@ pub(crate) async fn api_server(client: &Client) -> Result<std::net::SocketAddr, 
 }
 
 /// Everything of the above that concerns the cluster as a whole.
-pub(crate) async fn preconditions(client: &Client, agent: &AgentArgs) -> anyhow::Result<()> {
+pub(crate) async fn preconditions(client: &Client, agent: &AgentArgs, secrets: bool) -> anyhow::Result<()> {
     policies_are_known(client).await?;
-    permissions(client).await?;
+    permissions(client, secrets).await?;
     agent.daemon_set(client).await.map(drop)
 }
 

@@ -197,7 +197,7 @@ pub(crate) fn finish(args: &Args, played: &[Played]) -> anyhow::Result<()> {
 pub(crate) async fn in_cluster(args: &Args) -> anyhow::Result<Vec<Played>> {
     let (client, server) = args.access.connect().await?;
     eprintln!("==> verify on {server}");
-    cluster::preconditions(&client, &args.agent).await?;
+    cluster::preconditions(&client, &args.agent, args.pull_secret.is_some()).await?;
     leftover::sweep(&client).await?;
     let which = match (&args.node, args.all_nodes) {
         (Some(name), _) => Which::Named(name),

@@ -65,6 +65,11 @@ fn what_is_sane_is_allowed() {
         world.allows("app/web", "10.0.0.7", "tcp/60000") && !world.allows("app/web", "11.0.0.7", "tcp/60000")
     );
     assert_eq!(state(vec![except(1000)]), isolated);
+    // Each part is asked for the exceptions around it, not for all.
+    let many: Vec<String> = (0..10_000).map(|i| cidr(2 * i, 30)).collect();
+    let many = mesh().with(policy(vec![json!({"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": many}}]})]));
+    assert_eq!(many.state("app/web"), isolated);
+    assert!(many.allows("app/web", "10.0.0.4", "tcp/1") && !many.allows("app/web", "10.0.0.8", "tcp/1"));
 }
 
 #[test]

@@ -105,6 +105,12 @@ impl Addresses<'_, '_> {
         }
     }
 
+    /// Whether an identity that was found at an address says anything but what is said of all that is around it.
+    pub(super) fn tells_more(&mut self, place: &Place<'_>, found: u64) -> bool {
+        let around = || self.grants.around(&place.addr).map(|grant| (grant, Vec::new())).collect();
+        !place.nobodys() || found != self.identities.base(around(), self.grants)
+    }
+
     /// What is behind each port of what an address stands for.
     fn backends(&mut self, front: &Addr) -> Backends {
         let mut out = Backends::new();
@@ -273,7 +279,7 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>, work: 
         // Nor does a service lead there that is allowed, or the cluster's DNS: who may write its slices would choose what is outside.
         Owner::Nobody => found.retain(|id, _| {
             let by_service = |peer: &Peer| matches!(peer, Peer::Service(..) | Peer::Dns);
-            grants.get(*id).is_some_and(|grant| !grant.inside && !by_service(&grant.peer))
+            grants.get(*id).is_some_and(|grant| !by_service(&grant.peer))
         }),
         Owner::Node => {
             add(&Peer::Cluster);
@@ -281,18 +287,12 @@ fn matches(index: &Index, grants: &Grants, addr: &Addr, owner: Owner<'_>, work: 
         }
         Owner::Pod(pod) => {
             add(&Peer::Cluster);
-            let gateway = index.is_gateway(pod);
-            if !gateway {
-                add(&Peer::InCluster);
-            }
-            of_pod(index, grants, (addr, pod), gateway, &mut found);
+            add(if index.is_gateway(pod) { &Peer::GatewayPod } else { &Peer::InCluster });
+            of_pod(index, grants, (addr, pod), &mut found);
         }
     }
     if index.is_gateway_address(addr) {
-        // A node may have the address, and the API server: what leads to that leads to a port of its own.
-        let leads =
-            |grant: &Grant| !grant.spare_gateways || matches!(grant.peer, Peer::Dns | Peer::ApiServer);
-        found.retain(|id, _| grants.get(*id).is_some_and(|grant| leads(grant)));
+        found.extend(grants.of_peer(&Peer::GatewayAddress).map(|id| (id, BTreeSet::new())));
     }
     found.into_iter().map(|(id, ports)| (id, ports.into_iter().collect())).collect()
 }
@@ -322,14 +322,11 @@ fn fronts(index: &Index, grants: &Grants, addr: &Addr, found: &mut Found) -> u64
 }
 
 /// Grants that lead to a pod, and the ports that grants have at a pod only.
-fn of_pod(index: &Index, grants: &Grants, (addr, pod): (&Addr, &Pod), gateway: bool, found: &mut Found) {
+fn of_pod(index: &Index, grants: &Grants, (addr, pod): (&Addr, &Pod), found: &mut Found) {
     let namespace: NamespaceLabels<'_> = index.namespace(&pod.namespace);
     found.extend(grants.of_pod(pod, namespace).map(|id| (id, BTreeSet::new())));
     found.retain(|id, ports| {
         let Some(grant) = grants.get(*id) else { return false };
-        if grant.spare_gateways && gateway {
-            return false;
-        }
         named(grant, pod, ports);
         if matches!(grant.peer, Peer::Gateway(_)) && grant.ports != Ports::All {
             // Only services of the pod's own namespace count: nobody else's object opens a port of a gateway.
@@ -398,6 +395,7 @@ pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) 
                     .for_each(|name| in_namespace(name, found)),
             }
         }
-        Peer::Gateway(_) => index.gateways().for_each(|pod| of_pod(pod, found)),
+        Peer::GatewayAddress => found.extend(index.gateway_addresses()),
+        Peer::Gateway(_) | Peer::GatewayPod => index.gateways().for_each(|pod| of_pod(pod, found)),
     }
 }

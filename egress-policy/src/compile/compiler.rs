@@ -7,13 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use egress_common::wire::{
-    ABI, Addr, Config, IDENTITY_WORLD, POLICY_SENT_ON, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW,
-    UNKNOWN_DENY, UNKNOWN_POLICY,
+    ABI, Addr, Config, POLICY_SENT_ON, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW, UNKNOWN_DENY,
+    UNKNOWN_POLICY,
 };
 
 use super::address::{self, Addresses, Pass};
 use super::endpoint::{self, Local, Namespaces};
-use super::grant::Peer;
 use super::grants::Grants;
 use super::identity::{self, Identities};
 use super::place::{self, Place};
@@ -22,8 +21,8 @@ use super::report::{Diagnostic, Diagnostics, EndpointInfo, Origin, PolicyInfo, P
 use super::rows::Rows;
 use super::{Compiled, LocalContainer, LocalPod, Node, UnknownPods, diagnose, select};
 use crate::index::{Dirty, Index};
-use crate::object::{Pod, is_single};
-use crate::plan::{Keys, Prefixes};
+use crate::object::Pod;
+use crate::plan::Keys;
 
 /// The settings of a node, without its pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,8 +215,8 @@ impl Compiler {
         for grant in &policies.grants {
             address::targets(index, grant, &mut addresses);
         }
-        if policies.grants.iter().any(|grant| matches!(grant.peer, Peer::Cidr(_))) {
-            self.grants.divide();
+        let divided = self.grants.divide();
+        if divided {
             policies.grants.iter().for_each(|grant| self.grants.singles(grant, &mut addresses));
             self.cidrs(keys);
         }
@@ -226,7 +225,7 @@ impl Compiler {
             self.isolating = !self.isolating;
             addresses.extend(index.vips());
         }
-        self.addresses(index, addresses, keys);
+        self.addresses(index, addresses, divided, keys);
         let identities = self.identities.collect();
         self.grants.reuse();
         self.rows(&policies, &identities, keys);
@@ -239,20 +238,14 @@ impl Compiler {
         }
     }
 
-    /// Finds the identity of every region but single addresses, and writes those that say something new.
+    /// Finds the identity of every region that policies tell apart, but of single addresses.
     fn cidrs(&mut self, keys: &mut Keys) {
-        let mut cidrs = BTreeMap::new();
-        for (cidr, grants) in self.grants.regions().iter().filter(|(cidr, _)| !is_single(cidr)) {
-            let outside = |grant: &&u32| self.grants.get(**grant).is_some_and(|grant| !grant.inside);
-            let matches = grants.iter().filter(outside).map(|grant| (*grant, Vec::new())).collect();
-            cidrs.insert(*cidr, self.identities.base(matches, &self.grants));
+        let mut new = BTreeMap::new();
+        for (cidr, grants) in self.grants.asked() {
+            let matches = grants.into_iter().map(|grant| (grant, Vec::new())).collect();
+            new.insert(cidr, self.identities.base(matches, &self.grants));
             self.work += 1;
         }
-        // A prefix that says what is said around it says nothing.
-        let lengths = Prefixes::new(&cidrs);
-        let around = |cidr| lengths.around(&cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity);
-        let said = cidrs.iter().filter(|(cidr, identity)| **identity != around(cidr));
-        let new: BTreeMap<_, _> = said.map(|(cidr, identity)| (*cidr, *identity)).collect();
         let old = std::mem::take(&mut self.compiled.desired.cidrs);
         for (cidr, identity) in &new {
             self.identities.take(*identity);
@@ -270,8 +263,7 @@ impl Compiler {
     }
 
     /// Judges addresses anew: those that are only themselves before those that stand for others.
-    fn addresses(&mut self, index: &Index, dirty: BTreeSet<Addr>, keys: &mut Keys) {
-        let lengths = Prefixes::new(&self.compiled.desired.cidrs);
+    fn addresses(&mut self, index: &Index, dirty: BTreeSet<Addr>, divided: bool, keys: &mut Keys) {
         let mut pass = Pass::new(index);
         let (mut fronts, mut behind) = (BTreeSet::new(), Vec::new());
         for addr in dirty {
@@ -281,9 +273,9 @@ impl Compiler {
                 behind.push(addr);
                 continue;
             }
-            let (before, after) = self.address(&lengths, &mut pass, &place, keys);
+            let (before, after) = self.address(&mut pass, &place, keys);
             // Without an identity of its own it has that of its prefix.
-            let same_prefix = before.is_some() || keys.cidrs.is_empty();
+            let same_prefix = before.is_some() || !divided;
             let same = before == after && same_prefix && place.plain();
             if !same {
                 behind.push(addr);
@@ -291,14 +283,13 @@ impl Compiler {
         }
         place::add_fronts(index, behind, &mut fronts);
         for addr in fronts {
-            self.address(&lengths, &mut pass, &Place::at(index, addr), keys);
+            self.address(&mut pass, &Place::at(index, addr), keys);
         }
     }
 
     /// Judges one address anew; tells the identities that were, and are, written for it.
     fn address(
         &mut self,
-        lengths: &Prefixes,
         pass: &mut Pass<'_>,
         place: &Place<'_>,
         keys: &mut Keys,
@@ -313,9 +304,7 @@ impl Compiler {
         };
         let addr = place.addr;
         let asked = self.isolating || !place.vip;
-        let identity = if asked { judge.identity(place) } else { IDENTITY_WORLD };
-        let otherwise = lengths.lookup(&desired.cidrs, &addr).map_or(IDENTITY_WORLD, |(_, id)| *id);
-        let after = (identity != otherwise).then_some(identity);
+        let after = asked.then(|| judge.identity(place)).filter(|found| judge.tells_more(place, *found));
         let before = match after {
             Some(identity) => desired.addresses.insert(addr, identity),
             None => desired.addresses.remove(&addr),
@@ -409,7 +398,7 @@ impl Compiler {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Compiler, select};
+    use super::Compiler;
     use crate::compile::{LocalPod, Node, UnknownPods};
     use crate::index::{Dirty, Event, Index};
     use crate::object::read;
@@ -444,6 +433,8 @@ mod tests {
             incomplete: false,
             pods: &pods,
         };
+        compiler.update(&index, &Node { pods: &[], ..node }, Dirty::default());
+        let (_, held_at_first) = compiler.grants.held();
         let mut room = Vec::new();
         for round in 0..20 {
             let mut dirty = Dirty::default();
@@ -454,7 +445,7 @@ mod tests {
             }
             compiler.update(&index, &node, dirty);
             assert!(!compiler.compiled().desired.rows.is_empty());
-            assert!(compiler.grants.held().2 && compiler.identities.held().0 > 2);
+            assert!(compiler.grants.held().1 != held_at_first && compiler.identities.held().0 > 2);
             room.push(compiler.grants.held().0);
         }
         // The next round's grants come before the last one's go, so that there is room for two rounds and no more.
@@ -464,8 +455,7 @@ mod tests {
             dirty |= index.apply(Event::Delete(object));
         }
         compiler.update(&index, &node, dirty);
-        let (_, held, listed) = compiler.grants.held();
-        assert_eq!((held, listed, compiler.identities.held()), (select::standing().len(), false, (1, 0)));
+        assert_eq!((compiler.grants.held().1, compiler.identities.held()), (held_at_first, (1, 0)));
         assert!(!compiler.policies.any() && compiler.diagnostics.is_empty());
         let desired = &compiler.compiled().desired;
         assert!(desired.rows.is_empty() && desired.addresses.is_empty() && desired.cidrs.is_empty());

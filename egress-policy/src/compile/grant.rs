@@ -33,6 +33,10 @@ pub(super) enum Peer {
     Service(Arc<str>, Arc<str>),
     /// Addresses.
     Cidr(CidrPeer),
+    /// A pod that is a gateway. No rule says so: it is what most rules never mean.
+    GatewayPod,
+    /// An address that is a gateway by itself. No rule says so, either.
+    GatewayAddress,
 }
 
 /// A peer with ports.
@@ -44,6 +48,26 @@ pub(super) struct Grant {
     pub(super) spare_gateways: bool,
     /// Means nothing but addresses of pods and nodes: what a proxy lock leaves to other containers.
     pub(super) inside: bool,
+}
+
+/// What leads where a grant does, in grants that addresses are told apart for. What many rules share is told apart once: ports that the
+/// policy alone knows are left to it, and prefixes are whole ones. Rules over one prefix would otherwise be as many grants in every part of
+/// it, and each policy with an exception of its own would have all addresses of the prefix judged anew.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    /// This leads there,
+    pub(super) of: Arc<Grant>,
+    /// and so does each of these,
+    pub(super) within: Vec<Arc<Grant>>,
+    /// and none of these.
+    pub(super) except: Vec<Arc<Grant>>,
+}
+
+impl Terms {
+    /// All of them.
+    pub(super) fn all(self) -> impl Iterator<Item = Arc<Grant>> {
+        self.within.into_iter().chain(self.except).chain([self.of])
+    }
 }
 
 impl Grant {
@@ -64,17 +88,30 @@ impl Grant {
         matches!(self.peer, Peer::ApiServer | Peer::Dns | Peer::Service(..))
     }
 
-    /// What addresses are told apart for: the same for rules that lead to the same peer on other ports, where a policy alone knows the ports.
-    /// Rules over one prefix would otherwise be as many grants in every part of it.
-    pub(super) fn told_apart(self: &Arc<Self>) -> Arc<Self> {
-        let by_peer = matches!(
-            self.peer,
-            Peer::Cidr(_) | Peer::Pods(..) | Peer::InCluster | Peer::Cluster | Peer::Node(_)
-        );
-        if !by_peer || self.ports == Ports::All || self.named().next().is_some() {
-            return self.clone();
+    /// What has to be known of an address to tell whether it leads there.
+    pub(super) fn terms(&self) -> Terms {
+        let plain = |peer, ports| Arc::new(Self { peer, ports, spare_gateways: false, inside: false });
+        let whole = |cidr| Peer::Cidr(CidrPeer { cidr, except: Set::default() });
+        let mut except = Vec::new();
+        let peer = match &self.peer {
+            Peer::Cidr(peer) => {
+                except.extend(peer.except.iter().map(|cidr| plain(whole(*cidr), Ports::All)));
+                whole(peer.cidr)
+            }
+            peer => peer.clone(),
+        };
+        if self.spare_gateways {
+            except.push(plain(Peer::GatewayPod, Ports::All));
+            // A node may have a gateway's address, and the API server: what leads to that leads to a port of its own.
+            if !matches!(peer, Peer::Dns | Peer::ApiServer) {
+                except.push(plain(Peer::GatewayAddress, Ports::All));
+            }
         }
-        Arc::new(Self { ports: Ports::All, ..Self::clone(self) })
+        let by_peer =
+            matches!(peer, Peer::Cidr(_) | Peer::Pods(..) | Peer::InCluster | Peer::Cluster | Peer::Node(_));
+        let ports = if by_peer && self.named().next().is_none() { Ports::All } else { self.ports.clone() };
+        let within = if self.inside { vec![plain(Peer::Cluster, Ports::All)] } else { Vec::new() };
+        Terms { of: plain(peer, ports), within, except }
     }
 
     /// Whether addresses have to be told apart for it.
@@ -111,6 +148,8 @@ impl Grant {
                 out.text("node");
                 out.text(name);
             }
+            Peer::GatewayPod => out.text("gateway pod"),
+            Peer::GatewayAddress => out.text("gateway address"),
             Peer::ApiServer => out.text("api server"),
             Peer::Dns => out.text("dns"),
             Peer::Service(namespace, name) => {
@@ -290,6 +329,8 @@ mod tests {
         let named = |namespace: &str, name: &str| Peer::Service(namespace.into(), name.into());
         let mut peers = vec![Peer::Any, Peer::InCluster, Peer::Cluster, Peer::ApiServer, Peer::Dns];
         peers.extend([
+            Peer::GatewayPod,
+            Peer::GatewayAddress,
             Peer::Node("n".into()),
             Peer::Node("m".into()),
             named("a", "b"),

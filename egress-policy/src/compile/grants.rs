@@ -10,7 +10,7 @@ use egress_common::wire::{Addr, Cidr};
 use super::grant::{Grant, Peer};
 use super::matcher::Matcher;
 use crate::digest::Digest;
-use crate::object::{NamespaceLabels, Pod, PodScope, SINGLE, cidr_contains, is_single};
+use crate::object::{CidrPeer, NamespaceLabels, Pod, PodScope, SINGLE, cidr_contains, is_single};
 use crate::plan::Prefixes;
 
 /// Stands for a grant.
@@ -22,6 +22,15 @@ struct Entry {
     digest: Digest,
     /// How many rules of policies hold it.
     uses: usize,
+    /// It is held without them, too.
+    standing: bool,
+}
+
+impl Entry {
+    /// Whether a policy asks whether it leads somewhere.
+    fn is_asked(&self) -> bool {
+        self.uses > 0
+    }
 }
 
 /// Grants by id, and by what they lead to.
@@ -39,6 +48,8 @@ pub(super) struct Grants {
     /// All other peers but prefixes.
     by_peer: BTreeMap<Peer, BTreeSet<GrantId>>,
     cidrs: BTreeSet<GrantId>,
+    /// What there is of these, or is asked, is not what it was at the last [`Grants::divide`].
+    undivided: bool,
     /// Every boundary of a prefix, with the grants that lead to what is between it and the next ones.
     regions: BTreeMap<Cidr, BTreeSet<GrantId>>,
     prefixes: Prefixes,
@@ -62,14 +73,32 @@ impl Grants {
         self.entries.get(usize::try_from(id).ok()?)?.as_ref()
     }
 
+    fn entry_mut(&mut self, id: GrantId) -> Option<&mut Entry> {
+        self.entries.get_mut(usize::try_from(id).ok()?)?.as_mut()
+    }
+
     /// Holds a grant; tells whether it was not held before.
     pub(super) fn acquire(&mut self, grant: &Arc<Grant>) -> bool {
+        let (id, is_new) = self.put(grant);
+        let Some(entry) = self.entry_mut(id) else { return is_new };
+        entry.uses += 1;
+        self.undivided |= entry.uses == 1 && matches!(grant.peer, Peer::Cidr(_));
+        is_new
+    }
+
+    /// Holds a grant for good; tells whether it was not held before.
+    pub(super) fn hold(&mut self, grant: &Arc<Grant>) -> bool {
+        let (id, is_new) = self.put(grant);
+        self.entry_mut(id).into_iter().for_each(|entry| entry.standing = true);
+        is_new
+    }
+
+    /// The id of a grant, which it is given where it has none; whether it had none.
+    fn put(&mut self, grant: &Arc<Grant>) -> (GrantId, bool) {
         if let Some(id) = self.id(grant) {
-            let entry = usize::try_from(id).ok().and_then(|at| self.entries.get_mut(at)?.as_mut());
-            entry.into_iter().for_each(|entry| entry.uses += 1);
-            return false;
+            return (id, false);
         }
-        let entry = Some(Entry { grant: grant.clone(), digest: grant.digest(), uses: 1 });
+        let entry = Some(Entry { grant: grant.clone(), digest: grant.digest(), uses: 0, standing: false });
         let id = match self.free.pop() {
             Some(id) => {
                 if let Some(place) = usize::try_from(id).ok().and_then(|at| self.entries.get_mut(at)) {
@@ -88,21 +117,27 @@ impl Grants {
         });
         if let Peer::Cidr(_) = grant.peer {
             self.cidrs.insert(id);
+            self.undivided = true;
         }
-        true
+        (id, true)
     }
 
     /// Lets go of a grant; tells whether nothing holds it any more.
     pub(super) fn release(&mut self, grant: &Arc<Grant>) -> bool {
         let Some(id) = self.id(grant) else { return false };
-        let Some(place) = usize::try_from(id).ok().and_then(|at| self.entries.get_mut(at)) else {
-            return false;
-        };
-        if let Some(entry) = place.as_mut().filter(|entry| entry.uses > 1) {
-            entry.uses -= 1;
+        let Some(entry) = self.entry_mut(id) else { return false };
+        entry.uses = entry.uses.saturating_sub(1);
+        if entry.is_asked() {
             return false;
         }
-        *place = None;
+        let standing = entry.standing;
+        self.undivided |= matches!(grant.peer, Peer::Cidr(_));
+        if standing {
+            return false;
+        }
+        if let Some(place) = usize::try_from(id).ok().and_then(|at| self.entries.get_mut(at)) {
+            *place = None;
+        }
         self.ids.remove(grant);
         self.released.push(id);
         self.list(grant, |ids| {
@@ -189,54 +224,69 @@ impl Grants {
         self.prefixes.lookup(&self.regions, addr).map(|(region, _)| *region)
     }
 
-    pub(super) fn regions(&self) -> &BTreeMap<Cidr, BTreeSet<GrantId>> {
-        &self.regions
+    /// The grants that lead to an address by the prefixes that it is within, but not by one of its own.
+    pub(super) fn around(&self, addr: &Addr) -> impl Iterator<Item = GrantId> {
+        let single = Cidr { bits: SINGLE, addr: *addr };
+        self.prefixes.around(&self.regions, &single).into_iter().flat_map(|(_, ids)| ids.iter().copied())
+    }
+
+    /// The regions of more than one address that policies tell apart, with the grants they ask for that lead there.
+    pub(super) fn asked(&self) -> impl Iterator<Item = (Cidr, Vec<GrantId>)> {
+        self.regions.iter().filter(|(cidr, _)| !is_single(cidr)).filter_map(|(cidr, ids)| {
+            let asked =
+                ids.iter().filter_map(|id| Some((*id, self.entry(*id).filter(|entry| entry.is_asked())?)));
+            let begins = |entry: &Entry| matches!(&entry.grant.peer, Peer::Cidr(peer) if peer.cidr == *cidr);
+            let any = asked.clone().any(|(_, entry)| begins(entry));
+            any.then(|| (*cidr, asked.map(|(id, _)| id).collect()))
+        })
     }
 
     /// Adds the single addresses that a grant with a prefix tells apart, and those that other grants tell apart within it.
     pub(super) fn singles(&self, grant: &Grant, found: &mut BTreeSet<Addr>) {
         let Peer::Cidr(peer) = &grant.peer else { return };
-        let own = std::iter::once(&peer.cidr).chain(&peer.except).filter(|cidr| is_single(cidr));
-        found.extend(own.map(|cidr| cidr.addr));
+        found.extend(is_single(&peer.cidr).then_some(peer.cidr.addr));
         let first = Cidr { bits: SINGLE, addr: peer.cidr.addr };
         let within = self.regions.range(first..).take_while(|(cidr, _)| cidr_contains(&peer.cidr, cidr));
         found.extend(within.map(|(cidr, _)| cidr.addr));
     }
 
-    /// Finds the regions anew, after grants with prefixes came or went.
-    pub(super) fn divide(&mut self) {
+    /// Finds the regions anew, where grants with prefixes came, or went, or are asked that were not; tells whether they did.
+    pub(super) fn divide(&mut self) -> bool {
+        if !std::mem::take(&mut self.undivided) {
+            return false;
+        }
         self.regions.clear();
-        let mut begins: BTreeMap<(Addr, u32), (BTreeSet<GrantId>, BTreeSet<GrantId>)> = BTreeMap::new();
+        let mut begins: BTreeMap<(Addr, u32), BTreeSet<GrantId>> = BTreeMap::new();
         for id in &self.cidrs {
-            let Some(Peer::Cidr(peer)) = self.get(*id).map(|grant| &grant.peer) else { continue };
-            begins.entry((peer.cidr.addr, peer.cidr.bits)).or_default().0.insert(*id);
-            for except in &peer.except {
-                begins.entry((except.addr, except.bits)).or_default().1.insert(*id);
-            }
+            let Some(Peer::Cidr(CidrPeer { cidr, .. })) = self.get(*id).map(|grant| &grant.peer) else {
+                continue;
+            };
+            begins.entry((cidr.addr, cidr.bits)).or_default().insert(*id);
         }
         // By address, then length: whoever contains a prefix comes before it.
         let mut around: Vec<(Cidr, BTreeSet<GrantId>)> = Vec::new();
-        for ((addr, bits), (added, removed)) in begins {
+        for ((addr, bits), mut here) in begins {
             let cidr = Cidr { bits, addr };
             while around.last().is_some_and(|(outer, _)| !cidr_contains(outer, &cidr)) {
                 around.pop();
             }
-            let mut here = around.last().map(|(_, grants)| grants.clone()).unwrap_or_default();
-            here.extend(added);
-            here.retain(|grant| !removed.contains(grant));
+            here.extend(around.last().into_iter().flat_map(|(_, grants)| grants));
             self.regions.insert(cidr, here.clone());
             around.push((cidr, here));
         }
         self.prefixes = Prefixes::new(&self.regions);
+        true
     }
 }
 
 #[cfg(test)]
 impl Grants {
-    /// How many grants there is room for, how many are held, and whether any but those that are held for good is listed.
-    pub(super) fn held(&self) -> (usize, usize, bool) {
-        let labels = !self.pods.is_empty() || !self.in_namespace.is_empty();
-        let peers = self.by_peer.keys().any(|peer| !matches!(peer, Peer::InCluster | Peer::Cluster));
-        (self.entries.len(), self.ids.len(), labels || peers || !self.cidrs.is_empty())
+    /// How many grants there is room for, and all that is listed.
+    pub(super) fn held(&self) -> (usize, String) {
+        let by_labels = (&self.pods, &self.in_namespace);
+        (
+            self.entries.len(),
+            format!("{:?}", (&self.ids, by_labels, &self.by_peer, &self.cidrs, &self.regions)),
+        )
     }
 }

@@ -45,6 +45,11 @@ impl<'a> Place<'a> {
         !self.in_front && self.owners() <= 1
     }
 
+    /// Whether it is neither a pod's, nor a node's, nor a service's.
+    pub(super) fn nobodys(&self) -> bool {
+        !self.in_front && self.owners() == 0
+    }
+
     /// How many pods and nodes have it; all nodes count as one.
     fn owners(&self) -> usize {
         self.pods.len() + usize::from(!self.nodes.is_empty())

@@ -67,15 +67,15 @@ impl Policies {
                 self.grants.insert(grant);
             }
         }
-        let prepared = row::prepare(&content, |grant| grants.id(&grant.told_apart()));
+        let prepared = row::prepare(&content, grants);
         self.policies.insert(number, Policy { content, prepared, digest, uses: 1 });
         self.born.insert(number);
         number
     }
 
-    /// Holds grants for good, as if a policy that stays were made of them.
+    /// Holds grants for good, whether a policy has them or not.
     pub(super) fn hold(&mut self, standing: impl IntoIterator<Item = Arc<Grant>>, grants: &mut Grants) {
-        self.grants.extend(standing.into_iter().filter(|grant| grants.acquire(grant)));
+        self.grants.extend(standing.into_iter().filter(|grant| grants.hold(grant)));
     }
 
     /// Something does not have the number of a policy any more.
@@ -115,5 +115,5 @@ impl Policies {
 /// The grants of a policy that addresses have to be told apart for.
 fn held(content: &Content) -> impl Iterator<Item = Arc<Grant>> {
     let grants = content.rules().flat_map(|rule| &rule.grants).filter(|grant| grant.interned());
-    grants.map(Grant::told_apart)
+    grants.flat_map(|grant| grant.terms().all())
 }

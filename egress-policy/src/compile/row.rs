@@ -11,7 +11,7 @@ use egress_common::packet::protocol;
 use egress_common::wire::{PROTOCOL_ANY, Ports as Entry, ROW_ENTRIES, Row, VERDICT_ALLOW, VERDICT_AUDIT};
 
 use super::grant::{Content, Grant, Peer, Tier};
-use super::grants::GrantId;
+use super::grants::{GrantId, Grants};
 use super::identity::{Composite, Matches};
 use crate::object::{Port, PortRange, Ports};
 
@@ -52,14 +52,39 @@ struct PreparedTier {
     audit: bool,
     /// The number that stands for its having no rule that allows.
     denies: u16,
-    /// Rule number and grant, by the id of the grant: an identity matches few of many.
-    by_id: BTreeMap<GrantId, Vec<(u16, Arc<Grant>)>>,
-    /// Grants that lead anywhere: rule number, id of one that has ports by name, grant.
-    anywhere: Vec<(u16, Option<GrantId>, Arc<Grant>)>,
+    /// What leads somewhere, by the id of its grant: an identity matches few of many.
+    by_id: BTreeMap<GrantId, Vec<Lead>>,
+    /// What leads anywhere, with the id of a grant that has ports by name.
+    anywhere: Vec<(Option<GrantId>, Lead)>,
 }
 
-/// Prepares a policy for [`base`].
-pub(super) fn prepare(content: &Content, id: impl Fn(&Arc<Grant>) -> Option<GrantId>) -> Prepared {
+/// A grant of a rule.
+#[derive(Debug)]
+struct Lead {
+    rule: u16,
+    grant: Arc<Grant>,
+    /// It leads only where each of these does,
+    within: Vec<GrantId>,
+    /// and not where one of these does.
+    except: BTreeSet<GrantId>,
+}
+
+impl Lead {
+    /// Whether it leads where these do, if what it is listed by does.
+    fn leads(&self, matches: &Matches) -> bool {
+        let is_there = |id: &GrantId| matches.binary_search_by_key(id, |(id, _)| *id).is_ok();
+        // Either may be long: exceptions are as many as somebody writes, and prefixes around an address as well.
+        let excepted = if self.except.len() < matches.len() {
+            self.except.iter().any(is_there)
+        } else {
+            matches.iter().any(|(id, _)| self.except.contains(id))
+        };
+        !excepted && self.within.iter().all(is_there)
+    }
+}
+
+/// Prepares a policy for [`base`], whose grants are held.
+pub(super) fn prepare(content: &Content, grants: &Grants) -> Prepared {
     let mut number = 0_usize;
     let mut denies = content.rules().count();
     let mut tier = |tier: &Tier| {
@@ -74,11 +99,17 @@ pub(super) fn prepare(content: &Content, id: impl Fn(&Arc<Grant>) -> Option<Gran
             let rule_number = u16::try_from(number).unwrap_or(NO_RULE);
             number += 1;
             for grant in &rule.grants {
-                let id = id(grant);
+                let terms = grant.terms();
+                let id = grants.id(&terms.of);
+                // What is not held, nobody knows of an address.
+                let within: Option<_> = terms.within.iter().map(|one| grants.id(one)).collect();
+                let except: Option<_> = terms.except.iter().map(|one| grants.id(one)).collect();
+                let (Some(within), Some(except)) = (within, except) else { continue };
+                let lead = Lead { rule: rule_number, grant: grant.clone(), within, except };
                 if grant.peer == Peer::Any {
-                    out.anywhere.push((rule_number, id, grant.clone()));
+                    out.anywhere.push((id, lead));
                 } else if let Some(id) = id {
-                    out.by_id.entry(id).or_default().push((rule_number, grant.clone()));
+                    out.by_id.entry(id).or_default().push(lead);
                 }
             }
         }
@@ -122,15 +153,17 @@ impl PreparedTier {
     fn allowed(&self, matches: &Matches) -> Allowed {
         let mut out = Allowed::default();
         let matched = matches.iter().flat_map(|(id, ranges)| {
-            let grants = self.by_id.get(id).into_iter().flatten();
-            grants.map(move |(rule, grant)| (*rule, Some(ranges), grant))
+            let leads = self.by_id.get(id).into_iter().flatten();
+            leads.map(move |lead| (Some(ranges), lead))
         });
         let ranges = |id: &Option<GrantId>| {
             let at = matches.binary_search_by_key(&id.as_ref()?, |(id, _)| id).ok()?;
             matches.get(at).map(|(_, ranges)| ranges)
         };
-        let anywhere = self.anywhere.iter().map(|(rule, id, grant)| (*rule, ranges(id), grant));
-        for (rule, found, grant) in matched.chain(anywhere) {
+        let anywhere = self.anywhere.iter().map(|(id, lead)| (ranges(id), lead));
+        for (found, lead) in matched.chain(anywhere).filter(|(_, lead)| lead.leads(matches)) {
+            let Lead { rule, grant, .. } = lead;
+            let rule = *rule;
             out.ranges.extend(found.into_iter().flatten().map(|range| (*range, rule)));
             if grant.resolved_only() {
                 continue;

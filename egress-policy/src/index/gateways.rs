@@ -27,6 +27,11 @@ impl Index {
         self.gateway_addresses.contains_key(addr)
     }
 
+    /// The addresses that are by themselves a gateway of some lock-down.
+    pub(crate) fn gateway_addresses(&self) -> impl Iterator<Item = Addr> {
+        self.gateway_addresses.keys().copied()
+    }
+
     /// The lock-downs that call what has an address a gateway, by the address itself or by a pod.
     pub(crate) fn gateway_of(&self, addr: &Addr) -> impl Iterator<Item = ObjectRef> {
         let owners = self.owners(addr);

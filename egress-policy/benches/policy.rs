@@ -157,7 +157,12 @@ fn main() {
         );
         events(
             "network policy comes to lead to every address, or goes",
-            [wide_policy(true), wide_policy(false)],
+            [wide_policy("0.0.0.0/0", &["198.18.0.0/16"]), wide_policy("198.18.0.0/15", &["198.18.0.0/16"])],
+        );
+        // Every pod's address is in it.
+        events(
+            "network policy comes to lead to half of all addresses, or goes",
+            [wide_policy("0.0.0.0/1", &[]), wide_policy("198.18.0.0/15", &["198.18.0.0/16"])],
         );
         events("lock-down changes", [lock_down(0, 5432), lock_down(0, 5433)]);
         group.finish();

@@ -106,10 +106,16 @@ fn measure(cli: &Cli, pods: usize) -> anyhow::Result<()> {
     let samples = if cli.quick { 20 } else { 200 };
     eprintln!("    {pods} pods: changes");
     let mut first = world.changes(samples, false, World::lock_down)?;
-    let mut everywhere = world.changes(samples / 2, false, World::everywhere)?;
-    for (name, felt) in
-        [("first lock-down of the node", &mut first), ("policy for all addresses but one", &mut everywhere)]
-    {
+    let block = |cidr: &str, except: &[String]| json!({"ipBlock": {"cidr": cidr, "except": except}});
+    // Every pod's address is in the second one, and the address outside is in none.
+    let (but_one, half) = (block("0.0.0.0/0", &[format!("{OUTSIDE_V4}/32")]), block("0.0.0.0/1", &[]));
+    let mut but_one = world.changes(samples / 2, false, |world, deny| world.only(&but_one, deny))?;
+    let mut half = world.changes(samples / 2, false, |world, deny| world.only(&half, deny))?;
+    for (name, felt) in [
+        ("first lock-down of the node", &mut first),
+        ("policy for all addresses but one", &mut but_one),
+        ("policy for half of all addresses", &mut half),
+    ] {
         let [median, most] = percentiles(felt);
         tell(&format!("{name} to packet, median"), median);
         tell(&format!("{name} to packet, 99th percentile"), most);
@@ -220,19 +226,16 @@ impl World {
         }
     }
 
-    /// A policy that has something to say about every address of the cluster, and is the only one.
-    fn everywhere(&self, deny: bool) {
+    /// A policy that allows nothing but a peer, and is the only one with it.
+    fn only(&self, peer: &Value, deny: bool) {
         let policy = json!({
-            "metadata": {"namespace": "a", "name": "everywhere"},
-            "spec": {
-                "podSelector": {}, "policyTypes": ["Egress"],
-                "egress": [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [format!("{OUTSIDE_V4}/32")]}}]}],
-            },
+            "metadata": {"namespace": "a", "name": "only"},
+            "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [peer]}]},
         });
         if deny {
             self.fixture.apply_manifest("networkpolicies", &policy);
         } else {
-            self.fixture.delete("networkpolicies", "a", "everywhere");
+            self.fixture.delete("networkpolicies", "a", "only");
         }
     }
 

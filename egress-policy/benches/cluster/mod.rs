@@ -83,15 +83,14 @@ pub fn network_policy(namespace: usize, number: usize, port: u16) -> Object {
     }))
 }
 
-/// A policy of local pods that has something to say about every address, or about a few outside of the cluster.
-pub fn wide_policy(every: bool) -> Object {
-    let cidr = if every { "0.0.0.0/0" } else { "198.18.0.0/15" };
+/// A policy of local pods that allows a prefix but for others.
+pub fn wide_policy(cidr: &str, except: &[&str]) -> Object {
     object(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "team-0", "name": "wide"},
         "spec": {
             "podSelector": {}, "policyTypes": ["Egress"],
-            "egress": [{"to": [{"ipBlock": {"cidr": cidr, "except": ["198.18.0.0/16"]}}]}],
+            "egress": [{"to": [{"ipBlock": {"cidr": cidr, "except": except}}]}],
         },
     }))
 }

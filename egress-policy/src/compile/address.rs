@@ -379,6 +379,7 @@ pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) 
         }
         Peer::Any | Peer::InCluster => index.shared_pods().for_each(|pod| of_pod(pod, found)),
         Peer::Cidr(peer) => found.extend(index.known_within(&peer.cidr)),
+        Peer::Within(cidrs) => found.extend(cidrs.iter().flat_map(|cidr| index.known_within(cidr))),
         Peer::Pods(scope, pods) => {
             let in_namespace = |name: &Arc<str>, found: &mut BTreeSet<Addr>| {
                 index

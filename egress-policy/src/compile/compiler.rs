@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use egress_common::wire::{
-    ABI, Addr, Config, POLICY_SENT_ON, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW, UNKNOWN_DENY,
-    UNKNOWN_POLICY,
+    ABI, Addr, Config, IDENTITY_WORLD, POLICY_SENT_ON, Proxy, ROW_ENTRIES, RowKey, UNKNOWN_ALLOW,
+    UNKNOWN_DENY, UNKNOWN_POLICY,
 };
 
 use super::address::{self, Addresses, Pass};
@@ -19,10 +19,10 @@ use super::place::{self, Place};
 use super::policies::{self, Policies};
 use super::report::{Diagnostic, Diagnostics, EndpointInfo, Origin, PolicyInfo, ProxyInfo, Severity};
 use super::rows::Rows;
-use super::{Compiled, LocalContainer, LocalPod, Node, UnknownPods, diagnose, select};
+use super::{Compiled, LocalContainer, LocalPod, Node, UnknownPods, diagnose, select, terms};
 use crate::index::{Dirty, Index};
 use crate::object::Pod;
-use crate::plan::Keys;
+use crate::plan::{Keys, Prefixes};
 
 /// The settings of a node, without its pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +158,7 @@ impl Compiler {
         }
         before.into_iter().for_each(|policy| self.policies.drop(policy));
         if self.settings.is_none() {
-            self.policies.hold(select::standing(), &mut self.grants);
+            self.policies.hold(terms::standing(), &mut self.grants);
         }
         self.settings = Some(settings);
         (dirty, true)
@@ -238,14 +238,19 @@ impl Compiler {
         }
     }
 
-    /// Finds the identity of every region that policies tell apart, but of single addresses.
+    /// Finds the identity of every region but single addresses, and writes those that say something new.
     fn cidrs(&mut self, keys: &mut Keys) {
-        let mut new = BTreeMap::new();
+        let mut cidrs = BTreeMap::new();
         for (cidr, grants) in self.grants.asked() {
-            let matches = grants.into_iter().map(|grant| (grant, Vec::new())).collect();
-            new.insert(cidr, self.identities.base(matches, &self.grants));
+            let matches = grants.map(|grant| (grant, Vec::new())).collect();
+            cidrs.insert(cidr, self.identities.base(matches, &self.grants));
             self.work += 1;
         }
+        // A prefix that says what is said around it says nothing.
+        let lengths = Prefixes::new(&cidrs);
+        let around = |cidr| lengths.around(&cidrs, cidr).map_or(IDENTITY_WORLD, |(_, identity)| *identity);
+        let said = cidrs.iter().filter(|(cidr, identity)| **identity != around(cidr));
+        let new: BTreeMap<_, _> = said.map(|(cidr, identity)| (*cidr, *identity)).collect();
         let old = std::mem::take(&mut self.compiled.desired.cidrs);
         for (cidr, identity) in &new {
             self.identities.take(*identity);

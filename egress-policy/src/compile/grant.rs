@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use egress_common::wire::Cidr;
+
 use super::report::RuleInfo;
 use crate::digest::{Digest, Encoder};
 use crate::object::{CidrPeer, ObjectRef, PodPeer, PodScope, Port, Ports, Requirement, Selector, Set};
@@ -33,9 +35,11 @@ pub(super) enum Peer {
     Service(Arc<str>, Arc<str>),
     /// Addresses.
     Cidr(CidrPeer),
-    /// A pod that is a gateway. No rule says so: it is what most rules never mean.
+    /// Every address in one of these prefixes. As the two below, no rule says so: see [`Terms`](super::terms::Terms).
+    Within(Set<Cidr>),
+    /// A pod that is a gateway.
     GatewayPod,
-    /// An address that is a gateway by itself. No rule says so, either.
+    /// An address that is a gateway by itself.
     GatewayAddress,
 }
 
@@ -48,26 +52,6 @@ pub(super) struct Grant {
     pub(super) spare_gateways: bool,
     /// Means nothing but addresses of pods and nodes: what a proxy lock leaves to other containers.
     pub(super) inside: bool,
-}
-
-/// What leads where a grant does, in grants that addresses are told apart for. What many rules share is told apart once: ports that the
-/// policy alone knows are left to it, and prefixes are whole ones. Rules over one prefix would otherwise be as many grants in every part of
-/// it, and each policy with an exception of its own would have all addresses of the prefix judged anew.
-#[derive(Clone, Debug)]
-pub(super) struct Terms {
-    /// This leads there,
-    pub(super) of: Arc<Grant>,
-    /// and so does each of these,
-    pub(super) within: Vec<Arc<Grant>>,
-    /// and none of these.
-    pub(super) except: Vec<Arc<Grant>>,
-}
-
-impl Terms {
-    /// All of them.
-    pub(super) fn all(self) -> impl Iterator<Item = Arc<Grant>> {
-        self.within.into_iter().chain(self.except).chain([self.of])
-    }
 }
 
 impl Grant {
@@ -86,32 +70,6 @@ impl Grant {
     /// Whether its ports are found at the destination only.
     pub(super) fn resolved_only(&self) -> bool {
         matches!(self.peer, Peer::ApiServer | Peer::Dns | Peer::Service(..))
-    }
-
-    /// What has to be known of an address to tell whether it leads there.
-    pub(super) fn terms(&self) -> Terms {
-        let plain = |peer, ports| Arc::new(Self { peer, ports, spare_gateways: false, inside: false });
-        let whole = |cidr| Peer::Cidr(CidrPeer { cidr, except: Set::default() });
-        let mut except = Vec::new();
-        let peer = match &self.peer {
-            Peer::Cidr(peer) => {
-                except.extend(peer.except.iter().map(|cidr| plain(whole(*cidr), Ports::All)));
-                whole(peer.cidr)
-            }
-            peer => peer.clone(),
-        };
-        if self.spare_gateways {
-            except.push(plain(Peer::GatewayPod, Ports::All));
-            // A node may have a gateway's address, and the API server: what leads to that leads to a port of its own.
-            if !matches!(peer, Peer::Dns | Peer::ApiServer) {
-                except.push(plain(Peer::GatewayAddress, Ports::All));
-            }
-        }
-        let by_peer =
-            matches!(peer, Peer::Cidr(_) | Peer::Pods(..) | Peer::InCluster | Peer::Cluster | Peer::Node(_));
-        let ports = if by_peer && self.named().next().is_none() { Ports::All } else { self.ports.clone() };
-        let within = if self.inside { vec![plain(Peer::Cluster, Ports::All)] } else { Vec::new() };
-        Terms { of: plain(peer, ports), within, except }
     }
 
     /// Whether addresses have to be told apart for it.
@@ -159,17 +117,26 @@ impl Grant {
             }
             Peer::Cidr(peer) => {
                 out.text("cidr");
-                out.list(peer.except.len() + 1);
-                for cidr in std::iter::once(&peer.cidr).chain(&peer.except) {
-                    out.number(u64::from(cidr.bits));
-                    out.bytes(&cidr.addr.0);
-                }
+                encode_cidrs(&mut out, std::iter::once(&peer.cidr).chain(&peer.except));
+            }
+            Peer::Within(cidrs) => {
+                out.text("within");
+                encode_cidrs(&mut out, cidrs.iter());
             }
         }
         encode_ports(&mut out, &self.ports);
         out.number(u64::from(self.spare_gateways));
         out.number(u64::from(self.inside));
         out.digest()
+    }
+}
+
+fn encode_cidrs<'a>(out: &mut Encoder, cidrs: impl Iterator<Item = &'a Cidr>) {
+    let cidrs: Vec<&Cidr> = cidrs.collect();
+    out.list(cidrs.len());
+    for cidr in cidrs {
+        out.number(u64::from(cidr.bits));
+        out.bytes(&cidr.addr.0);
     }
 }
 
@@ -337,6 +304,8 @@ mod tests {
             named("b", "a"),
             named("ab", ""),
         ]);
+        let within = [vec![cidr(104)], vec![cidr(112)], vec![cidr(104), cidr(112)], Vec::new()];
+        peers.extend(within.map(|cidrs| Peer::Within(cidrs.into_iter().collect())));
         peers.extend(cidrs.map(Peer::Cidr));
         for namespaces in &selectors {
             for pods in &selectors {

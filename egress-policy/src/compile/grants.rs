@@ -1,4 +1,4 @@
-//! The grants that policies on this node are made of, and which of them lead to a pod or an address.
+//! The grants that addresses are told apart for, and which of them lead to a pod or an address.
 //!
 //! Invariant: an id is not given to another grant while an identity may still speak of it: see [`Grants::reuse`].
 
@@ -10,7 +10,7 @@ use egress_common::wire::{Addr, Cidr};
 use super::grant::{Grant, Peer};
 use super::matcher::Matcher;
 use crate::digest::Digest;
-use crate::object::{CidrPeer, NamespaceLabels, Pod, PodScope, SINGLE, cidr_contains, is_single};
+use crate::object::{NamespaceLabels, Pod, PodScope, SINGLE, cidr_contains, is_single};
 use crate::plan::Prefixes;
 
 /// Stands for a grant.
@@ -20,7 +20,7 @@ pub(super) type GrantId = u32;
 struct Entry {
     grant: Arc<Grant>,
     digest: Digest,
-    /// How many rules of policies hold it.
+    /// How many terms of policies it is.
     uses: usize,
     /// It is held without them, too.
     standing: bool,
@@ -82,7 +82,7 @@ impl Grants {
         let (id, is_new) = self.put(grant);
         let Some(entry) = self.entry_mut(id) else { return is_new };
         entry.uses += 1;
-        self.undivided |= entry.uses == 1 && matches!(grant.peer, Peer::Cidr(_));
+        self.undivided |= entry.uses == 1 && matches!(grant.peer, Peer::Within(_));
         is_new
     }
 
@@ -115,7 +115,7 @@ impl Grants {
         self.list(grant, |ids| {
             ids.insert(id);
         });
-        if let Peer::Cidr(_) = grant.peer {
+        if let Peer::Within(_) = grant.peer {
             self.cidrs.insert(id);
             self.undivided = true;
         }
@@ -131,7 +131,7 @@ impl Grants {
             return false;
         }
         let standing = entry.standing;
-        self.undivided |= matches!(grant.peer, Peer::Cidr(_));
+        self.undivided |= matches!(grant.peer, Peer::Within(_));
         if standing {
             return false;
         }
@@ -164,7 +164,7 @@ impl Grants {
             Peer::Gateway(peer) => {
                 self.pods.change(&peer.namespaces, |inner| inner.change(&peer.pods, &change));
             }
-            Peer::Cidr(_) => {}
+            Peer::Within(_) => {}
             peer => change(self.by_peer.entry(peer.clone()).or_default()),
         }
     }
@@ -182,7 +182,7 @@ impl Grants {
             }
             Peer::Pods(PodScope::Matching(namespaces), pods) => (namespaces, pods),
             Peer::Gateway(peer) => (&peer.namespaces, &peer.pods),
-            Peer::Cidr(_) => return,
+            Peer::Within(_) => return,
             peer => {
                 if self.by_peer.get(peer).is_some_and(BTreeSet::is_empty) {
                     self.by_peer.remove(peer);
@@ -230,24 +230,23 @@ impl Grants {
         self.prefixes.around(&self.regions, &single).into_iter().flat_map(|(_, ids)| ids.iter().copied())
     }
 
-    /// The regions of more than one address that policies tell apart, with the grants they ask for that lead there.
-    pub(super) fn asked(&self) -> impl Iterator<Item = (Cidr, Vec<GrantId>)> {
-        self.regions.iter().filter(|(cidr, _)| !is_single(cidr)).filter_map(|(cidr, ids)| {
-            let asked =
-                ids.iter().filter_map(|id| Some((*id, self.entry(*id).filter(|entry| entry.is_asked())?)));
-            let begins = |entry: &Entry| matches!(&entry.grant.peer, Peer::Cidr(peer) if peer.cidr == *cidr);
-            let any = asked.clone().any(|(_, entry)| begins(entry));
-            any.then(|| (*cidr, asked.map(|(id, _)| id).collect()))
-        })
+    /// The regions of more than one address, with the grants that policies ask for which lead there.
+    pub(super) fn asked(&self) -> impl Iterator<Item = (Cidr, impl Iterator<Item = GrantId>)> {
+        let asked = |id: &GrantId| self.entry(*id).is_some_and(Entry::is_asked);
+        let more = self.regions.iter().filter(|(cidr, _)| !is_single(cidr));
+        more.map(move |(cidr, ids)| (*cidr, ids.iter().copied().filter(asked)))
     }
 
     /// Adds the single addresses that a grant with a prefix tells apart, and those that other grants tell apart within it.
     pub(super) fn singles(&self, grant: &Grant, found: &mut BTreeSet<Addr>) {
-        let Peer::Cidr(peer) = &grant.peer else { return };
-        found.extend(is_single(&peer.cidr).then_some(peer.cidr.addr));
-        let first = Cidr { bits: SINGLE, addr: peer.cidr.addr };
-        let within = self.regions.range(first..).take_while(|(cidr, _)| cidr_contains(&peer.cidr, cidr));
-        found.extend(within.map(|(cidr, _)| cidr.addr));
+        let Peer::Within(cidrs) = &grant.peer else { return };
+        let first = |addr| Cidr { bits: SINGLE, addr };
+        for outer in cidrs {
+            found.extend(is_single(outer).then_some(outer.addr));
+            let within = self.regions.range(first(outer.addr)..);
+            let within = within.take_while(|(cidr, _)| cidr_contains(outer, cidr));
+            found.extend(within.map(|(cidr, _)| cidr.addr));
+        }
     }
 
     /// Finds the regions anew, where grants with prefixes came, or went, or are asked that were not; tells whether they did.
@@ -258,10 +257,10 @@ impl Grants {
         self.regions.clear();
         let mut begins: BTreeMap<(Addr, u32), BTreeSet<GrantId>> = BTreeMap::new();
         for id in &self.cidrs {
-            let Some(Peer::Cidr(CidrPeer { cidr, .. })) = self.get(*id).map(|grant| &grant.peer) else {
-                continue;
-            };
-            begins.entry((cidr.addr, cidr.bits)).or_default().insert(*id);
+            let Some(Peer::Within(cidrs)) = self.get(*id).map(|grant| &grant.peer) else { continue };
+            for cidr in cidrs {
+                begins.entry((cidr.addr, cidr.bits)).or_default().insert(*id);
+            }
         }
         // By address, then length: whoever contains a prefix comes before it.
         let mut around: Vec<(Cidr, BTreeSet<GrantId>)> = Vec::new();

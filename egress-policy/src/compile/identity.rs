@@ -14,6 +14,10 @@ use super::grants::{GrantId, Grants};
 use crate::digest::{Digest, Encoder, Numbers};
 use crate::object::PortRange;
 
+/// Stands before all that the number of an identity is made of. Agents of two versions take the maps over from one another, and rows
+/// are functions of their keys: what addresses are told apart for has another name here when it comes to mean something else.
+const MEANING: &str = "identity of terms";
+
 /// The grants that lead somewhere, each with the ports that were found there, in order.
 pub(super) type Matches = Vec<(GrantId, Vec<PortRange>)>;
 
@@ -157,7 +161,7 @@ impl Identities {
         let mut sorted: Vec<_> =
             matches.iter().filter_map(|(grant, ports)| Some((grants.digest(*grant)?, ports))).collect();
         sorted.sort();
-        let mut out = Encoder::new("identity");
+        let mut out = Encoder::new(MEANING);
         out.list(sorted.len());
         for (grant, ports) in sorted {
             out.bytes(grant);
@@ -293,5 +297,26 @@ fn unlist<K: Copy + Ord>(lists: &mut BTreeMap<K, BTreeSet<u64>>, key: K, number:
         if list.is_empty() {
             lists.remove(&key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Grants, Identities};
+    use crate::compile::grant::{Grant, Peer};
+    use crate::object::Ports;
+
+    /// Rows are functions of their keys across versions, too: a number that changes here needs another [`super::MEANING`], and a number that
+    /// means something else as well.
+    #[test]
+    fn numbers_are_those_of_other_agents_with_this_meaning() {
+        let (mut grants, mut identities) = (Grants::default(), Identities::default());
+        let grant = Grant { peer: Peer::Cluster, ports: Ports::All, spare_gateways: false, inside: false };
+        grants.acquire(&Arc::new(grant.clone()));
+        let id = grants.id(&grant).unwrap_or_default();
+        assert_eq!(super::MEANING, "identity of terms");
+        assert_eq!(identities.base(vec![(id, Vec::new())], &grants), 14_603_642_119_599_500_274);
     }
 }

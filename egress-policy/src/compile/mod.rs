@@ -21,6 +21,7 @@ mod report;
 mod row;
 mod rows;
 mod select;
+mod terms;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::grant::{Content, Grant};
 use super::grants::Grants;
 use super::row::{self, Prepared};
+use super::terms::Terms;
 use crate::digest::{Digest, Numbers};
 
 #[derive(Debug)]
@@ -115,5 +116,5 @@ impl Policies {
 /// The grants of a policy that addresses have to be told apart for.
 fn held(content: &Content) -> impl Iterator<Item = Arc<Grant>> {
     let grants = content.rules().flat_map(|rule| &rule.grants).filter(|grant| grant.interned());
-    grants.flat_map(|grant| grant.terms().all())
+    grants.flat_map(|grant| Terms::new(grant).all())
 }

@@ -13,6 +13,7 @@ use egress_common::wire::{PROTOCOL_ANY, Ports as Entry, ROW_ENTRIES, Row, VERDIC
 use super::grant::{Content, Grant, Peer, Tier};
 use super::grants::{GrantId, Grants};
 use super::identity::{Composite, Matches};
+use super::terms::Terms;
 use crate::object::{Port, PortRange, Ports};
 
 /// A verdict and the rule that gave it; `None` for no entry, which denies.
@@ -63,23 +64,17 @@ struct PreparedTier {
 struct Lead {
     rule: u16,
     grant: Arc<Grant>,
-    /// It leads only where each of these does,
-    within: Vec<GrantId>,
+    /// It leads only where this does,
+    within: Option<GrantId>,
     /// and not where one of these does.
-    except: BTreeSet<GrantId>,
+    except: Vec<GrantId>,
 }
 
 impl Lead {
     /// Whether it leads where these do, if what it is listed by does.
     fn leads(&self, matches: &Matches) -> bool {
         let is_there = |id: &GrantId| matches.binary_search_by_key(id, |(id, _)| *id).is_ok();
-        // Either may be long: exceptions are as many as somebody writes, and prefixes around an address as well.
-        let excepted = if self.except.len() < matches.len() {
-            self.except.iter().any(is_there)
-        } else {
-            matches.iter().any(|(id, _)| self.except.contains(id))
-        };
-        !excepted && self.within.iter().all(is_there)
+        self.within.iter().all(is_there) && !self.except.iter().any(is_there)
     }
 }
 
@@ -99,13 +94,13 @@ pub(super) fn prepare(content: &Content, grants: &Grants) -> Prepared {
             let rule_number = u16::try_from(number).unwrap_or(NO_RULE);
             number += 1;
             for grant in &rule.grants {
-                let terms = grant.terms();
+                let terms = Terms::new(grant);
                 let id = grants.id(&terms.of);
-                // What is not held, nobody knows of an address.
-                let within: Option<_> = terms.within.iter().map(|one| grants.id(one)).collect();
+                let within = terms.within.map(|one| grants.id(&one));
                 let except: Option<_> = terms.except.iter().map(|one| grants.id(one)).collect();
-                let (Some(within), Some(except)) = (within, except) else { continue };
-                let lead = Lead { rule: rule_number, grant: grant.clone(), within, except };
+                // Of what is not held, nobody knows whether it leads to an address.
+                let (false, Some(except)) = (within == Some(None), except) else { continue };
+                let lead = Lead { rule: rule_number, grant: grant.clone(), within: within.flatten(), except };
                 if grant.peer == Peer::Any {
                     out.anywhere.push((id, lead));
                 } else if let Some(id) = id {

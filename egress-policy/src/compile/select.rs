@@ -4,15 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use egress_common::packet::protocol;
-use egress_common::wire::Addr;
 
 use super::grant::{Content, Grant, Peer, Rule, Tier};
 use super::report::RuleInfo;
 use crate::index::Index;
 use crate::object::{
-    self, CidrPeer, Destinations, EgressGatewayPolicy, Kind, LIFELINE_NAMESPACES, NamespaceLabels,
-    NetworkPolicy, ObjectError, ObjectRef, Pod, PodScope, Port, PortRange, Ports, Proxy, Scope, Selector,
-    Set, ToPeer, masked,
+    self, Destinations, EgressGatewayPolicy, Kind, LIFELINE_NAMESPACES, NamespaceLabels, NetworkPolicy,
+    ObjectError, ObjectRef, Pod, PodScope, Port, PortRange, Ports, Proxy, Scope, ToPeer,
 };
 
 /// What the policies say about a pod.
@@ -281,35 +279,6 @@ fn network_peer(peer: &object::Peer) -> Peer {
 /// The ports that a node asks from, as Linux has them (`net.ipv4.ip_local_port_range`): above those of node ports (30000 to 32767), by
 /// which a gateway could be reached.
 const ASKING: PortRange = PortRange { protocol: protocol::TCP, low: 32768, high: 60999 };
-
-/// Prefixes that hold many addresses of many clusters, and that policies name or except: everything of each family, what is private
-/// (RFC 1918, RFC 6598, RFC 4193), and what those who set clusters up give pods unless they are told otherwise: kubeadm's documents and kind,
-/// k3s, OpenShift.
-const WIDE: [(Addr, u32); 11] = [
-    (Addr([0; 16]), 0),
-    (Addr::v4([0; 4]), V4),
-    (Addr::v4([10, 0, 0, 0]), V4 + 8),
-    (Addr::v4([172, 16, 0, 0]), V4 + 12),
-    (Addr::v4([192, 168, 0, 0]), V4 + 16),
-    (Addr::v4([100, 64, 0, 0]), V4 + 10),
-    (Addr([0xfc, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 7),
-    (Addr::v4([10, 244, 0, 0]), V4 + 16),
-    (Addr([0xfd, 0, 0, 0x10, 0x02, 0x44, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 56),
-    (Addr::v4([10, 42, 0, 0]), V4 + 16),
-    (Addr::v4([10, 128, 0, 0]), V4 + 14),
-];
-
-/// The length of the prefix that all of IPv4 is.
-const V4: u32 = 96;
-
-/// What every pod is, or most are, or that rules never mean. It is held from the start, with or without a policy: the first policy of a node
-/// that has one of them would else have every address of the cluster judged and written anew, and the last one as it goes.
-pub(super) fn standing() -> impl Iterator<Item = Arc<Grant>> {
-    let whole = |(addr, bits)| Peer::Cidr(CidrPeer { cidr: masked(addr, bits), except: Set::default() });
-    let every_pod = Peer::Pods(PodScope::Matching(Selector::default()), Selector::default());
-    let others = [Peer::InCluster, Peer::Cluster, Peer::GatewayPod, Peer::GatewayAddress, every_pod];
-    others.into_iter().chain(WIDE.map(whole)).map(|peer| granted(peer, Ports::All))
-}
 
 /// What unknown pods may reach: pods and services of this cluster, its DNS and its API server, but no gateway. Kubelet's probes
 /// are answered: nobody witnesses what comes in to a pod that is born while no agent runs, and it would be killed.

@@ -17,19 +17,18 @@ pub(super) fn check<'a>(
     path: &str,
     peers: impl IntoIterator<Item = &'a CidrPeer>,
 ) -> Result<(), ObjectError> {
-    let mut begins: BTreeMap<(Addr, u32), (usize, bool)> = BTreeMap::new();
+    let mut begins: BTreeMap<(Addr, u32), usize> = BTreeMap::new();
     for peer in peers {
-        begins.entry((peer.cidr.addr, peer.cidr.bits)).or_default().0 += 1;
-        // A part of its own, over which the peer counts all the same: exceptions may overlap. It counts there itself, once.
+        *begins.entry((peer.cidr.addr, peer.cidr.bits)).or_default() += 1;
+        // A part of its own, over which the peer counts all the same: exceptions may overlap.
         for except in &peer.except {
-            begins.entry((except.addr, except.bits)).or_default().1 = true;
+            begins.entry((except.addr, except.bits)).or_default();
         }
     }
     // By address, then length: whoever contains a prefix comes before it.
     let mut around: Vec<(Cidr, usize)> = Vec::new();
     let mut sum = 0_usize;
-    for ((addr, bits), (added, excepted)) in begins {
-        let added = added + usize::from(excepted);
+    for ((addr, bits), added) in begins {
         let cidr = Cidr { bits, addr };
         while around.last().is_some_and(|(outer, _)| !cidr_contains(outer, &cidr)) {
             around.pop();

@@ -104,7 +104,7 @@ fn prefix(prefix: &Prefix) -> (String, Vec<String>) {
     let ip = around(prefix.around);
     let lengths: &[u8] = match ip {
         IpAddr::V4(_) => &[32, 31, 30, 29, 28, 24, 16, 8, 0],
-        IpAddr::V6(_) => &[128, 127, 126, 124, 120, 64, 16, 0],
+        IpAddr::V6(_) => &[128, 127, 126, 124, 120, 64, 16, 7, 0],
     };
     let outer = IpNet::new(ip, pick(lengths, prefix.bits)).unwrap().trunc();
     let mut except = Vec::new();

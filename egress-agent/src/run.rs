@@ -147,14 +147,20 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 agent.look_at_source();
             }
             _ = tick.tick() => {
+                // What nobody told of, or not yet.
+                meters.arrived(Instant::now());
                 agent.look_at_pods(&mut pod_watcher);
                 agent.look_at_source();
                 agent.check();
                 witnesses.want();
                 look = Look::Whole;
             }
-            heard = runtimes.heard() => agent.heard(heard),
+            heard = runtimes.heard() => {
+                meters.arrived(Instant::now());
+                agent.heard(heard);
+            }
             result = devices.changed() => {
+                meters.arrived(Instant::now());
                 result?;
                 look = Look::Devices;
             }

@@ -148,6 +148,7 @@ fn counters_move_with_what_is_denied_and_not_with_what_passes() {
 #[test]
 fn histograms_count_the_applies() {
     let mut stand = stand(&[]);
+    stand.write(kubernetes::node(&stand.topology));
     let pod = stand.pod(PodSpec::new("a", "pod"));
     stand.start();
     let applies = |scrape: &Scrape| scrape.value("apply_duration_seconds_count", &[]).unwrap();
@@ -156,16 +157,19 @@ fn histograms_count_the_applies() {
     let first = scrape(&stand);
     assert_eq!(applies(&first), revision(&first), "the maps are new");
     for round in 1..=3_u32 {
-        stand.lock_down(json!({"allow": {"to": [{"cidr": format!("192.0.2.{round}/32")}]}}));
+        stand.lock_down(json!({"allow": {"node": true, "to": [{"cidr": format!("192.0.2.{round}/32")}]}}));
         eventually("it is applied", || revision(&scrape(&stand)) >= revision(&first) + f64::from(round));
         assert!(scrape(&stand).value("revision_age_seconds", &[]).unwrap() < 5.0);
     }
     denied(&pod, &outside()[0]);
+    // What no source tells of is an event as well.
+    stand.topology.node().add_address("cni0", "10.244.1.254".parse().unwrap(), 32).unwrap();
+    eventually("it is applied", || revision(&scrape(&stand)) >= revision(&first) + 4.0);
     let last = scrape(&stand);
     assert_eq!(applies(&last), revision(&last));
     assert_eq!(enforced(&last) - enforced(&first), applies(&last) - applies(&first));
     eventually("nothing waits", || scrape(&stand).value("behind_seconds", &[]) == Some(0.0));
-    // Each waited for the directory to come to rest, and none for the tick.
+    // Policies waited for the directory to come to rest (but one that a tick came across), and none for the tick.
     let whole = last.value("event_to_enforced_seconds_sum", &[]).unwrap()
         - first.value("event_to_enforced_seconds_sum", &[]).unwrap();
     assert!((0.03..3.0).contains(&whole), "{whole}");

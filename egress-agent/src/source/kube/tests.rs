@@ -465,6 +465,28 @@ async fn an_expired_token_is_replaced_by_the_kubeconfigs_next_one() {
     world.until("it goes on", |world| world.label("Pod n/a").as_deref() == Some("2")).await;
 }
 
+/// As kubelet keeps a ServiceAccount's token in a pod: the file changes before the token expires.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_changes_in_its_file_is_read_anew() {
+    let token = |token: &str| Some(token.to_owned());
+    let fixture = Fixture::start_with(Settings { token: token("old"), ..Settings::default() }).unwrap();
+    fixture.apply("pods", "n", "a", &pod("1"));
+    let mut world = World::with(&fixture, "no token at all");
+    let file = world.dir.path().join("token");
+    fs::write(&file, "old").unwrap();
+    let by_file =
+        kubeconfig(&fixture.url(), "").replace(r#""token":"""#, &format!(r#""tokenFile":{file:?}"#));
+    fs::write(world.dir.path().join("config"), &by_file).unwrap();
+    world.complete().await;
+    fs::write(&file, "new").unwrap();
+    fixture.set(|settings| settings.token = token("new"));
+    fixture.cut_watches("pods");
+    fixture.apply("pods", "n", "a", &pod("2"));
+    world.until("it goes on", |world| world.label("Pod n/a").as_deref() == Some("2")).await;
+    world.until("all is well", World::is_well).await;
+    assert_eq!(fs::read_to_string(world.dir.path().join("config")).unwrap(), by_file);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kubeconfig_that_is_missing_is_waited_for() {
     let fixture = fixture();

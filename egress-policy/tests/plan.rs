@@ -178,8 +178,16 @@ fn real_changes_are_safe_too() {
     let to_db =
         np("app/db", json!({"podSelector": {}, "egress": [{"to": [{"podSelector": labels("app", "db")}]}]}));
     let cidr = |cidr: &str| lock(json!({"allow": {"inCluster": false, "to": [{"cidr": cidr}]}}));
+    // Of two that except what the other does, or more, the smallest prefix around an address is another one each time.
+    let but = |cidr: &str, except: &str| {
+        let to = json!([{"ipBlock": {"cidr": cidr, "except": [except]}}]);
+        np("app/but", json!({"podSelector": {}, "egress": [{"to": to}]}))
+    };
     let worlds = [
         base.clone(),
+        base.with(but("0.0.0.0/1", "10.0.1.2/31")),
+        base.with(but("10.0.0.0/8", "10.0.0.0/15")),
+        base.with(but("10.0.0.0/8", "10.0.1.0/24")).with(cidr("10.0.0.0/16")),
         base.with(lock(json!({}))),
         base.with(cidr("10.0.0.0/8")),
         base.with(cidr("10.0.0.0/29")).with(to_db.clone()),

@@ -111,10 +111,14 @@ fn measure(cli: &Cli, pods: usize) -> anyhow::Result<()> {
     let (but_one, half) = (block("0.0.0.0/0", &[format!("{OUTSIDE_V4}/32")]), block("0.0.0.0/1", &[]));
     let mut but_one = world.changes(samples / 2, false, |world, deny| world.only(&but_one, deny))?;
     let mut half = world.changes(samples / 2, false, |world, deny| world.only(&half, deny))?;
+    let all = json!({"matchExpressions": [{"key": "app", "operator": "Exists"}]});
+    let all = json!({"namespaceSelector": {}, "podSelector": all});
+    let mut labels = world.changes(samples / 2, false, |world, deny| world.only(&all, deny))?;
     for (name, felt) in [
         ("first lock-down of the node", &mut first),
         ("policy for all addresses but one", &mut but_one),
         ("policy for half of all addresses", &mut half),
+        ("policy for all pods by a label", &mut labels),
     ] {
         let [median, most] = percentiles(felt);
         tell(&format!("{name} to packet, median"), median);

@@ -357,7 +357,11 @@ fn named(grant: &Grant, pod: &Pod, ports: &mut BTreeSet<PortRange>) {
 }
 
 /// Adds every address that a grant may lead to, as the objects are now.
-pub(super) fn targets(index: &Index, grant: &Grant, found: &mut BTreeSet<Addr>) {
+pub(super) fn targets(index: &Index, grants: &Grants, grant: &Grant, found: &mut BTreeSet<Addr>) {
+    if let Some(cidr) = grant.prefix() {
+        // What is in a smaller one is told by that.
+        return found.extend(grants.own(cidr).into_iter().flat_map(|range| index.known_between(range)));
+    }
     let of_pod = |pod: &Pod, found: &mut BTreeSet<Addr>| {
         if pod.owns_addresses() {
             found.extend(pod.addresses.iter().map(|ip| address(*ip)));

@@ -213,7 +213,7 @@ impl Compiler {
         let policies = self.policies.collect(&mut self.grants);
         let mut addresses = dirty.addresses;
         for grant in &policies.grants {
-            address::targets(index, grant, &mut addresses);
+            address::targets(index, &self.grants, grant, &mut addresses);
         }
         let divided = self.grants.divide();
         if divided {
@@ -363,7 +363,7 @@ impl Compiler {
             .filter(|(number, _)| policies.born.contains(number) || !identities.found.is_empty());
         for (number, policy) in touched {
             let born = policies.born.contains(&number);
-            let mut rows = Rows::new(policy, &self.identities);
+            let mut rows = Rows::new(policy, &self.identities, &self.grants);
             let identities = if born { rows.candidates() } else { rows.candidates_in(&identities.found) };
             for identity in identities {
                 let key = RowKey { policy: number, identity };

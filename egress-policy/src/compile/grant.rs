@@ -67,6 +67,13 @@ impl Grant {
         })
     }
 
+    /// The prefix, of what leads to all ports of all of one prefix.
+    pub(super) fn prefix(&self) -> Option<Cidr> {
+        let Peer::Within(cidrs) = &self.peer else { return None };
+        let one = cidrs.iter().next().filter(|_| cidrs.len() == 1)?;
+        (self.ports == Ports::All && !self.spare_gateways && !self.inside).then_some(*one)
+    }
+
     /// Whether its ports are found at the destination only.
     pub(super) fn resolved_only(&self) -> bool {
         matches!(self.peer, Peer::ApiServer | Peer::Dns | Peer::Service(..))

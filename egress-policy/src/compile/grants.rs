@@ -3,14 +3,16 @@
 //! Invariant: an id is not given to another grant while an identity may still speak of it: see [`Grants::reuse`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use egress_common::wire::{Addr, Cidr};
 
 use super::grant::{Grant, Peer};
+use super::identity::Matches;
 use super::matcher::Matcher;
 use crate::digest::Digest;
-use crate::object::{NamespaceLabels, Pod, PodScope, SINGLE, cidr_contains, is_single};
+use crate::object::{NamespaceLabels, Pod, PodScope, SINGLE, cidr_contains, is_single, last_of};
 use crate::plan::Prefixes;
 
 /// Stands for a grant.
@@ -48,6 +50,8 @@ pub(super) struct Grants {
     /// All other peers but prefixes.
     by_peer: BTreeMap<Peer, BTreeSet<GrantId>>,
     cidrs: BTreeSet<GrantId>,
+    /// Those of one prefix each, by its first address and length: whoever contains a prefix comes before it.
+    prefixed: BTreeMap<(Addr, u32), GrantId>,
     /// What there is of these, or is asked, is not what it was at the last [`Grants::divide`].
     undivided: bool,
     /// Every boundary of a prefix, with the grants that lead to what is between it and the next ones.
@@ -119,6 +123,7 @@ impl Grants {
             self.cidrs.insert(id);
             self.undivided = true;
         }
+        self.prefixed.extend(grant.prefix().map(|cidr| ((cidr.addr, cidr.bits), id)));
         (id, true)
     }
 
@@ -145,6 +150,7 @@ impl Grants {
         });
         self.prune(grant);
         self.cidrs.remove(&id);
+        grant.prefix().map(|cidr| self.prefixed.remove(&(cidr.addr, cidr.bits)));
         true
     }
 
@@ -217,6 +223,62 @@ impl Grants {
     /// The grants that lead to an address by prefixes.
     pub(super) fn of_address(&self, addr: &Addr) -> impl Iterator<Item = GrantId> {
         self.prefixes.lookup(&self.regions, addr).into_iter().flat_map(|(_, ids)| ids.iter().copied())
+    }
+
+    fn prefix(&self, id: GrantId) -> Option<Cidr> {
+        self.get(id)?.prefix()
+    }
+
+    /// These without the prefixes around the smallest one: who is in that is in them.
+    pub(super) fn told(&self, mut matches: Matches) -> Matches {
+        let bits = |id: GrantId| self.prefix(id).map(|cidr| cidr.bits);
+        let smallest = matches.iter().filter_map(|(id, _)| bits(*id)).max();
+        matches.retain(|(id, _)| bits(*id).is_none_or(|bits| Some(bits) == smallest));
+        matches
+    }
+
+    /// These with the prefixes around the smallest one, in order; `None` if that is not held.
+    pub(super) fn whole(&self, told: &Matches) -> Option<Matches> {
+        let mut whole = told.clone();
+        for (id, _) in told {
+            let Some(cidr) = self.get(*id)?.prefix() else { continue };
+            let around =
+                self.regions.get(&cidr)?.iter().filter(|one| *one != id && self.prefix(**one).is_some());
+            whole.extend(around.map(|one| (*one, Vec::new())));
+        }
+        whole.sort_unstable();
+        Some(whole)
+    }
+
+    /// A grant, and those of the prefixes within its prefix, which lead where it does.
+    pub(super) fn within(&self, id: GrantId) -> impl Iterator<Item = GrantId> {
+        let cidr = self.prefix(id);
+        let inner = cidr.into_iter().flat_map(|outer| self.prefixes_within(outer)).map(|(_, id)| id);
+        inner.chain([id])
+    }
+
+    /// The prefixes within a prefix, itself not.
+    fn prefixes_within(&self, outer: Cidr) -> impl Iterator<Item = (Cidr, GrantId)> {
+        let after = self.prefixed.range((outer.addr, outer.bits + 1)..);
+        let after = after.map(|((addr, bits), id)| (Cidr { bits: *bits, addr: *addr }, *id));
+        after.take_while(move |(inner, _)| cidr_contains(&outer, inner))
+    }
+
+    /// The ranges of addresses that a prefix has for itself: they are in none of the prefixes within it.
+    pub(super) fn own(&self, outer: Cidr) -> Vec<RangeInclusive<Addr>> {
+        let number = |addr: Addr| u128::from_be_bytes(addr.0);
+        let range = |from: u128, to: u128| Addr(from.to_be_bytes())..=Addr(to.to_be_bytes());
+        let end = number(last_of(&outer));
+        let (mut own, mut next) = (Vec::new(), Some(number(outer.addr)));
+        for (inner, _) in self.prefixes_within(outer) {
+            let first = number(inner.addr);
+            // What is within one that was passed already.
+            let Some(from) = next.filter(|next| *next <= first) else { continue };
+            own.extend((from < first).then(|| range(from, first - 1)));
+            next = number(last_of(&inner)).checked_add(1);
+        }
+        own.extend(next.filter(|next| *next <= end).map(|from| range(from, end)));
+        own
     }
 
     /// The region that an address is in, of those that tell grants with prefixes apart.

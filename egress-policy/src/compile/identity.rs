@@ -16,7 +16,7 @@ use crate::object::PortRange;
 
 /// Stands before all that the number of an identity is made of. Agents of two versions take the maps over from one another, and rows
 /// are functions of their keys: what addresses are told apart for has another name here when it comes to mean something else.
-const MEANING: &str = "identity of terms";
+const MEANING: &str = "identity by the smallest prefix";
 
 /// The grants that lead somewhere, each with the ports that were found there, in order.
 pub(super) type Matches = Vec<(GrantId, Vec<PortRange>)>;
@@ -27,7 +27,7 @@ pub(super) type Backends = BTreeMap<(u8, u16), BTreeSet<(u64, u16)>>;
 /// What an identity stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// These grants lead there.
+    /// These grants lead there, and those of the prefixes around what is the smallest prefix here.
     Base(Matches),
     /// Allowed where each of several identities is.
     Composite(Composite),
@@ -105,16 +105,26 @@ impl Identities {
     }
 
     /// Those that one of these grants leads to, and what is made of them; and the world. Used or not.
-    pub(super) fn led_to(&self, grants: impl IntoIterator<Item = GrantId>) -> BTreeSet<u64> {
-        let bases = grants.into_iter().filter_map(|grant| self.by_grant.get(&grant)).flatten().copied();
+    pub(super) fn led_to(&self, ids: impl IntoIterator<Item = GrantId>, grants: &Grants) -> BTreeSet<u64> {
+        let told = ids.into_iter().flat_map(|id| grants.within(id));
+        let bases = told.filter_map(|grant| self.by_grant.get(&grant)).flatten().copied();
         let bases: BTreeSet<u64> = bases.chain([IDENTITY_WORLD]).collect();
         let made = bases.iter().filter_map(|base| self.by_part.get(base)).flatten().copied();
         made.chain(bases.iter().copied()).collect()
     }
 
-    /// How many base identities a grant leads to.
-    pub(super) fn reach(&self, grant: GrantId) -> usize {
-        self.by_grant.get(&grant).map_or(0, BTreeSet::len)
+    /// How many base identities a grant leads to; as soon as it has looked at `most`, no less than these.
+    pub(super) fn reach(&self, grant: GrantId, grants: &Grants, most: usize) -> usize {
+        let (mut reach, mut looked) = (0, 0);
+        for told in grants.within(grant) {
+            let count = self.by_grant.get(&told).map_or(0, BTreeSet::len);
+            reach += count;
+            looked += count.max(1);
+            if looked >= most {
+                return looked;
+            }
+        }
+        reach
     }
 
     /// Whether an address or a prefix leads to it.
@@ -155,6 +165,7 @@ impl Identities {
 
     /// The identity of what these grants lead to.
     pub(super) fn base(&mut self, matches: Matches, grants: &Grants) -> u64 {
+        let matches = grants.told(matches);
         if matches.is_empty() {
             return IDENTITY_WORLD;
         }
@@ -316,7 +327,7 @@ mod tests {
         let grant = Grant { peer: Peer::Cluster, ports: Ports::All, spare_gateways: false, inside: false };
         grants.acquire(&Arc::new(grant.clone()));
         let id = grants.id(&grant).unwrap_or_default();
-        assert_eq!(super::MEANING, "identity of terms");
-        assert_eq!(identities.base(vec![(id, Vec::new())], &grants), 14_603_642_119_599_500_274);
+        assert_eq!(super::MEANING, "identity by the smallest prefix");
+        assert_eq!(identities.base(vec![(id, Vec::new())], &grants), 14_013_931_394_176_923_175);
     }
 }

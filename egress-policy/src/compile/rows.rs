@@ -18,6 +18,7 @@ use crate::index::Index;
 pub(super) struct Rows<'a> {
     policy: &'a Policy,
     identities: &'a Identities,
+    grants: &'a Grants,
     /// The verdicts for base identities that composites ask for; `None` where nothing is allowed.
     parts: BTreeMap<u64, Option<Cells>>,
     /// Rows made, and stretches of ports told apart in them.
@@ -25,16 +26,16 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(policy: &'a Policy, identities: &'a Identities) -> Self {
-        Self { policy, identities, parts: BTreeMap::new(), work: 0 }
+    pub(super) fn new(policy: &'a Policy, identities: &'a Identities, grants: &'a Grants) -> Self {
+        Self { policy, identities, grants, parts: BTreeMap::new(), work: 0 }
     }
 
     /// The identities in use for which there may be a row.
     pub(super) fn candidates(&self) -> BTreeSet<u64> {
-        match self.policy.prepared.needed(|grant| self.identities.reach(grant)) {
+        match self.policy.prepared.needed(|grant| self.identities.reach(grant, self.grants, usize::MAX)) {
             None => self.identities.used().collect(),
             Some(grants) => {
-                let led_to = self.identities.led_to(grants);
+                let led_to = self.identities.led_to(grants, self.grants);
                 led_to.into_iter().filter(|identity| self.identities.is_used(*identity)).collect()
             }
         }
@@ -47,10 +48,10 @@ impl<'a> Rows<'a> {
         if found.len() <= prepared.grants() {
             return found.clone();
         }
-        let reach = |grant| self.identities.reach(grant);
+        let reach = |grant| self.identities.reach(grant, self.grants, found.len());
         match prepared.needed(reach) {
             Some(grants) if grants.iter().map(|grant| reach(*grant)).sum::<usize>() < found.len() => {
-                self.identities.led_to(grants).intersection(found).copied().collect()
+                self.identities.led_to(grants, self.grants).intersection(found).copied().collect()
             }
             _ => found.clone(),
         }
@@ -86,9 +87,10 @@ impl<'a> Rows<'a> {
 
     fn base(&self, identity: u64) -> Option<Cells> {
         match self.identities.meaning(identity) {
-            Some(Meaning::Base(matches)) => {
+            Some(Meaning::Base(told)) => {
                 let prepared = &self.policy.prepared;
-                prepared.may_allow(matches).then(|| row::base(prepared, matches))
+                let matches = self.grants.whole(told)?;
+                prepared.may_allow(&matches).then(|| row::base(prepared, &matches))
             }
             _ => None,
         }
@@ -111,5 +113,5 @@ pub(super) fn rule(index: &Index, content: Content, addr: &Addr, (protocol, port
     };
     let identity = judge.identity(&Place::at(index, *addr));
     let policy = policies.get(number)?;
-    Some(Rows::new(policy, &identities).cells(identity)?.at(protocol, port)?.1)
+    Some(Rows::new(policy, &identities, &grants).cells(identity)?.at(protocol, port)?.1)
 }

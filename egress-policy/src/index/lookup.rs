@@ -1,6 +1,7 @@
 //! What is asked of the index: objects by name, and whose an address is.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use egress_common::wire::{Addr, Cidr};
@@ -10,7 +11,7 @@ use super::Index;
 use super::sorted::ByUid;
 use crate::object::{
     EgressGatewayPolicy, EndpointSlice, Kind, Namespace, NamespaceLabels, NetworkPolicy, Node, Object,
-    ObjectRef, Pod, Service, Uid, address, protocol_name,
+    ObjectRef, Pod, Service, Uid, address, last_of, protocol_name,
 };
 
 /// Whose an address is.
@@ -22,12 +23,6 @@ pub struct AddressNames {
     pub node: Option<String>,
     /// The service in front, as in `ns/name`.
     pub service: Option<String>,
-}
-
-/// The last address of a prefix.
-fn last_of(cidr: &Cidr) -> Addr {
-    let rest = u128::MAX.checked_shr(cidr.bits).unwrap_or(0);
-    Addr((u128::from_be_bytes(cidr.addr.0) | rest).to_be_bytes())
 }
 
 impl Index {
@@ -214,7 +209,11 @@ impl Index {
 
     /// Every address that the objects know, within a prefix.
     pub(crate) fn known_within(&self, cidr: &Cidr) -> impl Iterator<Item = Addr> {
-        let range = cidr.addr..=last_of(cidr);
+        self.known_between(cidr.addr..=last_of(cidr))
+    }
+
+    /// Every address that the objects know, in a range.
+    pub(crate) fn known_between(&self, range: RangeInclusive<Addr>) -> impl Iterator<Item = Addr> {
         let owned = self.owners.within(range.clone());
         let nodes = self.answering.within(range.clone());
         let gateways = self.gateway_addresses.range(range.clone()).map(|(addr, _)| *addr);

@@ -45,7 +45,7 @@ pub use kind::Kind;
 use kind::{known, meant};
 pub use labels::Labels;
 pub use net::{CidrPeer, MAPPED_V4, Port, PortRange, Ports, address, cidr_contains, masked, protocol_name};
-pub(crate) use net::{SINGLE, is_single};
+pub(crate) use net::{SINGLE, is_single, last_of};
 pub use network_policy::{EgressRule, NetworkPolicy, Peer, PodScope};
 pub use selector::{NamespaceLabels, Requirement, Selector};
 pub use set::Set;

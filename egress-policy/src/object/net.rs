@@ -29,6 +29,12 @@ pub fn masked(addr: Addr, bits: u32) -> Cidr {
     Cidr { bits, addr: Addr((u128::from_be_bytes(addr.0) & mask).to_be_bytes()) }
 }
 
+/// The last address of a prefix.
+pub(crate) fn last_of(cidr: &Cidr) -> Addr {
+    let rest = u128::MAX.checked_shr(cidr.bits).unwrap_or(0);
+    Addr((u128::from_be_bytes(cidr.addr.0) | rest).to_be_bytes())
+}
+
 /// Whether every address of `inner` is in `outer`.
 #[must_use]
 pub fn cidr_contains(outer: &Cidr, inner: &Cidr) -> bool {

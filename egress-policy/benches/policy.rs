@@ -18,7 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cap::Cap;
-use cluster::{Cluster, NODE, cluster, lock_down, network_policy, pod, pods_alone, slice, wide_policy};
+use cluster::{
+    Cluster, NODE, cluster, labelled_policy, lock_down, network_policy, pod, pods_alone, slice, wide_policy,
+};
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use egress_policy::compile::{Compiler, Node, UnknownPods};
 use egress_policy::index::{Dirty, Event};
@@ -163,6 +165,11 @@ fn main() {
         events(
             "network policy comes to lead to half of all addresses, or goes",
             [wide_policy("0.0.0.0/1", &[]), wide_policy("198.18.0.0/15", &["198.18.0.0/16"])],
+        );
+        // Nobody else asks for this label, which every pod has.
+        events(
+            "network policy comes to lead to all pods by a label, or goes",
+            [labelled_policy("app"), labelled_policy("nothing")],
         );
         events("lock-down changes", [lock_down(0, 5432), lock_down(0, 5433)]);
         group.finish();

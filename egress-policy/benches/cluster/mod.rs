@@ -85,12 +85,22 @@ pub fn network_policy(namespace: usize, number: usize, port: u16) -> Object {
 
 /// A policy of local pods that allows a prefix but for others.
 pub fn wide_policy(cidr: &str, except: &[&str]) -> Object {
+    to_peer(&json!({"ipBlock": {"cidr": cidr, "except": except}}))
+}
+
+/// A policy of local pods that allows all pods with a label of this name.
+pub fn labelled_policy(name: &str) -> Object {
+    let selector = json!({"matchExpressions": [{"key": name, "operator": "Exists"}]});
+    to_peer(&json!({"namespaceSelector": {}, "podSelector": selector}))
+}
+
+fn to_peer(peer: &serde_json::Value) -> Object {
     object(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "team-0", "name": "wide"},
         "spec": {
             "podSelector": {}, "policyTypes": ["Egress"],
-            "egress": [{"to": [{"ipBlock": {"cidr": cidr, "except": except}}]}],
+            "egress": [{"to": [peer]}],
         },
     }))
 }

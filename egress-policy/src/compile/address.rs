@@ -89,7 +89,7 @@ impl Addresses<'_, '_> {
             return self.identities.nowhere();
         }
         // An address that somebody chose for a service may be anybody's: until all nodes translate it, it is.
-        let itself = !vip || index.owned(&addr) || index.is_external(&addr);
+        let itself = !vip || place.owned() || index.is_external(&addr);
         let mut ports = if in_front { self.backends(&addr) } else { Backends::new() };
         // A gateway's is the gateway's, whatever is behind it; on the service's ports, as nobody is at the others.
         if !itself && index.is_gateway_address(&addr) {
@@ -199,18 +199,21 @@ impl Addresses<'_, '_> {
                 behind.insert((self.identities.nowhere(), target));
                 continue;
             }
+            let place = Place::at(index, addr);
             // Nobody's but a service's: packets are translated once, so that it leads past its backends.
-            if index.is_vip(&addr) && !index.owned(&addr) {
+            if place.vip && !place.owned() {
                 behind.insert((IDENTITY_WORLD, target));
                 continue;
             }
-            let place = Place::at(index, addr);
             match self.known.get(&addr).filter(|_| place.plain()) {
                 Some(identity) => drop(behind.insert((*identity, target))),
                 None => {
                     let bases = bases.entry(addr).or_insert_with(|| self.bases(&place));
                     behind.extend(bases.iter().map(|identity| (*identity, target)));
                 }
+            }
+            if !place.in_front {
+                continue;
             }
             let port = (protocol, target);
             let mut further = Targets::new();
@@ -357,12 +360,12 @@ fn named(grant: &Grant, pod: &Pod, ports: &mut BTreeSet<PortRange>) {
 }
 
 /// Adds every address that a grant may lead to, as the objects are now.
-pub(super) fn targets(index: &Index, grants: &Grants, grant: &Grant, found: &mut BTreeSet<Addr>) {
+pub(super) fn targets(index: &Index, grants: &Grants, grant: &Grant, found: &mut Vec<Addr>) {
     if let Some(cidr) = grant.prefix() {
         // What is in a smaller one is told by that.
         return found.extend(grants.own(cidr).into_iter().flat_map(|range| index.known_between(range)));
     }
-    let of_pod = |pod: &Pod, found: &mut BTreeSet<Addr>| {
+    let of_pod = |pod: &Pod, found: &mut Vec<Addr>| {
         if pod.owns_addresses() {
             found.extend(pod.addresses.iter().map(|ip| address(*ip)));
         }
@@ -385,7 +388,7 @@ pub(super) fn targets(index: &Index, grants: &Grants, grant: &Grant, found: &mut
         Peer::Cidr(peer) => found.extend(index.known_within(&peer.cidr)),
         Peer::Within(cidrs) => found.extend(cidrs.iter().flat_map(|cidr| index.known_within(cidr))),
         Peer::Pods(scope, pods) => {
-            let in_namespace = |name: &Arc<str>, found: &mut BTreeSet<Addr>| {
+            let in_namespace = |name: &Arc<str>, found: &mut Vec<Addr>| {
                 index
                     .pods_of(name)
                     .filter(|pod| pods.matches_labels(&pod.labels))

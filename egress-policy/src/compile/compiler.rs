@@ -18,7 +18,7 @@ use super::identity::{self, Identities};
 use super::place::{self, Place};
 use super::policies::{self, Policies};
 use super::report::{Diagnostic, Diagnostics, EndpointInfo, Origin, PolicyInfo, ProxyInfo, Severity};
-use super::rows::Rows;
+use super::rows::{Rows, Wholes};
 use super::{Compiled, LocalContainer, LocalPod, Node, UnknownPods, diagnose, select, terms};
 use crate::index::{Dirty, Index};
 use crate::object::Pod;
@@ -211,10 +211,13 @@ impl Compiler {
     /// Follows what changed through addresses and identities to rows.
     fn settle(&mut self, index: &Index, dirty: Dirty, keys: &mut Keys) {
         let policies = self.policies.collect(&mut self.grants);
-        let mut addresses = dirty.addresses;
+        let mut targets = Vec::new();
         for grant in &policies.grants {
-            address::targets(index, &self.grants, grant, &mut addresses);
+            address::targets(index, &self.grants, grant, &mut targets);
         }
+        // They may be as many as the cluster has: a set that is made of them at once is the fastest way to have them in order.
+        let mut addresses = dirty.addresses;
+        addresses.append(&mut targets.into_iter().collect());
         let divided = self.grants.divide();
         if divided {
             policies.grants.iter().for_each(|grant| self.grants.singles(grant, &mut addresses));
@@ -357,13 +360,14 @@ impl Compiler {
             self.diagnostics.say(Origin::Row(key), Vec::new());
         }
         let mut wrong = Vec::new();
+        let mut wholes = Wholes::new(&self.identities, &self.grants);
         let touched = self
             .policies
             .iter()
             .filter(|(number, _)| policies.born.contains(number) || !identities.found.is_empty());
         for (number, policy) in touched {
             let born = policies.born.contains(&number);
-            let mut rows = Rows::new(policy, &self.identities, &self.grants);
+            let mut rows = Rows::new(policy, &mut wholes);
             let identities = if born { rows.candidates() } else { rows.candidates_in(&identities.found) };
             for identity in identities {
                 let key = RowKey { policy: number, identity };

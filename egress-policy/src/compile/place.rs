@@ -47,7 +47,12 @@ impl<'a> Place<'a> {
 
     /// Whether it is neither a pod's, nor a node's, nor a service's.
     pub(super) fn nobodys(&self) -> bool {
-        !self.in_front && self.owners() == 0
+        !self.in_front && !self.owned()
+    }
+
+    /// Whether a pod or a node has it.
+    pub(super) fn owned(&self) -> bool {
+        self.owners() > 0
     }
 
     /// How many pods and nodes have it; all nodes count as one.

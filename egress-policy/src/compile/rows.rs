@@ -7,16 +7,39 @@ use egress_common::wire::{Addr, Row};
 use super::address::{Addresses, Pass};
 use super::grant::Content;
 use super::grants::Grants;
-use super::identity::{Identities, Meaning};
+use super::identity::{Identities, Matches, Meaning};
 use super::place::Place;
 use super::policies::{Policies, Policy};
 use super::row::{self, Cells};
 use crate::by_addr::ByAddr;
 use crate::index::Index;
 
+/// Base identities as policies ask for them, each made once for all policies.
+pub(super) struct Wholes<'a> {
+    identities: &'a Identities,
+    grants: &'a Grants,
+    /// The grants that lead to each; `None` where it is no base identity, or not all of them are held.
+    known: BTreeMap<u64, Option<Matches>>,
+}
+
+impl<'a> Wholes<'a> {
+    pub(super) fn new(identities: &'a Identities, grants: &'a Grants) -> Self {
+        Self { identities, grants, known: BTreeMap::new() }
+    }
+
+    fn of(&mut self, identity: u64) -> Option<&Matches> {
+        let made = || match self.identities.meaning(identity) {
+            Some(Meaning::Base(told)) => self.grants.whole(told),
+            _ => None,
+        };
+        self.known.entry(identity).or_insert_with(made).as_ref()
+    }
+}
+
 /// Makes the rows of one policy.
-pub(super) struct Rows<'a> {
+pub(super) struct Rows<'a, 'w> {
     policy: &'a Policy,
+    wholes: &'w mut Wholes<'a>,
     identities: &'a Identities,
     grants: &'a Grants,
     /// The verdicts for base identities that composites ask for; `None` where nothing is allowed.
@@ -25,9 +48,10 @@ pub(super) struct Rows<'a> {
     pub(super) work: u64,
 }
 
-impl<'a> Rows<'a> {
-    pub(super) fn new(policy: &'a Policy, identities: &'a Identities, grants: &'a Grants) -> Self {
-        Self { policy, identities, grants, parts: BTreeMap::new(), work: 0 }
+impl<'a, 'w> Rows<'a, 'w> {
+    pub(super) fn new(policy: &'a Policy, wholes: &'w mut Wholes<'a>) -> Self {
+        let (identities, grants) = (wholes.identities, wholes.grants);
+        Self { policy, wholes, identities, grants, parts: BTreeMap::new(), work: 0 }
     }
 
     /// The identities in use for which there may be a row.
@@ -85,15 +109,10 @@ impl<'a> Rows<'a> {
         }
     }
 
-    fn base(&self, identity: u64) -> Option<Cells> {
-        match self.identities.meaning(identity) {
-            Some(Meaning::Base(told)) => {
-                let prepared = &self.policy.prepared;
-                let matches = self.grants.whole(told)?;
-                prepared.may_allow(&matches).then(|| row::base(prepared, &matches))
-            }
-            _ => None,
-        }
+    fn base(&mut self, identity: u64) -> Option<Cells> {
+        let prepared = &self.policy.prepared;
+        let matches = self.wholes.of(identity)?;
+        prepared.may_allow(matches).then(|| row::base(prepared, matches))
     }
 }
 
@@ -113,5 +132,6 @@ pub(super) fn rule(index: &Index, content: Content, addr: &Addr, (protocol, port
     };
     let identity = judge.identity(&Place::at(index, *addr));
     let policy = policies.get(number)?;
-    Some(Rows::new(policy, &identities, &grants).cells(identity)?.at(protocol, port)?.1)
+    let mut wholes = Wholes::new(&identities, &grants);
+    Some(Rows::new(policy, &mut wholes).cells(identity)?.at(protocol, port)?.1)
 }

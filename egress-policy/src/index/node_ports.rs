@@ -32,6 +32,9 @@ impl Index {
     /// Whether an address is one at which a node answers that has ports that lead out.
     pub(crate) fn leads_out(&self, addr: &Addr) -> bool {
         let out = &self.leading_out;
+        if out.services.is_empty() && out.gateways.is_empty() {
+            return false;
+        }
         let nodes = self.answering_at(addr);
         !nodes.is_empty()
             && (!out.services.is_empty() || nodes.iter().any(|node| out.gateways.contains_key(node)))
